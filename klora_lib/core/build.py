@@ -1,0 +1,266 @@
+"""From one module's tensors to its Delta: which type it is, whether its shapes fit, what its scale is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import LoraFileError
+from .deltas import Delta, Dora, Full, Lora, Norm, columns, wide
+from .lycoris import Glora, Loha, Lokr, folded
+
+Parts = Mapping[str, Tensor]
+
+COMMON = frozenset({"alpha", "scale", "dora_scale", "lora_magnitude_vector", "diff_b"})
+WORDS: dict[str, frozenset[str]] = {
+    "LoRA": frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight", "lora_up.bias"}),
+    "LoHa": frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}),
+    "LoKr": frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
+    "GLoRA": frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"}),
+    "full": frozenset({"diff"}),
+    "norm": frozenset({"w_norm", "b_norm"}),
+}
+SCALARS = ("alpha", "scale")
+
+
+def kind(parts: Parts) -> str | None:
+    """The module's type ("LoRA", "LoHa", …, "bias"), or None where a word belongs to no type or to two."""
+    own = parts.keys() - COMMON
+    if not own:
+        return "bias" if parts.keys() <= {"diff_b", *SCALARS} else None
+    return next((name for name, words in WORDS.items() if own <= words), None)
+
+
+def foreign_kind(parts: Parts) -> str:
+    """What to call a type we do not read."""
+    if "oft_blocks" in parts:
+        return "BOFT" if parts["oft_blocks"].dim() == 4 else "OFT"
+    if "oft_diag" in parts:
+        return "OFT"
+    if "on_input" in parts:
+        return "IA3"
+    return " + ".join(sorted(parts.keys() - COMMON) or sorted(parts))
+
+
+def build_delta(layer: str, parts: Parts) -> Delta:
+    """The Delta of one module.
+
+    Args: parts: tensors by normalised word (`lora_up.weight`, `alpha`, `hada_w1_a`, …), see keys.parse_key.
+    Raises LoraFileError, one sentence that begins with the layer, where something is missing or does not fit.
+    """
+    type_name = kind(parts)
+    try:
+        for word, tensor in parts.items():
+            check_tensor(word, tensor)
+        if type_name is None:
+            raise Misfit(f"is of a type that is not read ({foreign_kind(parts)})")
+        delta = BUILDERS[type_name](parts)
+        return decomposed(delta, parts)
+    except Misfit as fact:
+        raise LoraFileError(f"{layer} {fact}") from None
+
+
+class Misfit(Exception):
+    """A fact about a module, still without its layer's name."""
+
+
+def times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def size(tensor: Tensor) -> str:
+    return times(tensor.shape)
+
+
+def check_tensor(word: str, tensor: Tensor) -> None:
+    """Refuse what no type can use: an empty tensor, NaN or infinity, integers, an alpha that is not one number."""
+    if tensor.numel() == 0:
+        raise Misfit(f"has an empty {word} ({size(tensor)})")
+    if word in SCALARS and tensor.numel() != 1:
+        raise Misfit(f"has {tensor.numel()} numbers as {word} where one is expected")
+    if word not in SCALARS and not tensor.is_floating_point():
+        raise Misfit(f"stores {word} as {str(tensor.dtype).removeprefix('torch.')}, not as floating-point numbers")
+    if not finite(tensor):
+        raise Misfit(f"has NaN or infinity in {word}")
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether every number is finite, also as fp32."""
+    return bool(torch.isfinite(wide(tensor)).all())
+
+
+# --- reading single tensors ---
+
+
+def need(parts: Parts, *words: str) -> list[Tensor]:
+    """The tensors of these words, all of which the type must have."""
+    missing = [word for word in words if word not in parts]
+    if missing:
+        there = [word for word in parts if word not in COMMON]
+        raise Misfit(f"has {' and '.join(there)} but no {' or '.join(missing)}")
+    return [matrix_shaped(parts, word) for word in words]
+
+
+def matrix_shaped(parts: Parts, word: str) -> Tensor:
+    if parts[word].dim() not in (2, 4):
+        raise Misfit(f"has a {word} of {parts[word].dim()} dimensions ({size(parts[word])}) where 2 or 4 are expected")
+    return parts[word]
+
+
+def pointwise(word: str, tensor: Tensor) -> Tensor:
+    """[a, b] of a matrix, or of a 1×1 convolution."""
+    if columns(tensor.shape) != tensor.shape[1]:
+        raise Misfit(f"has a kernel in {word} ({size(tensor)}), which must be 1×1")
+    return tensor.reshape(tensor.shape[0], -1)
+
+
+def fit(parts: Parts, one: str, two: str, ok: bool) -> None:
+    if not ok:
+        raise Misfit(f"has shapes that do not fit: {one} is {size(parts[one])}, {two} is {size(parts[two])}")
+
+
+def scale_of(parts: Parts, dim: int | None) -> float:
+    """`scale` where the file has it; else alpha/dim; 1 without alpha or without a dim."""
+    if "scale" in parts:
+        return float(parts["scale"].to(torch.float64))
+    if "alpha" in parts and dim:
+        return float(parts["alpha"].to(torch.float64)) / dim
+    return 1.0
+
+
+def bias_of(parts: Parts, out: int, word: str = "diff_b", scale: float = 1.0) -> Tensor | None:
+    """fp32 [out], or None."""
+    if word not in parts:
+        return None
+    bias = parts[word]
+    if bias.dim() != 1 or bias.shape[0] != out:
+        raise Misfit(f"has a {word} of {size(bias)} for {out} outputs")
+    return wide(bias) * scale
+
+
+def product_pair(parts: Parts, up: str, down: str, core: str) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """(up [out, rank], down [rank, in·kh·kw], ΔW's shape) of LoRA, or of LoRA with a CP core folded into down."""
+    a, b = need(parts, up, down)
+    if core not in parts:
+        rows = pointwise(up, a)  # [out, rank]
+        fit(parts, up, down, rows.shape[1] == b.shape[0])
+        return rows, b.reshape(b.shape[0], -1), (rows.shape[0], *b.shape[1:])
+    rows, b, t = pointwise(up, a), pointwise(down, b), kernel_core(parts, core)
+    fit(parts, up, core, rows.shape[1] == t.shape[0])
+    fit(parts, core, down, t.shape[1] == b.shape[0])
+    return rows, folded(t, b), (rows.shape[0], b.shape[1], *t.shape[2:])
+
+
+def kernel_core(parts: Parts, word: str) -> Tensor:
+    if parts[word].dim() != 4:
+        raise Misfit(f"has a {word} of {parts[word].dim()} dimensions ({size(parts[word])}) where 4 are expected")
+    return parts[word]
+
+
+# --- one builder a type ---
+
+
+def lora(parts: Parts) -> Delta:
+    up, down, shape = product_pair(parts, "lora_up.weight", "lora_down.weight", "lora_mid.weight")
+    scale = scale_of(parts, down.shape[0])
+    bias = bias_of(parts, up.shape[0])
+    if bias is None:
+        bias = bias_of(parts, up.shape[0], "lora_up.bias", scale)
+    return Lora(up, down, scale, shape, bias)
+
+
+def loha(parts: Parts) -> Delta:
+    need(parts, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    if ("hada_t1" in parts) != ("hada_t2" in parts):
+        raise Misfit("has one of hada_t1 and hada_t2 without the other")
+    cores = "hada_t1" in parts  # which have the ups as [rank, out]
+    turned = {word: t.T if cores and word.endswith("_a") and t.dim() == 2 else t for word, t in parts.items()}
+    up1, down1, shape = product_pair(turned, "hada_w1_a", "hada_w1_b", "hada_t1")
+    up2, down2, other = product_pair(turned, "hada_w2_a", "hada_w2_b", "hada_t2")
+    fit(parts, "hada_w1_a", "hada_w2_a", shape[0] == other[0])
+    fit(parts, "hada_w1_b", "hada_w2_b", columns(shape) == columns(other))
+    return Loha(up1, down1, up2, down2, scale_of(parts, down1.shape[0]), shape, bias_of(parts, shape[0]))
+
+
+def lokr(parts: Parts) -> Delta:
+    w1, shape1 = lokr_factor(parts, "lokr_w1")
+    w2, shape2 = lokr_factor(parts, "lokr_w2")
+    if len(shape1) == 4 and columns(shape1) != shape1[1]:
+        raise Misfit("has a kernel in lokr_w1, which must be a matrix")
+    split = w2 if len(w2) == 2 else w1
+    dim = split[1].shape[0] if len(split) == 2 else None
+    shape = shape1[0] * shape2[0], shape1[1] * shape2[1], *shape2[2:]
+    rank = dim or min(w1[0].shape) * min(w2[0].shape)
+    return Lokr(w1, w2, scale_of(parts, dim), rank, shape, bias_of(parts, shape[0]))
+
+
+def lokr_factor(parts: Parts, name: str) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """((whole,) or (a, b), the factor's shape); `name`_a is [rank, rows] where there is a CP core, `lokr_t2`."""
+    if name in parts:
+        whole = matrix_shaped(parts, name)
+        return (whole.reshape(whole.shape[0], -1),), tuple(whole.shape)
+    a, b, core = f"{name}_a", f"{name}_b", name.replace("w", "t")
+    need(parts, a, b)
+    turned = {**parts, a: parts[a].T} if core in parts and parts[a].dim() == 2 else parts
+    up, down, shape = product_pair(turned, a, b, core)
+    return (up, down), shape
+
+
+def glora(parts: Parts) -> Delta:
+    a1, a2, b1, b2 = need(parts, "a1.weight", "a2.weight", "b1.weight", "b2.weight")
+    del b1, b2
+    old = a1.shape[0] < a2.shape[0]  # the first writers had a1: [rank, in], a2: [in, rank], and b1, b2 likewise
+    one, two = ("2.weight", "1.weight") if old else ("1.weight", "2.weight")
+    a_up, a_down, _ = product_pair(parts, "a" + one, "a" + two, "")
+    b_up, b_down, shape = product_pair(parts, "b" + one, "b" + two, "bm.weight")
+    fit(parts, "a" + one, "a" + two, a_up.shape[0] == a_down.shape[1])
+    fit(parts, "a" + one, "b" + two, a_up.shape[0] == shape[1])
+    return Glora(a_up, a_down, b_up, b_down, scale_of(parts, b_down.shape[0]), shape, bias_of(parts, shape[0]))
+
+
+def full(parts: Parts) -> Delta:
+    scale = scale_of(parts, None)
+    diff = parts["diff"]
+    if diff.dim() == 1:
+        return Norm(wide(diff) * scale, bias_of(parts, diff.shape[0]))
+    matrix_shaped(parts, "diff")
+    return Full(diff.reshape(diff.shape[0], -1), scale, tuple(diff.shape), bias_of(parts, diff.shape[0]))
+
+
+def norm(parts: Parts) -> Delta:
+    for word in ("w_norm", "b_norm"):
+        if word in parts and parts[word].dim() != 1:
+            raise Misfit(f"has a {word} of {parts[word].dim()} dimensions ({size(parts[word])}) where 1 is expected")
+    if "w_norm" in parts and "b_norm" in parts:
+        fit(parts, "w_norm", "b_norm", parts["w_norm"].shape == parts["b_norm"].shape)
+    weight, bias = (wide(parts[word]) if word in parts else None for word in ("w_norm", "b_norm"))
+    return Norm(weight, bias)
+
+
+def bias_alone(parts: Parts) -> Delta:
+    if "diff_b" not in parts:
+        raise Misfit(f"has {' and '.join(parts)} but no weights")
+    return Norm(None, bias_of(parts, parts["diff_b"].numel()))
+
+
+BUILDERS: dict[str, Callable[[Parts], Delta]] = {
+    "LoRA": lora, "LoHa": loha, "LoKr": lokr, "GLoRA": glora, "full": full, "norm": norm, "bias": bias_alone,
+}  # fmt: skip
+
+
+def decomposed(delta: Delta, parts: Parts) -> Delta:
+    """`delta`, or a DoRA around it where the file has a magnitude: [out, 1] by row, [1, in] by input channel."""
+    word = next((word for word in ("dora_scale", "lora_magnitude_vector") if word in parts), None)
+    if word is None:
+        return delta
+    magnitude, shape = parts[word], delta.shape
+    if len(shape) < 2:
+        raise Misfit(f"has a {word}, which a norm or a bias cannot have")
+    if magnitude.numel() == shape[0] and (word == "lora_magnitude_vector" or magnitude.shape[0] == shape[0]):
+        return Dora(delta, magnitude.reshape(-1, 1))  # PEFT writes [out], and [1, out, 1, 1] for convolutions
+    flat_kernel = magnitude.dim() == 4 and len(shape) == 2 and shape[1] % magnitude.numel() == 0
+    if magnitude.shape[0] == 1 and (magnitude.numel() == shape[1] or flat_kernel):
+        return Dora(delta, magnitude.reshape(1, -1))
+    raise Misfit(f"has a {word} of {size(magnitude)}, which fits neither rows nor columns of {times(shape)}")

@@ -1,0 +1,242 @@
+"""What one LoRA module adds to one weight: small frozen classes with the same verbs.
+
+Every matrix is flat, [out, in·kh·kw], and every result a fresh fp32 tensor the caller may write to.
+Tensors stay as the file has them (fp8 to fp64) and are widened where they are used: no half matmul.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import LoraFileError
+
+Device = torch.device | str | None
+
+
+def wide(tensor: Tensor, device: Device = None) -> Tensor:
+    """`tensor` as fp32 on `device` (where it is, when None)."""
+    return tensor.to(device=device or tensor.device, dtype=torch.float32)
+
+
+def columns(shape: Sequence[int]) -> int:
+    """in·kh·kw of a weight's shape; 1 for a norm's."""
+    return math.prod(shape[1:])
+
+
+class Delta:
+    """One module's update of one weight W; the base of every type below.
+
+    shape: of ΔW as in the model, [out, in] or [out, in, kh, kw]; [n] for a norm or a bias alone.
+        A LoHa or LoKr written flat does not know its kernel: [out, in·kh·kw].
+    rank: the dim the file was trained with; min(out, in·kh·kw) for full matrices; the sum over a fused module's parts.
+    bias: what is added to the layer's bias, [out], or None.
+    """
+
+    shape: tuple[int, ...]
+    rank: int
+    bias: Tensor | None
+
+    def dense(self, device: Device = None) -> Tensor:
+        """ΔW with the file's alpha/rank, without DoRA and without a user's weight: fp32 [out, in·kh·kw]."""
+        raise NotImplementedError
+
+    def factors(self) -> tuple[Tensor, Tensor, float] | None:
+        """(up [out, rank], down [rank, in·kh·kw], scale) where the whole update is scale·up@down; None elsewhere."""
+        return None
+
+    def update(self, base: Tensor) -> Tensor:
+        """What to add to `base` (fp32 [out, in·kh·kw]): fp32, same shape and device; dense() for most types."""
+        return self.dense(base.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Lora(Delta):
+    """ΔW = scale · up @ down; a convolution's kernel belongs to down, a CP core has been folded into it."""
+
+    up: Tensor  # [out, rank]
+    down: Tensor  # [rank, in·kh·kw]
+    scale: float
+    shape: tuple[int, ...]
+    bias: Tensor | None = None
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        return self.down.shape[0]
+
+    def dense(self, device: Device = None) -> Tensor:
+        return (wide(self.up, device) @ wide(self.down, device)).mul_(self.scale)
+
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        return self.up, self.down, self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class Full(Delta):
+    """ΔW itself (`diff`), times `scale` where the file has that tensor; alpha has no meaning here."""
+
+    diff: Tensor  # [out, in·kh·kw]
+    scale: float
+    shape: tuple[int, ...]
+    bias: Tensor | None = None
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        return min(self.diff.shape)
+
+    def dense(self, device: Device = None) -> Tensor:
+        return wide(self.diff, device) * self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class Norm(Delta):
+    """A norm's weight and bias, or (weight None) a bias alone on any layer, whose weight then stays as it is."""
+
+    weight: Tensor | None  # [n]
+    bias: Tensor | None  # [n]
+    rank: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        known = self.weight if self.weight is not None else self.bias
+        assert known is not None
+        return tuple(known.shape)
+
+    def dense(self, device: Device = None) -> Tensor:
+        """fp32 [n, 1]; zeros for a bias alone."""
+        if self.weight is None:
+            return torch.zeros(self.shape[0], 1, device=device)
+        return wide(self.weight, device).reshape(-1, 1).clone()
+
+    def update(self, base: Tensor) -> Tensor:
+        return torch.zeros_like(base) if self.weight is None else self.dense(base.device).reshape(base.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Dora(Delta):
+    """Weight-decomposed: W becomes magnitude · (W + ΔW) / ‖W + ΔW‖, ΔW from any other module.
+
+    The magnitude's shape says over what the norm runs: [out, 1] one per output row (PEFT, newer LyCORIS),
+    [1, in] one per input channel, over outputs and kernel (kohya, OneTrainer, older LyCORIS).
+    """
+
+    inner: Delta
+    magnitude: Tensor  # [out, 1] or [1, in]
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.shape
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        return self.inner.rank
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        return self.inner.bias
+
+    def dense(self, device: Device = None) -> Tensor:
+        return self.inner.dense(device)
+
+    def update(self, base: Tensor) -> Tensor:
+        turned = self.inner.update(base).add_(base).contiguous()  # W + ΔW: [out, in·kh·kw]
+        magnitude = wide(self.magnitude, base.device)
+        if magnitude.shape[0] != 1 or self.shape[0] == magnitude.numel() == 1:
+            norm = turned.norm(dim=1, keepdim=True)  # [out, 1]
+            return turned.mul_(magnitude / positive(norm)).sub_(base)
+        by_input = turned.view(turned.shape[0], magnitude.numel(), -1)  # [out, in, kh·kw]
+        norm = by_input.norm(dim=(0, 2), keepdim=True)  # [1, in, 1]
+        by_input.mul_(magnitude.view(1, -1, 1) / positive(norm))
+        return turned.sub_(base)
+
+
+def positive(norm: Tensor) -> Tensor:
+    """A norm that can be divided by: a weight of zeros stays zero instead of becoming NaN."""
+    return norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class Fused(Delta):
+    """Members of one fused weight, stacked along its output rows; a None member is rows of zeros."""
+
+    parts: tuple[Delta | None, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def known(self) -> list[Delta]:
+        return [part for part in self.parts if part is not None]
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return sum(self.rows), *self.known[0].shape[1:]
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        return sum(part.rank for part in self.known)
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        if all(part.bias is None for part in self.known):
+            return None
+        return torch.cat(
+            [
+                torch.zeros(rows) if part is None or part.bias is None else wide(part.bias, "cpu")
+                for part, rows in zip(self.parts, self.rows)
+            ]
+        )
+
+    def dense(self, device: Device = None) -> Tensor:
+        empty = columns(self.shape)
+        return torch.cat(
+            [
+                torch.zeros(rows, empty, device=device) if part is None else part.dense(device)
+                for part, rows in zip(self.parts, self.rows)
+            ]
+        )
+
+    def factors(self) -> tuple[Tensor, Tensor, float] | None:
+        """Block-diagonal up, stacked down, scales folded into up; fp32."""
+        each = [part.factors() for part in self.known]
+        ups = [wide(triple[0]) * triple[2] for triple in each if triple is not None]
+        downs = [wide(triple[1]) for triple in each if triple is not None]
+        if len(ups) < len(each):
+            return None
+        up = ups[0].new_zeros(sum(self.rows), self.rank)
+        row = column = 0
+        blocks = iter(ups)
+        for part, rows in zip(self.parts, self.rows):
+            if part is not None:
+                block = next(blocks)  # [rows, rank of the part]
+                up[row : row + rows, column : column + block.shape[1]] = block
+                column += block.shape[1]
+            row += rows
+        return up, torch.cat(downs), 1.0
+
+    def update(self, base: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                torch.zeros_like(slab) if part is None else part.update(slab)
+                for part, slab in zip(self.parts, base.split(list(self.rows)))
+            ]
+        )
+
+
+def fuse(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
+    """One module for a fused weight: `parts` from the top row down, each rows[i] tall, None for one that is absent.
+
+    Raises LoraFileError where a part is not rows[i] tall, widths differ, or no part is there.
+    """
+    known = [(part, height) for part, height in zip(parts, rows) if part is not None]
+    if not known or len(parts) != len(rows):
+        raise LoraFileError(f"a fused weight needs at least one of its {len(parts)} parts, and a height for each")
+    for part, height in known:
+        if part.shape[0] != height:
+            raise LoraFileError(f"a part of a fused weight has {part.shape[0]} rows where {height} are expected")
+    widths = sorted({columns(part.shape) for part, _ in known})
+    if len(widths) > 1:
+        raise LoraFileError(f"the parts of a fused weight differ in width: {' and '.join(map(str, widths))} columns")
+    return Fused(tuple(parts), tuple(rows))

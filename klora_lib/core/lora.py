@@ -1,0 +1,234 @@
+"""A LoRA file: its denoiser modules under canonical names, its text-encoder tensors under kohya's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from ..errors import LoraFileError
+from .build import build_delta, finite
+from .deltas import Delta, Lora, Norm
+from .keys import Key, members, natural, parse_key
+
+SHOWN = 3  # offenders named in a sentence
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFile:
+    """What one file brings. Mappings are read-only and sorted by layer, numbers as numbers.
+
+    modules: denoiser layers the rule chooses between, canonical name -> Delta.
+    added: denoiser norms and lone biases, which are added and not chosen.
+    text: text-encoder tensors under kohya names (`lora_te_…`, `lora_te1_…`, `lora_te2_…`), as the file stores them.
+    foreign_text: the file's own text keys were of another dialect, so a WebUI does not load them by itself.
+    unknown: keys no dialect resolves.
+    """
+
+    name: str
+    digest: str
+    modules: Mapping[str, Delta]
+    added: Mapping[str, Delta]
+    text: Mapping[str, Tensor]
+    foreign_text: bool
+    unknown: tuple[str, ...]
+
+
+def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile:
+    """Read a .safetensors LoRA, the digest (blake2b, hex) and the tensors from the same bytes.
+
+    Args: name: how messages call it; the file's stem when None.
+    Raises LoraFileError, one sentence with that name and never a path, for whatever is not a usable LoRA.
+    """
+    path = Path(path)
+    name = path.stem if name is None else name
+    if path.suffix.lower() != ".safetensors":
+        kind = f"a {path.suffix} file" if path.suffix else "a file without an extension"
+        raise LoraFileError(f"{name!r} is {kind}, which may run code when opened: convert it to .safetensors")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise LoraFileError(f"{name!r} does not exist") from None
+    except OSError as error:
+        raise LoraFileError(f"{name!r} cannot be opened ({error.strerror})") from None
+    return lora_file(parse(data, name), name, hashlib.blake2b(data).hexdigest())
+
+
+# --- bytes to tensors ---
+
+
+def parse(data: bytes, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file's bytes; LoraFileError where they are none."""
+    if not data:
+        raise LoraFileError(f"{name!r} is an empty file")
+    for start, what in ((b"PK", "a pickle"), (b"\x80", "a pickle"), (b"version https://git-lfs", "a Git LFS pointer")):
+        if data.startswith(start):
+            raise LoraFileError(f"{name!r} is {what} under the name .safetensors: convert or download it again")
+    header = read_header(data, name)
+    empty = [key for key, shape in header.items() if 0 in shape]
+    if empty:
+        raise LoraFileError(f"{name!r} holds {count(len(empty), 'empty tensor')}: {listed(empty)}")
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).removeprefix("Error while deserializing: ")
+        raise LoraFileError(f"{name!r} is truncated or damaged ({reason})") from None
+
+
+def read_header(data: bytes, name: str) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape: from the JSON that opens a safetensors file."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8 : 8 + length] if 8 + length <= len(data) else b"")
+        return {key: tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        raise LoraFileError(
+            f"{name!r} is truncated or not a safetensors file ({count(len(data), 'byte')}, no readable header)"
+        ) from None
+
+
+# --- tensors to modules ---
+
+
+def lora_file(tensors: Mapping[str, Tensor], name: str, digest: str = "") -> LoraFile:
+    """The pure part of read_lora: sort tensors by role and layer, build every module.
+
+    Raises LoraFileError naming the first few offenders and how many more there are.
+    """
+    if not tensors:
+        raise LoraFileError(f"{name!r} holds no tensors")
+    layers: dict[str, dict[str, Tensor]] = {}
+    texts: list[Text] = []
+    unknown: list[str] = []
+    wrong: list[str] = []
+    for raw, tensor in tensors.items():
+        key = parse_key(raw)
+        if key is None:
+            unknown.append(raw)
+        elif key.role == "denoiser":
+            parts = layers.setdefault(key.layer, {})
+            if key.part in parts:
+                wrong.append(f"{key.layer} has {key.part} twice, once as {raw}")
+            parts[key.part] = tensor
+        elif key.role != "bundled":
+            texts.append(Text(raw, key, tensor))
+    if not layers:
+        raise LoraFileError(f"{name!r} {nothing_to_use(len(texts), unknown)}")
+    deltas, misfits = build_all(layers)
+    wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
+    if wrong:
+        raise LoraFileError(f"{name!r} cannot be used: {listed(wrong)}")
+    added = {layer: delta for layer, delta in deltas.items() if isinstance(delta, Norm)}
+    modules = {layer: delta for layer, delta in deltas.items() if layer not in added}
+    return LoraFile(
+        name,
+        digest,
+        MappingProxyType(modules),
+        MappingProxyType(added),
+        MappingProxyType(kohya_named(texts, deltas)),
+        any(text.foreign for text in texts),
+        tuple(unknown),
+    )
+
+
+def nothing_to_use(texts: int, unknown: list[str]) -> str:
+    if texts:
+        return f"has no denoiser layers, only {count(texts, 'text-encoder tensor')}"
+    if unknown:
+        return f"has no key of any LoRA dialect, the first of its {len(unknown)} being {unknown[0]}"
+    return "has no denoiser layers, only embeddings"
+
+
+def build_all(layers: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Delta], list[str]]:
+    """(layer -> Delta, sorted by layer; what is wrong with the others)."""
+    deltas: dict[str, Delta] = {}
+    wrong: list[str] = []
+    for layer in sorted(layers, key=natural):
+        try:
+            deltas.update(split_single(layer, build_delta(layer, layers[layer])))
+        except LoraFileError as error:
+            wrong.append(error.message)
+    return deltas, wrong
+
+
+def split_single(layer: str, delta: Delta) -> list[tuple[str, Delta]]:
+    """XLabs' qkv of a Flux single block as its three projections: no model and no other file has that weight."""
+    names = members(layer) if layer.startswith("single_") and layer.endswith(".to_qkv") else ()
+    if not names or not isinstance(delta, Lora) or delta.shape[0] % 3:
+        return [(layer, delta)]
+    shape = delta.shape[0] // 3, *delta.shape[1:]
+    return [(one, replace(delta, up=up, shape=shape)) for one, up in zip(names, delta.up.chunk(3))]
+
+
+# --- text encoders ---
+
+KOHYA_TEXT = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
+
+
+class Text(NamedTuple):
+    """One text-encoder tensor, its key as written and as parsed."""
+
+    raw: str
+    key: Key
+    tensor: Tensor
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the key is not as kohya writes it."""
+        return not self.raw.partition(".")[0].startswith(KOHYA_TEXT)
+
+
+def kohya_named(texts: list[Text], deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
+    """Text-encoder tensors under kohya's names; kohya's own keys stay as they are."""
+    several = is_transformer(deltas) or is_sdxl(deltas) or any(text.key.role == "text_encoder_2" for text in texts)
+    prefixes = {"text_encoder": "lora_te1_" if several else "lora_te_", "text_encoder_2": "lora_te2_"}
+    named: dict[str, Tensor] = {}
+    for text in texts:
+        if not text.foreign:
+            named[text.raw] = text.tensor
+            continue
+        _, layer, part = text.key
+        t5 = layer.startswith("encoder.block.")  # diffusers' text_encoder_2 of Flux is kohya's third
+        prefix = "lora_te3_" if t5 else prefixes.get(text.key.role, "lora_te3_")
+        magnitude = part == "lora_magnitude_vector"  # [out], by output row
+        tensor = text.tensor.reshape(-1, 1) if magnitude else text.tensor
+        named[f"{prefix}{layer.replace('.', '_')}.{'dora_scale' if magnitude else part}"] = tensor
+    return named
+
+
+def is_transformer(modules: Iterable[str]) -> bool:
+    """Whether the denoiser is no UNet (Flux, SD3, …)."""
+    blocks = ("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding.")
+    return not any(layer.startswith(blocks) for layer in modules)
+
+
+def is_sdxl(modules: Mapping[str, Delta]) -> bool:
+    """Whether the UNet is SDXL's: deep attention blocks, a 2048-wide context, or the size embedding."""
+    return any(
+        layer.startswith("add_embedding.")
+        or (".attentions." in layer and ".transformer_blocks." in layer and ".transformer_blocks.0." not in layer)
+        or (layer.endswith(("attn2.to_k", "attn2.to_v")) and delta.shape[1] == 2048)
+        for layer, delta in modules.items()
+    )
+
+
+# --- sentences ---
+
+
+def listed(offenders: list[str]) -> str:
+    """The first few offenders, and how many more."""
+    more = len(offenders) - SHOWN
+    return "; ".join(offenders[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,86 @@
+"""The plan of one sampling pass: which LoRA acts in which layer at which progress, known before sampling starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import PairError
+from ..settings import Settings
+from .pairing import Pair, Unit
+from .scoring import Scores
+from .selectors import CONTENT, LETTERS, STYLE, Facts, select
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Units × progress → mask.  A pure function of progress; a table is just the plan read at t/T."""
+
+    units: tuple[Unit, ...]
+    facts: Facts
+    method: str
+    layers: str
+
+    @property
+    def gamma(self) -> float:
+        return self.facts.gamma
+
+    def at(self, progress: float) -> Tensor:
+        """Masks of all units at ``progress`` in [0, 1).  uint8 [units]"""
+        return select(self.method, self.facts, torch.tensor([progress], dtype=torch.float64))[:, 0]
+
+    def table(self, steps: int) -> Tensor:
+        """The plan of a txt2img pass of ``steps`` model calls: t/T for t = 0…T−1.  uint8 [units, steps]"""
+        progress = torch.arange(steps, dtype=torch.float64) / steps
+        return select(self.method, self.facts, progress)
+
+    def changes(self, before: float, after: float) -> list[int]:
+        """Indices of the units whose mask at progress ``after`` is not the one at ``before``."""
+        return (self.at(before) != self.at(after)).nonzero().flatten().tolist()
+
+
+def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: int = 0) -> Plan:
+    """The plan that ``settings`` make of a scored pair.  ``steps``: sampler steps of the pass; ``seed``: the image's.
+
+    Raises PairError where the rule has nothing to decide, or a LoRA is zero wherever it is to decide.
+    """
+    attention = torch.tensor([u.attention for u in pair.units])
+    shared = torch.tensor([u.shared for u in pair.units])
+    present = torch.tensor(
+        [CONTENT * (u.content is not None) + STYLE * (u.style is not None) for u in pair.units], dtype=torch.uint8
+    )
+    decided = shared if settings.layers == "all" else shared & attention
+    if settings.layers == "attention-only":
+        present = torch.where(attention, present, 0).to(torch.uint8)
+    if not decided.any():
+        raise PairError(
+            f"{pair.content.name!r} and {pair.style.name!r} have no attention layer in common, and layers is {settings.layers!r}"
+        )
+    gamma = balance(scores, decided, settings.gamma, (pair.content.name, pair.style.name))
+    star = settings.scale == "s*"
+    facts = Facts(
+        scores, gamma, present, decided, settings.alpha, settings.offset, star, steps, settings.switch_every, seed
+    )
+    return Plan(pair.units, facts, settings.method, settings.layers)
+
+
+def balance(scores: Scores, decided: Tensor, gamma: str | float, names: tuple[str, str]) -> float:
+    """γ over the ``decided`` units: Σ Σ|ΔW_c| / Σ Σ|ΔW_s| ("auto", paper equation 7), the trimmed mean of the
+    per-layer ratios ("mean-ratio": those under 3 times their mean), or the number given."""
+    content, style = scores.content_abs[decided], scores.style_abs[decided]
+    for name, size in zip(names, (content, style)):
+        if float(size.sum()) == 0:
+            raise PairError(f"{name!r} is zero in all {len(size)} layers that it shares with the other LoRA; was it trained?")
+    if isinstance(gamma, float):
+        return gamma
+    if gamma == "auto":
+        return float(content.sum() / style.sum())
+    ratios = (content / style)[style > 0]
+    return float(ratios[ratios < 3 * ratios.mean()].mean())
+
+
+def letters(row: Tensor) -> str:
+    """A row of masks as text: one of C, S, B (both), N (none) a step."""
+    return "".join(LETTERS[m] for m in row.tolist())

@@ -1,0 +1,73 @@
+"""What the rule knows of a pair: per layer, S_c and S_s (Top-K sums) and the absolute sums that γ is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .deltas import Delta
+from .numerics import exact_math
+from .pairing import Unit
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Columns over units, float64 ``[units]``; a LoRA that is absent from a unit has rank and sums 0 there."""
+
+    k: tuple[int, ...]
+    content_topk: Tensor
+    style_topk: Tensor
+    content_abs: Tensor
+    style_abs: Tensor
+
+
+def choose_k(unit: Unit, k: str | int) -> int:
+    """K = r_c·r_s (paper, equation 4), at most the element count.  An absent LoRA counts as rank 1."""
+    content, style = unit.content, unit.style
+    wanted = k if isinstance(k, int) else (content.rank if content else 1) * (style.rank if style else 1)
+    return max(1, min(wanted, unit.elements))
+
+
+def topk_sum(x: Tensor, k: int) -> Tensor:
+    """Sum of the ``k`` largest of the non-negative ``x``, exactly, without ordering all of it.
+
+    The k-th largest of the block maxima is a lower bound of the k-th largest element, so everything that counts lies in
+    the blocks whose maximum reaches it: about k blocks of B elements, out of n/B.  B = √(n/k) balances the two searches.
+    """
+    x = x.reshape(-1)
+    n = x.numel()
+    if k >= n:
+        return x.sum()
+    size = 1 << max(0, round(0.5 * (n / k) ** 0.5).bit_length())
+    whole = n // size * size
+    if size < 4 or k > whole // size:
+        return torch.topk(x, k, sorted=False).values.sum()
+    blocks = x[:whole].view(-1, size)
+    best = torch.topk(blocks.amax(1), k, sorted=False).indices  # a tie with the k-th adds nothing that k others do not
+    candidates = torch.cat([blocks[best].reshape(-1), x[whole:]])
+    return torch.topk(candidates, k, sorted=False).values.sum()
+
+
+def magnitude(delta: Delta, k: int, device: torch.device) -> tuple[float, float]:
+    """(sum of the k largest |ΔW|, sum of all |ΔW|), in fp32 from ΔW = scale·up @ down."""
+    size = delta.dense(device).abs_()
+    return float(topk_sum(size, k)), float(size.sum())
+
+
+def score(units: Sequence[Unit], k: str | int, device: torch.device) -> Scores:
+    """Scores of every unit: one pass, one product per LoRA and unit; nothing is kept but four numbers.
+
+    Args: k: "auto" or K itself.  device: where the products are taken.
+    """
+    ks, rows = [], []
+    with exact_math(device):
+        for unit in units:
+            n = choose_k(unit, k)
+            pair = [magnitude(d, n, device) if d is not None else (0.0, 0.0) for d in (unit.content, unit.style)]
+            ks.append(n)
+            rows.append([pair[0][0], pair[1][0], pair[0][1], pair[1][1]])
+    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+    return Scores(tuple(ks), *table.unbind(1))

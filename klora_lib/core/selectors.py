@@ -1,0 +1,125 @@
+"""The methods: each a pure function (facts about a pair, progress) → which LoRAs act, as a mask per unit and moment.
+
+A mask has bit CONTENT and bit STYLE.  Every selector takes ``progress`` float64 [T] and returns uint8 [units, T] (or
+anything that broadcasts to it); what a LoRA does not touch is cut off afterwards, in one place (``select``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .schedule import scale_s, scale_s_star
+from .scoring import Scores
+
+NONE, CONTENT, STYLE, BOTH = 0, 1, 2, 3
+LETTERS = "NCSB"  # LETTERS[mask]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything a selector may look at.  Tensors run over units."""
+
+    scores: Scores
+    gamma: float
+    present: Tensor  # uint8: the mask of the LoRAs that touch the unit (and that ``layers`` lets act)
+    decided: Tensor  # bool: shared units, between whose LoRAs a method chooses; the others get what is present
+    alpha: float
+    beta: float
+    star: bool
+    steps: int  # sampler steps of the pass, for the methods that count them
+    switch_every: int
+    seed: int
+
+    def scale(self, progress: Tensor) -> Tensor:
+        """S(t), or S*(t) where asked for.  [T]"""
+        return (scale_s_star if self.star else scale_s)(progress, self.alpha, self.beta)
+
+    def step(self, progress: Tensor) -> Tensor:
+        """The sampler step that a progress lies in; 1e-6 forgives t/T·T < t.  int64 [T]"""
+        return torch.floor(progress * self.steps + 1e-6).long()
+
+
+Selector = Callable[[Facts, Tensor], Tensor]
+
+
+def either(facts: Facts, content: Tensor) -> Tensor:
+    """Content where ``content`` (bool [units, T]) says so, else style; both where nothing is to be decided."""
+    chosen = torch.where(content, CONTENT, STYLE)
+    return torch.where(facts.decided[:, None], chosen, BOTH)
+
+
+def klora(facts: Facts, progress: Tensor) -> Tensor:
+    """Content where S_c ≥ γ·S(t)·S_s (paper, equations 5 to 8)."""
+    s = facts.scores
+    return either(facts, s.content_topk[:, None] >= facts.gamma * facts.scale(progress) * s.style_topk[:, None])
+
+
+def no_gamma(facts: Facts, progress: Tensor) -> Tensor:
+    """Content where S_c ≥ S(t)·S_s: the ablation without the balancing factor."""
+    s = facts.scores
+    return either(facts, s.content_topk[:, None] >= facts.scale(progress) * s.style_topk[:, None])
+
+
+def topk(facts: Facts, progress: Tensor) -> Tensor:
+    """Content where S_c ≥ S_s, at every step: the ablation without S and γ."""
+    s = facts.scores
+    return either(facts, (s.content_topk >= s.style_topk)[:, None].expand(-1, len(progress)))
+
+
+def fixed(facts: Facts, progress: Tensor) -> Tensor:
+    """Content everywhere while γ·S(t) < 1, then style everywhere ("fixed selection")."""
+    return either(facts, (facts.gamma * facts.scale(progress) < 1)[None, :].expand(len(facts.present), -1))
+
+
+def random(facts: Facts, progress: Tensor) -> Tensor:
+    """Content with probability 1/3, per unit and step, drawn from the image's seed ("random selection")."""
+    columns = [draw(len(facts.present), facts.seed, int(t)) for t in facts.step(progress)]
+    return either(facts, torch.stack(columns, 1) < 1 / 3)
+
+
+def draw(n: int, seed: int, step: int) -> Tensor:
+    """n uniform numbers that depend on (seed, step) alone; a generator of its own, so the host's noise is untouched."""
+    return torch.rand(n, generator=torch.Generator().manual_seed((seed * 1000003 + step) % 2**63))
+
+
+def switch(facts: Facts, progress: Tensor) -> Tensor:
+    """LoRA Switch (arXiv 2402.16843): whole LoRAs in turn, content first, each for ``switch_every`` steps."""
+    turn = facts.step(progress) // facts.switch_every % 2
+    return torch.where(turn == 0, CONTENT, STYLE)[None, :]
+
+
+def direct(facts: Facts, progress: Tensor) -> Tensor:
+    """Both added everywhere: the additive merge."""
+    return torch.full((1, len(progress)), BOTH)
+
+
+def content(facts: Facts, progress: Tensor) -> Tensor:
+    """The content LoRA only; what only style touches stays as the model has it."""
+    return torch.full((1, len(progress)), CONTENT)
+
+
+def style(facts: Facts, progress: Tensor) -> Tensor:
+    """The style LoRA only; what only content touches stays as the model has it."""
+    return torch.full((1, len(progress)), STYLE)
+
+
+SELECTORS: Mapping[str, Selector] = {
+    "klora": klora,
+    "direct": direct,
+    "fixed": fixed,
+    "random": random,
+    "topk": topk,
+    "no-gamma": no_gamma,
+    "switch": switch,
+    "content": content,
+    "style": style,
+}
+
+
+def select(method: str, facts: Facts, progress: Tensor) -> Tensor:
+    """The table: which LoRAs act, uint8 [units, T], for every ``progress`` (float64 [T])."""
+    return (SELECTORS[method](facts, progress) & facts.present[:, None]).to(torch.uint8)

@@ -1,0 +1,92 @@
+"""One sampling pass: open, advance, close."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.numerics import exact_math
+from ..core.plan import Plan
+from ..errors import HostError
+from .bypass import Bypassed
+from .merge import PLAIN, Merged, Room
+from .site import Actor, Loads, Site
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A row of the plan (or None: always as ``mask`` says) on a site of the loaded model."""
+
+    row: int | None
+    mask: int
+    site: Site
+    loads: Loads
+
+
+def make_actor(placed: Placed, engine: str, device: torch.device, room: Room) -> Actor:
+    """Merge where the weight is plain numbers we can write exactly, bypass elsewhere, or as ``engine`` says.
+
+    Norms have no product to add beside them and are always merged.  Raises HostError for "merge" on packed weights.
+    """
+    site, weight = placed.site, placed.site.module.weight
+    plain = weight.dtype in PLAIN and weight.device.type != "meta"
+    norm = weight.dim() == 1
+    has_bias = getattr(site.module, "bias", None) is not None
+    if engine == "merge" and not plain:
+        raise HostError(f"merge cannot write {weight.dtype} weights; choose auto or bypass", "engine")
+    if norm or (engine != "bypass" and plain and (has_bias or not placed.loads.with_bias)):
+        return Merged(site, placed.loads, device, room)
+    return Bypassed(site, placed.loads)
+
+
+class Session:
+    """The plan at work on a model.  After ``close`` every weight is bit for bit what it was, and no hook is left."""
+
+    def __init__(self, plan: Plan, placed: Sequence[Placed], engine: str, device: torch.device):
+        self.plan = plan
+        self.device = device
+        room = Room.on(device)
+        self.actors = [make_actor(p, engine, device, room) for p in placed]
+        self.rows = torch.tensor([-1 if p.row is None else p.row for p in placed])
+        self.fixed = torch.tensor([p.mask for p in placed], dtype=torch.uint8)
+        self.masks = torch.zeros(len(placed), dtype=torch.uint8)
+        self.switches = 0
+        self.closed = False
+
+    def advance(self, progress: float) -> None:
+        """Bring every site to the plan's choice at ``progress``; only sites whose choice changes are touched."""
+        if self.closed:
+            return
+        wanted = self.wanted(progress)
+        changed = (wanted != self.masks).nonzero().flatten().tolist()
+        if not changed:
+            return
+        with exact_math(self.device):
+            for i in changed:
+                self.actors[i].show(int(wanted[i]))
+                self.masks[i] = wanted[i]
+        self.switches += len(changed)
+
+    def wanted(self, progress: float) -> Tensor:
+        return torch.where(self.rows < 0, self.fixed, self.plan.at(progress)[self.rows])
+
+    def close(self) -> None:
+        """Undo everything; safe to call again.  A site that fails does not keep the others from being restored."""
+        self.closed = True
+        with exact_math(self.device):
+            errors = list(close_all(self.actors))
+        self.masks.zero_()
+        if errors:
+            raise errors[0]
+        self.actors = []
+
+
+def close_all(actors: Iterable[Actor]) -> Iterable[Exception]:
+    for actor in actors:
+        try:
+            actor.close()
+        except Exception as e:  # noqa: BLE001  the rest of the model must still be restored
+            yield e

@@ -1,0 +1,78 @@
+"""Where one unit acts in a loaded model, and what is to act there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.deltas import Delta
+from ..core.selectors import CONTENT, STYLE
+
+
+def stored_weight(module: nn.Module) -> Tensor:
+    """The weight as numbers, fp32.  Right for every float storage; hosts with packed weights bring their own reader."""
+    return module.weight.detach().float()  # type: ignore[union-attr, operator]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A weight of the loaded denoiser, or the output ``rows`` [first, last) of a fused one."""
+
+    module: nn.Module
+    rows: tuple[int, int] | None = None
+    read: Callable[[nn.Module], Tensor] = stored_weight
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """The rows of ``tensor`` ([out, …]) that belong to this site, as a view."""
+        return tensor if self.rows is None else tensor[self.rows[0] : self.rows[1]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of this site's part of the weight."""
+        shape = tuple(self.module.weight.shape)
+        return shape if self.rows is None else (self.rows[1] - self.rows[0], *shape[1:])
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one LoRA of the pair brings to a site: its module, and the user's weight for it."""
+
+    delta: Delta
+    weight: float
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Content's and style's load on one site; either may be absent."""
+
+    content: Load | None
+    style: Load | None
+
+    def chosen(self, mask: int) -> list[Load]:
+        """The loads that a mask of the plan lets act."""
+        pairs = ((CONTENT, self.content), (STYLE, self.style))
+        return [load for bit, load in pairs if mask & bit and load is not None]
+
+    @property
+    def columns(self) -> int:
+        """in·kh·kw of ΔW.  An inpainting model's first convolution has more: its further channels get no update."""
+        load = self.content or self.style
+        assert load is not None
+        return math.prod(load.delta.shape[1:])
+
+    @property
+    def with_bias(self) -> bool:
+        return any(load is not None and load.delta.bias is not None for load in (self.content, self.style))
+
+
+class Actor(Protocol):
+    """One site during one pass.  ``show`` may be called with any mask at any time; ``close`` undoes all of it."""
+
+    def show(self, mask: int) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,52 @@
+"""What the script file hands to the WebUI: the app, its panel, its axes.  The only place that asks the WebUI for parts."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from ..errors import HostError
+from ..hosts import detect
+from . import panel, xyz
+from .app import App
+
+
+def make_app() -> App:
+    return App()
+
+
+def make_panel(script: Any) -> list[Any]:
+    """The panel's components; the script also gets the fields that pasting an infotext fills."""
+    from modules.ui_common import create_refresh_button
+    from modules.ui_components import InputAccordion
+
+    made = panel.build(InputAccordion, script.elem_id, loras, create_refresh_button)
+    script.infotext_fields = made.infotext_fields
+    script.paste_field_names = made.names
+    return made.components
+
+
+def loras() -> list[str]:
+    """The listed LoRAs; none where the WebUI is one we do not know (a job then says so)."""
+    try:
+        return detect().loras()
+    except HostError:
+        return []
+
+
+def add_axes() -> None:
+    """Our axes in the XYZ plot, where the WebUI has one."""
+    grid = xyz_module()
+    if grid is not None:
+        xyz.add_axes(grid, loras)
+
+
+def xyz_module() -> ModuleType | None:
+    """The host's plot script, whose module is loaded by path and named after its file."""
+    from modules import scripts
+
+    for data in scripts.scripts_data:
+        if data.script_class.__module__ in ("xyz_grid.py", "scripts.xyz_grid") and hasattr(data.module, "AxisOption"):
+            return data.module
+    return sys.modules.get("scripts.xyz_grid")

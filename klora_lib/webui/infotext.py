@@ -1,0 +1,42 @@
+"""Settings to and from the text that is written into an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..settings import BY_NAME, FIELDS, Field, Settings
+
+ALWAYS = ("enabled", "content", "style", "method", "alpha", "beta", "gamma", "scale")
+NEVER = ("show_map",)  # says nothing about the image
+
+
+def write(settings: Settings) -> dict[str, str]:
+    """Infotext name → text: the fields that make the image, and of the others those that are not at their default."""
+    values = {f.name: getattr(settings, f.name) for f in FIELDS} | {"beta": settings.offset}
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name in ALWAYS or (name not in NEVER and value != BY_NAME[name].default)
+    }
+    return {BY_NAME[name].infotext: text(value) for name, value in kept.items()}
+
+
+def text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def read(params: Mapping[str, str], field: Field, default: Any) -> Any:
+    """What pasting ``params`` makes of ``field``: its value, ``default`` where left out, None without a K-LoRA image.
+
+    An image made without K-LoRA switches it off, and leaves the rest of the panel alone.
+    """
+    made_here = BY_NAME["enabled"].infotext in params
+    if not made_here:
+        return False if field.name == "enabled" else None
+    if field.infotext not in params:
+        return None if field.name in NEVER else default
+    try:
+        return field.read(params[field.infotext])
+    except (ValueError, TypeError):
+        return None

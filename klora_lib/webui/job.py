@@ -1,0 +1,158 @@
+"""One generation: from settings and names to a session around every sampling pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.cache import Library
+from ..core.lora import LoraFile
+from ..core.pairing import Pair
+from ..core.plan import Plan, make_plan
+from ..core.schedule import step_progress
+from ..core.scoring import Scores
+from ..engine.fit import place
+from ..engine.session import Session
+from ..errors import KLoraError, LoraFileError, SettingsError, all_offenders
+from ..hosts.contract import Entry, Host, Tag, TextPart
+from ..settings import Settings
+
+ROLES = ("content", "style")
+
+
+@dataclass
+class Job:
+    """Everything K-LoRA knows of one ``p``.  Made before sampling by ``prepare``; reachable as ``p.klora_job``."""
+
+    host: Host
+    settings: Settings
+    entries: tuple[Entry, Entry]  # content, style
+    pair: Pair
+    scores: Scores
+    tags: dict[str, Tag] = field(default_factory=dict)  # of the current pass, by entry name
+    session: Session | None = None
+    by_noise: bool = False
+    start: float = 0.0
+    error: BaseException | None = None
+    plans: list[Plan] = field(default_factory=list)  # one a pass of the first image, for the map
+    passes: list[int] = field(default_factory=list)  # model calls of each
+
+    def weights(self) -> list[tuple[float, float]]:
+        """(text encoder, denoiser) for content and style: a tag's own, else the settings', te following the weight."""
+        s = self.settings
+        given = ((s.content_te_weight, s.content_weight), (s.style_te_weight, s.style_weight))
+        own = [(weight if te is None else te, weight) for te, weight in given]
+        found = [self.tags.get(entry.name) for entry in self.entries]
+        return [(tag.te, tag.unet) if tag else pair for tag, pair in zip(found, own)]
+
+    def take_networks(self, p: Any, network_data: Any) -> None:
+        """The prompt's networks are active: take the pair out of them, and leave its text-encoder parts to the host."""
+        self.tags = self.host.take_tags(network_data, self.entries)
+        files = (self.pair.content, self.pair.style)
+        parts = [TextPart(e, f, te) for e, f, (te, _) in zip(self.entries, files, self.weights())]
+        self.host.load_text_parts(p, network_data, parts)
+
+    @contextmanager
+    def sampling(self, p: Any, steps: int) -> Iterator[None]:
+        """One sampling pass of ``steps`` sampler steps.  Raises what went wrong in a callback, where nobody would."""
+        if self.error is not None:
+            raise self.error
+        self.session = self.open(p, steps)
+        try:
+            with self.host.before_model_swap(p, lambda: self.step_aside(p)):
+                yield
+        finally:
+            self.close()
+        if self.error is not None:
+            raise self.error
+
+    def open(self, p: Any, steps: int) -> Session:
+        """Plan the pass and place the pair on the model as it is loaded now.  Raises PairError where it does not fit."""
+        host, settings = self.host, self.settings
+        self.by_noise = settings.progress == "noise" or not host.fixed_steps(p)
+        self.start = host.start(p)
+        # so many steps a full schedule would have: every step of a pass that begins late is then a step of its own
+        whole = max(1, round(steps / (1.0 - self.start))) if self.start < 1 else steps
+        plan = make_plan(self.pair, self.scores, settings, whole, int(p.seeds[0]))
+        self.plans.append(plan)
+        self.passes.append(steps)
+        content, style = (unet for _, unet in self.weights())
+        placed, missing = place(plan, self.pair, host.sites(), (content, style), host.checkpoint())
+        if missing:
+            p.comment(f"K-LoRA: {len(missing)} layers of the pair are not in {host.checkpoint()!r}, {missing[0]} among them")
+        host.settle(site.site.module for site in placed)
+        return Session(plan, placed, settings.engine, host.device())
+
+    def advance(self, params: Any) -> None:
+        """A model call is about to happen: bring the model to its place in the plan."""
+        if self.session is None or self.session.closed:
+            return
+        call = self.host.call(params)
+        self.session.advance(call.noise() if self.by_noise else step_progress(call.t, call.total, self.start))
+
+    def step_aside(self, p: Any) -> None:
+        """Another model takes over in the middle of the pass: give this one back as it was, and say so."""
+        if self.session is None or self.session.closed:
+            return
+        self.close()
+        denoiser = p.sampler.model_wrap_cfg
+        where = f"step {denoiser.step} of {denoiser.total_steps}"
+        p.extra_generation_params["K-LoRA until"] = f"{where} (refiner)"
+        p.comment(f"K-LoRA stepped aside at {where}: the refiner runs without the pair")
+
+    def close(self) -> None:
+        """The model as it was; safe to call again."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+
+def prepare(host: Host, library: Library, settings: Settings, steps: int) -> Job:
+    """Read, pair, score and plan, and see whether the loaded model fits.  Raises a KLoraError before anything changed."""
+    entries = found_entries(host, settings)
+    files = read_files(library, entries)
+    pair = library.pair(*files)
+    scores = library.score(pair, settings.k, host.device())
+    plan = make_plan(pair, scores, settings, steps)
+    place(plan, pair, host.sites(), (1.0, 1.0), host.checkpoint())
+    return Job(host, settings, entries, pair, scores)
+
+
+def found_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
+    names = (settings.content, settings.style)
+    found = [host.find(name) if name else None for name in names]
+    errors: list[KLoraError] = []
+    for role, name, entry in zip(ROLES, names, found):
+        if not name:
+            errors.append(SettingsError("no LoRA is chosen", role))
+        elif entry is None:
+            errors.append(SettingsError(f"there is no LoRA named {name!r} among the {len(host.loras())} listed", role))
+    if errors:
+        raise all_offenders(errors)
+    content, style = found
+    assert content is not None and style is not None
+    if content == style:
+        raise SettingsError(f"must be another LoRA than content, both are {content.name!r}", "style")
+    return content, style
+
+
+def read_files(library: Library, entries: tuple[Entry, Entry]) -> list[LoraFile]:
+    files, errors = [], list[KLoraError]()
+    for role, entry in zip(ROLES, entries):
+        try:
+            files.append(library.read(entry.path, entry.name))
+        except LoraFileError as e:
+            errors.append(e.about(role))
+    if errors:
+        raise all_offenders(errors)
+    return files
+
+
+def guarded(job: Job, act: Callable[[], None]) -> None:
+    """Run ``act`` inside a host hook that swallows exceptions: what goes wrong is kept, and raised by ``sampling``."""
+    try:
+        act()
+    except Exception as e:  # noqa: BLE001  whatever it is, the user must not get an image that hides it
+        job.error = job.error or e

@@ -1,0 +1,102 @@
+"""The panel: one component per field of the settings table, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from ..settings import BY_NAME, FIELDS, Field, Settings
+from . import infotext
+
+NONE = "None"
+SIMPLE = ("content", "style", "content_weight", "style_weight", "method", "scale", "alpha", "beta", "gamma")
+
+
+@dataclass(frozen=True)
+class Panel:
+    components: list[Any]  # in the order of FIELDS
+    infotext_fields: list[tuple[Any, Callable[[dict[str, str]], Any]]]
+    names: list[str]
+
+
+def initial(field: Field) -> Any:
+    """What a component shows at first: the default, and for beta the number that its default stands for."""
+    if field.name == "beta":
+        return Settings().offset
+    if field.name in ("content", "style"):
+        return NONE
+    return "" if field.default is None else field.default
+
+
+def component(field: Field, choices: Sequence[str], elem_id: str) -> Any:
+    """The component of one field; ``choices``: the listed LoRAs."""
+    common = dict(label=field.label, value=initial(field), elem_id=elem_id)
+    if field.name in ("content", "style"):
+        return gr.Dropdown(choices=[NONE, *choices], **common)
+    if isinstance(field.default, bool):
+        return gr.Checkbox(**common)
+    if field.name in ("gamma", "k"):
+        return gr.Dropdown(choices=list(field.choices), allow_custom_value=True, **common)
+    if field.choices:
+        return gr.Dropdown(choices=list(field.choices), **common)
+    if field.range and (field.default is not None or field.name == "beta"):
+        least, most, step = field.range
+        return gr.Slider(minimum=least, maximum=most, step=step, **common)
+    return gr.Textbox(**common)
+
+
+def build(
+    accordion: Callable[..., Any],
+    elem_id: Callable[[str], str],
+    loras: Callable[[], list[str]],
+    refresh: Callable[..., Any] | None = None,
+) -> Panel:
+    """The panel inside the WebUI's own ``accordion``, whose open state is the field ``enabled``.
+
+    Args: elem_id: the script's namer.  loras: the listed names, asked for again by ``refresh``, the host's button maker.
+    """
+    made: dict[str, Any] = {}
+    names = loras()
+    with accordion(False, label=BY_NAME["enabled"].label, elem_id=elem_id("enabled")) as made["enabled"]:
+        with gr.Row():
+            for name in ("content", "style"):
+                made[name] = component(BY_NAME[name], names, elem_id(name))
+                if refresh is not None:
+                    refresh(made[name], lambda: None, lambda: {"choices": [NONE, *loras()]}, elem_id(f"{name}_refresh"))
+        place(made, ("content_weight", "style_weight"), elem_id)
+        place(made, ("method", "scale", "gamma"), elem_id)
+        place(made, ("alpha", "beta"), elem_id)
+        with gr.Accordion("More", open=False):
+            place(made, ("layers", "progress", "engine", "k"), elem_id)
+            place(made, ("content_te_weight", "style_te_weight", "switch_every"), elem_id)
+            place(made, ("show_map",), elem_id)
+    link_beta(made)
+    pastes = [(made[f.name], paste(f)) for f in FIELDS]
+    return Panel([made[f.name] for f in FIELDS], pastes, [f.infotext for f in FIELDS])
+
+
+def place(made: dict[str, Any], names: Sequence[str], elem_id: Callable[[str], str]) -> None:
+    with gr.Row():
+        for name in names:
+            made[name] = component(BY_NAME[name], (), elem_id(name))
+
+
+def paste(field: Field) -> Callable[[dict[str, str]], Any]:
+    def value(params: dict[str, str]) -> Any:
+        found = infotext.read(params, field, initial(field))
+        return NONE if found == "" and field.name in ("content", "style") else found
+
+    return value
+
+
+def link_beta(made: dict[str, Any]) -> None:
+    """β follows the scale as long as it stands at the other scale's default."""
+
+    def follow(scale: str, alpha: float, beta: float) -> Any:
+        ours, others = (0.85 * alpha, 0.5) if scale == "s*" else (0.5, 0.85 * alpha)
+        return round(ours, 6) if abs(beta - others) < 1e-6 else beta
+
+    made["scale"].change(follow, [made["scale"], made["alpha"], made["beta"]], [made["beta"]], show_progress=False)

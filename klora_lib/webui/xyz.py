@@ -1,0 +1,43 @@
+"""One XYZ-plot axis per setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from ..settings import BY_NAME, FIELDS, Field, read_settings
+
+ATTRIBUTE = "klora_axes"  # on p: setting → value, laid over the panel's
+
+
+def add_axes(grid: ModuleType, loras: Callable[[], list[str]]) -> None:
+    """Append our axes to the host's xyz_grid module, once; a reload of the UI makes a new module."""
+    labels = {option.label for option in grid.axis_options}
+    for field in FIELDS:
+        if field.infotext not in labels:
+            grid.axis_options.append(axis(grid, field, loras))
+
+
+def axis(grid: ModuleType, field: Field, loras: Callable[[], list[str]]) -> Any:
+    choices = loras if field.name in ("content", "style") else (lambda: list(field.choices)) if field.choices else None
+
+    def apply(p: Any, value: Any, values: Any) -> None:
+        setattr(p, ATTRIBUTE, {**axes_of(p), "enabled": True, field.name: value})
+
+    def confirm(p: Any, values: list[Any]) -> None:
+        for value in values:
+            read_settings({field.name: value})
+
+    return grid.AxisOption(field.infotext, field.sweep, apply, confirm=confirm, choices=choices)
+
+
+def axes_of(p: Any) -> Mapping[str, Any]:
+    """What the axes of a plot say for this cell.  A plot's cells are copies of one p, so nothing here is shared."""
+    return getattr(p, ATTRIBUTE, {})
+
+
+def with_axes(given: Mapping[str, Any], p: Any) -> dict[str, Any]:
+    """Raw settings with the plot's values laid over them."""
+    assert all(name in BY_NAME for name in axes_of(p))
+    return {**given, **axes_of(p)}

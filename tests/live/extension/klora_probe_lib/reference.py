@@ -1,0 +1,170 @@
+"""K-LoRA by brute force: read both files, decide every layer at every denoiser call, write every weight, undo it.
+
+Written from the rule alone; it shares no line with the extension and is not meant to be quick.
+"""
+
+import networks  # the WebUI's Lora extension
+import safetensors.torch
+import torch
+
+from modules import processing, shared
+
+ATTENTION = ("_to_q", "_to_k", "_to_v", "_to_out_0")
+DEFAULTS = {
+    "alpha": 1.5, "beta": None, "gamma": "auto", "scale": "s", "k": "auto", "layers": "all", "progress": "steps",
+    "content_weight": 1.0, "style_weight": 1.0,
+}  # fmt: skip
+DEFAULT_BETA = {"s": 0.5, "s*": 1.275}
+
+
+def read_lora(path):
+    """kohya name -> (dW as [out, in * kh * kw] in fp32, rank), denoiser layers only"""
+    tensors = safetensors.torch.load_file(path)
+    out = {}
+    for name in sorted({key.split(".")[0] for key in tensors}):
+        if not name.startswith("lora_unet_"):
+            continue
+        down = tensors[name + ".lora_down.weight"].float().flatten(1)  # [rank, in * kh * kw]
+        up = tensors[name + ".lora_up.weight"].float().flatten(1)  # [out, rank]
+        rank = down.shape[0]
+        alpha = float(tensors[name + ".alpha"])
+        out[name] = (alpha / rank * (up @ down), rank)
+    return out
+
+
+def find_layer(name):
+    mapping = shared.sd_model.network_layer_mapping
+    key = networks.convert_diffusers_name_to_compvis(name, False)
+    return mapping.get(key) or mapping[name.replace("lora_unet_", "diffusion_model_")]
+
+
+def largest_sum(delta, k):
+    values = delta.flatten().abs()
+    return float(values.topk(min(k, values.numel())).values.double().sum())
+
+
+def absolute_sum(delta):
+    return float(delta.abs().sum(dtype=torch.float64))
+
+
+def settle(layer):
+    """Before its first forward in a job a layer still carries the previous job's merge."""
+    if shared.opts.lora_functional:
+        networks.network_restore_weights_from_backup(layer)
+        networks.network_reset_cached_weight(layer)
+    else:
+        networks.network_apply_weights(layer)
+
+
+class Reference:
+    def __init__(self, content, style, settings):
+        unknown = set(settings) - set(DEFAULTS)
+        assert not unknown, f"the reference knows no {unknown}"
+        self.settings = s = DEFAULTS | settings
+        if s["beta"] is None:
+            s["beta"] = DEFAULT_BETA[s["scale"]]
+        self.content, self.style = read_lora(content), read_lora(style)
+        self.names = sorted(self.content.keys() | self.style.keys())
+        self.decided = [n for n in sorted(self.content.keys() & self.style.keys()) if self.is_decided(n)]
+        assert self.decided
+        self.sums = {name: self.top_sums(name) for name in self.decided}
+        self.gamma = self.find_gamma()
+        self.clean = []  # (layer, weight before this call)
+        self.passes = []
+        self.margin = float("inf")
+        self.largest_change = 0.0
+
+    def is_decided(self, name):
+        return self.settings["layers"] == "all" or name.endswith(ATTENTION)
+
+    def top_sums(self, name):
+        (dc, rc), (ds, rs) = self.content[name], self.style[name]
+        k = rc * rs if self.settings["k"] == "auto" else self.settings["k"]
+        return largest_sum(dc, k), largest_sum(ds, k)
+
+    def find_gamma(self):
+        if not isinstance(self.settings["gamma"], str):
+            return self.settings["gamma"]
+        c = [absolute_sum(self.content[n][0]) for n in self.decided]
+        s = [absolute_sum(self.style[n][0]) for n in self.decided]
+        if self.settings["gamma"] == "auto":
+            return sum(c) / sum(s)
+        assert self.settings["gamma"] == "mean-ratio"
+        ratios = [a / b for a, b in zip(c, s, strict=True)]
+        first = sum(ratios) / len(ratios)
+        kept = [r for r in ratios if r < 3 * first]
+        return sum(kept) / len(kept)
+
+    def progress(self, params):
+        if self.settings["progress"] == "noise":
+            return self.noise_progress(params)
+        denoiser, p = params.denoiser, params.denoiser.p
+        total = denoiser.total_steps
+        t = min(denoiser.step, total - 1)
+        later = isinstance(p, processing.StableDiffusionProcessingImg2Img) or p.is_hr_pass
+        start = 1 - p.denoising_strength if later else 0.0
+        return start + (1 - start) * t / total
+
+    def noise_progress(self, params):
+        log_sigmas = params.denoiser.inner_model.log_sigmas
+        log_sigma = params.sigma[0].log().to(log_sigmas.device)
+        timestep = int((log_sigmas - log_sigma).abs().argmin())
+        return 1 - timestep / (len(log_sigmas) - 1)
+
+    def scale(self, progress):
+        alpha, beta = self.settings["alpha"], self.settings["beta"]
+        value = alpha * progress + beta
+        return value % alpha if self.settings["scale"] == "s*" else value
+
+    def choose(self, name, scale):
+        if name in self.sums:
+            top_c, top_s = self.sums[name]
+            threshold = self.gamma * scale * top_s
+            self.margin = min(self.margin, abs(top_c - threshold) / max(top_c, threshold))
+            return "C" if top_c >= threshold else "S"
+        if not self.is_decided(name):
+            if self.settings["layers"] == "attention-only":
+                return "N"
+            return "".join(letter for letter, lora in (("C", self.content), ("S", self.style)) if name in lora)
+        return "C" if name in self.content else "S"
+
+    def delta(self, name, choice):
+        out = 0.0
+        if "C" in choice:
+            out = out + self.settings["content_weight"] * self.content[name][0]
+        if "S" in choice:
+            out = out + self.settings["style_weight"] * self.style[name][0]
+        return out
+
+    @torch.no_grad()
+    def write(self, params):
+        if params.denoiser.step == 0:
+            self.passes.append({name: [] for name in self.names})
+        scale = self.scale(self.progress(params))
+        for name in self.names:
+            layer, choice = find_layer(name), self.choose(name, scale)
+            self.passes[-1][name].append(choice)
+            settle(layer)
+            clean = layer.weight.clone()
+            self.clean.append((layer, clean))
+            if choice != "N":
+                layer.weight.copy_(clean + self.delta(name, choice).reshape(clean.shape))
+            self.largest_change = max(self.largest_change, float((layer.weight - clean).abs().max()))
+
+    @torch.no_grad()
+    def restore(self):
+        for layer, clean in self.clean:
+            layer.weight.copy_(clean)
+        self.clean = []
+
+    def report(self):
+        return [
+            {
+                "gamma": self.gamma,
+                "margin": self.margin,
+                "largest_change": self.largest_change,
+                "decided": self.decided,
+                "choices": choices,
+            }
+            for choices in self.passes
+        ]

@@ -1,0 +1,129 @@
+"""What a finished job may leave behind in the host: weights, hooks, patched functions, callbacks."""
+
+import hashlib
+import inspect
+import sys
+
+import torch
+
+from modules import script_callbacks, shared
+
+WATCHED_MODULES = (
+    "networks", "extra_networks_lora", "lora_patches", "network", "network_lora",
+    "modules.extra_networks", "modules.sd_models", "modules.processing", "modules.scripts", "modules.script_callbacks",
+    "modules.sd_hijack", "modules.sd_samplers_common", "modules.sd_samplers_cfg_denoiser", "modules.sd_samplers_kdiffusion",
+    "modules.sd_samplers_timesteps", "modules.prompt_parser", "modules.infotext_utils", "modules.api.api",
+    "modules.images", "modules.devices", "modules.patches",
+)  # fmt: skip
+WATCHED_CLASSES = (
+    torch.nn.Module, torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.MultiheadAttention,
+)  # fmt: skip
+
+
+def functions():
+    """dotted name -> function, of everything a LoRA extension might replace"""
+    out = {}
+    for module_name in WATCHED_MODULES:
+        module = sys.modules.get(module_name)
+        for name, value in vars(module).items() if module else ():
+            if inspect.isclass(value) and value.__module__ == module.__name__:
+                out |= class_functions(f"{module_name}.{name}", value)
+            elif inspect.isroutine(value):
+                out[f"{module_name}.{name}"] = value
+    for cls in WATCHED_CLASSES:
+        out |= class_functions(f"torch.nn.{cls.__name__}", cls)
+    loader = getattr(sys.modules.get("networks"), "extra_network_lora", None)
+    if loader is not None:
+        out |= {f"extra_network_lora instance.{k}": v for k, v in vars(loader).items() if callable(v)}
+    return out
+
+
+def class_functions(name, cls):
+    return {f"{name}.{k}": v for k, v in vars(cls).items() if inspect.isroutine(v) or isinstance(v, property)}
+
+
+def changed(before):
+    """names that are not what they were; a function that appeared counts only where it shadows one"""
+    now = functions()
+    moved = [name for name, value in before.items() if now.get(name) is not value]
+    appeared = [name for name in now if name not in before and name.startswith(("extra_network_lora instance", "torch.nn"))]
+    return sorted(moved + appeared)
+
+
+def callbacks():
+    """category -> the script files that registered, in order"""
+    return {
+        category: [c.script.replace("\\", "/").split("/")[-1] for c in registered]
+        for category, registered in script_callbacks.callback_map.items()
+        if registered
+    }
+
+
+def hooks(model):
+    """every instance-level hook or forward in the model"""
+    out = []
+    for name, module in model.named_modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks"):
+            out += [f"{name}.{kind}"] * len(getattr(module, kind, None) or ())
+        if "forward" in vars(module):
+            out.append(f"{name}.forward")
+    return out
+
+
+def structure(model):
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__}\n".encode())
+    return digest.hexdigest()
+
+
+def host_backups(model):
+    """id of a parameter -> what it is without the host's own lazy merge
+
+    A layer whose `network_current_names` is empty is held to be clean by the host: there the weight itself counts.
+    """
+    out = {}
+    for module in model.modules():
+        if not getattr(module, "network_current_names", ()):
+            continue
+        weight, bias = getattr(module, "network_weights_backup", None), getattr(module, "network_bias_backup", None)
+        if isinstance(module, torch.nn.MultiheadAttention):
+            weights, biased = (module.in_proj_weight, module.out_proj.weight), module.out_proj.bias
+        else:
+            weights, biased = (getattr(module, "weight", None),), getattr(module, "bias", None)
+        saved = weight if isinstance(weight, tuple) else (weight,)
+        out |= {id(w): s for w, s in zip(weights, saved, strict=True) if s is not None}
+        if bias is not None:
+            out[id(biased)] = bias
+    return out
+
+
+def raw_bytes(tensor):
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def weights_hash(model):
+    """sha256 over all parameters and buffers but the VAE's, the host's own merge undone"""
+    backups = host_backups(model)
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    digest = hashlib.sha256()
+    for name in sorted(named):
+        if name.startswith("first_stage_model."):
+            continue
+        tensor = backups.get(id(named[name]), named[name])
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.numel():
+            digest.update(raw_bytes(tensor if tensor.dim() else tensor[None]))
+    return digest.hexdigest()
+
+
+def state(functions_before):
+    model = shared.sd_model
+    return {
+        "checkpoint": model.sd_checkpoint_info.name,
+        "weights": weights_hash(model),
+        "structure": structure(model),
+        "hooks": hooks(model),
+        "changed": changed(functions_before),
+        "callbacks": callbacks(),
+    }

@@ -1,0 +1,118 @@
+"""Looks into the WebUI for the live tests: state, faults on order, and a brute-force reference. Not for users."""
+
+import gradio as gr
+import psutil
+from fastapi import Body, FastAPI
+from klora_probe_lib import watch
+from klora_probe_lib.reference import Reference
+
+from modules import script_callbacks, scripts, shared
+
+
+class Probe:
+    """one a WebUI: the endpoints, the callbacks and the script all speak to it"""
+
+    def __init__(self):
+        self.functions = watch.functions()
+        self.reference = None
+        self.report = []
+        self.fault = {}
+        self.calls = 0
+        self.hook = None
+
+    def begin(self, request):
+        """A job that raised has had no end: undo it here."""
+        self.end()
+        self.report = []
+        self.calls = 0
+        if request:
+            self.reference = Reference(request["content"], request["style"], request.get("settings", {}))
+
+    def aim(self):
+        if "fail" in self.fault:
+            self.hook = shared.sd_model.model.diffusion_model.register_forward_pre_hook(self.before_unet)
+
+    def end(self):
+        if self.reference is not None:
+            self.reference.restore()
+            self.report = self.reference.report()
+            self.reference = None
+        self.disarm()
+
+    def disarm(self):
+        if self.hook is not None:
+            self.hook.remove()
+            self.hook = None
+
+    def before_unet(self, module, arguments):
+        self.calls += 1
+        if self.calls == self.fault["fail"]:
+            self.disarm()
+            self.fault = {}
+            raise RuntimeError("the probe was told to fail here")
+
+    def before_call(self, params):
+        if "fail" not in self.fault:
+            self.calls += 1
+            for order, act in (("interrupt", shared.state.interrupt), ("skip", shared.state.skip)):
+                if self.fault.get(order) == self.calls:
+                    self.fault = {}
+                    act()
+        if self.reference is not None:
+            self.reference.write(params)
+
+    def after_call(self, params):
+        if self.reference is not None:
+            self.reference.restore()
+
+
+PROBE = Probe()
+
+
+class ProbeScript(scripts.Script):
+    def title(self):
+        return "K-LoRA probe"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        return [gr.Textbox(visible=False)]
+
+    def before_process(self, p, request):
+        PROBE.begin(request)
+
+    def process(self, p, request):
+        PROBE.aim()
+
+    def postprocess(self, p, processed, request):
+        PROBE.end()
+
+
+def add_endpoints(_: gr.Blocks, app: FastAPI):
+    @app.get("/klora-probe/state")
+    def state():
+        return watch.state(PROBE.functions)
+
+    @app.get("/klora-probe/memory")
+    def memory():
+        return {"rss": psutil.Process().memory_info().rss}
+
+    @app.get("/klora-probe/reference")
+    def reference():
+        return PROBE.report
+
+    @app.post("/klora-probe/arm")
+    def arm(fault: dict = Body(...)):  # noqa: B008
+        PROBE.fault = fault
+        return fault
+
+    @app.post("/klora-probe/restart")
+    def restart():
+        shared.state.request_restart()
+        return {}
+
+
+script_callbacks.on_app_started(add_endpoints)
+script_callbacks.on_cfg_denoiser(PROBE.before_call)
+script_callbacks.on_cfg_after_cfg(PROBE.after_call)

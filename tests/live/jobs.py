@@ -1,0 +1,84 @@
+"""Requests to the WebUI: plain, with K-LoRA, and the same by brute force."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+TITLE = "K-LoRA"
+PROBE = "K-LoRA probe"
+PLAIN = {
+    "prompt": "a cat on a red chair",
+    "negative_prompt": "blurry",
+    "steps": 6,
+    "width": 64,
+    "height": 64,
+    "seed": 11,
+    "cfg_scale": 5,
+    "sampler_name": "Euler a",
+}
+WEIGHTS = ("content_weight", "style_weight")
+
+
+@dataclass(frozen=True)
+class Pair:
+    content: str
+    style: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A tiny checkpoint and the LoRAs made for it."""
+
+    name: str
+    checkpoint: str
+    tail: str
+
+    @property
+    def attention(self) -> Pair:
+        """attention layers only, alpha = rank, no text encoder"""
+        return Pair(f"subject{self.tail}", f"style{self.tail}")
+
+    @property
+    def full(self) -> Pair:
+        """ff and proj layers too; the content has text encoder parts, the style half its rank as alpha"""
+        return Pair(f"subject_full{self.tail}", f"style_half_alpha{self.tail}")
+
+    @property
+    def uneven(self) -> Pair:
+        """`full` with strengths that differ from layer to layer, so that switches spread over the steps"""
+        return Pair(f"uneven_content{self.tail}", f"uneven_style{self.tail}")
+
+
+SD15 = Model("sd15", "tiny-sd15.safetensors", "")
+SDXL = Model("sdxl", "tiny-sdxl.safetensors", "_xl")
+SD15_OTHER = "tiny-sd15.ckpt"  # shares the config file: the WebUI loads it into the same modules, in place
+
+
+def plain(**fields: object) -> dict:
+    return PLAIN | fields
+
+
+def scripts(title: str, settings: object) -> dict:
+    return {"alwayson_scripts": {title: {"args": [settings]}}}
+
+
+def klora(pair: Pair, settings: dict | None = None, **fields: object) -> dict:
+    chosen = {"enabled": True, "content": pair.content, "style": pair.style, **(settings or {})}
+    return plain(**fields) | scripts(TITLE, chosen)
+
+
+def tag(name: str, text_encoder: float = 1, denoiser: float = 1) -> str:
+    return f"<lora:{name}:{text_encoder}:{denoiser}>"
+
+
+def reference(folder: Path, pair: Pair, settings: dict | None = None, **fields: object) -> dict:
+    """The same job by brute force: the host adds the text encoder parts (denoiser weight 0), the probe the rest."""
+    settings = settings or {}
+    follow = {"content_te_weight": "content_weight", "style_te_weight": "style_weight"}
+    text = {k: settings.get(k, settings.get(weight, 1)) for k, weight in follow.items()}
+    own = {k: v for k, v in settings.items() if k not in follow and k != "engine"}
+    job = plain(**fields)
+    job["prompt"] += tag(pair.content, text["content_te_weight"], 0) + tag(pair.style, text["style_te_weight"], 0)
+    files = {role: str(folder / f"{name}.safetensors") for role, name in vars(pair).items()}
+    return job | scripts(PROBE, files | {"settings": own})
