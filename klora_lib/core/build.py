@@ -52,10 +52,10 @@ def build_delta(layer: str, parts: Parts) -> Delta:
     """
     type_name = kind(parts)
     try:
-        for word, tensor in parts.items():
-            check_tensor(word, tensor)
         if type_name is None:
             raise Misfit(f"is of a type that is not read ({foreign_kind(parts)})")
+        for word, tensor in parts.items():
+            check_tensor(word, tensor)
         delta = BUILDERS[type_name](parts)
         return decomposed(delta, parts)
     except Misfit as fact:
@@ -258,6 +258,8 @@ def decomposed(delta: Delta, parts: Parts) -> Delta:
     magnitude, shape = parts[word], delta.shape
     if len(shape) < 2:
         raise Misfit(f"has a {word}, which a norm or a bias cannot have")
+    if magnitude.dim() == 0:
+        raise Misfit(f"has one number as {word}")
     if magnitude.numel() == shape[0] and (word == "lora_magnitude_vector" or magnitude.shape[0] == shape[0]):
         return Dora(delta, magnitude.reshape(-1, 1))  # PEFT writes [out], and [1, out, 1, 1] for convolutions
     flat_kernel = magnitude.dim() == 4 and len(shape) == 2 and shape[1] % magnitude.numel() == 0

@@ -185,7 +185,7 @@ class Fused(Delta):
         return torch.cat(
             [
                 torch.zeros(rows) if part is None or part.bias is None else wide(part.bias, "cpu")
-                for part, rows in zip(self.parts, self.rows)
+                for part, rows in zip(self.parts, self.rows, strict=True)
             ]
         )
 
@@ -194,7 +194,7 @@ class Fused(Delta):
         return torch.cat(
             [
                 torch.zeros(rows, empty, device=device) if part is None else part.dense(device)
-                for part, rows in zip(self.parts, self.rows)
+                for part, rows in zip(self.parts, self.rows, strict=True)
             ]
         )
 
@@ -208,7 +208,7 @@ class Fused(Delta):
         up = ups[0].new_zeros(sum(self.rows), self.rank)
         row = column = 0
         blocks = iter(ups)
-        for part, rows in zip(self.parts, self.rows):
+        for part, rows in zip(self.parts, self.rows, strict=True):
             if part is not None:
                 block = next(blocks)  # [rows, rank of the part]
                 up[row : row + rows, column : column + block.shape[1]] = block
@@ -220,7 +220,7 @@ class Fused(Delta):
         return torch.cat(
             [
                 torch.zeros_like(slab) if part is None else part.update(slab)
-                for part, slab in zip(self.parts, base.split(list(self.rows)))
+                for part, slab in zip(self.parts, torch.split(base, list(self.rows)), strict=True)
             ]
         )
 
@@ -230,7 +230,7 @@ def fuse(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
 
     Raises LoraFileError where a part is not rows[i] tall, widths differ, or no part is there.
     """
-    known = [(part, height) for part, height in zip(parts, rows) if part is not None]
+    known = [(part, height) for part, height in zip(parts, rows, strict=False) if part is not None]
     if not known or len(parts) != len(rows):
         raise LoraFileError(f"a fused weight needs at least one of its {len(parts)} parts, and a height for each")
     for part, height in known:

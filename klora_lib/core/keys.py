@@ -109,12 +109,18 @@ def parse_key(key: str) -> Key | None:
     if split is None:
         return None
     module, part = split
-    underscored = "." not in module
-    for pattern, role in UNDERSCORED if underscored else DOTTED:
+    if "." not in module:
+        for pattern, role in UNDERSCORED:
+            if found := pattern.fullmatch(module):
+                return named(role, dotted(found[1]), part)
+    for pattern, role in DOTTED:
         if found := pattern.fullmatch(module):
-            path = dotted(found[1]) if underscored else found[1]
-            return Key(role, canonical(path) if role == "denoiser" else text_layer(path), part)
+            return named(role, found[1], part)
     return None
+
+
+def named(role: str, path: str, part: str) -> Key:
+    return Key(role, canonical(path) if role == "denoiser" else text_layer(path), part)
 
 
 # --- fused layers ---

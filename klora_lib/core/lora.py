@@ -65,14 +65,13 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
 
 # --- bytes to tensors ---
 
+DISGUISES = {b"PK": "a pickle", b"\x80": "a pickle", b"version https://git-lfs": "a Git LFS pointer"}
+
 
 def parse(data: bytes, name: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file's bytes; LoraFileError where they are none."""
     if not data:
         raise LoraFileError(f"{name!r} is an empty file")
-    for start, what in ((b"PK", "a pickle"), (b"\x80", "a pickle"), (b"version https://git-lfs", "a Git LFS pointer")):
-        if data.startswith(start):
-            raise LoraFileError(f"{name!r} is {what} under the name .safetensors: convert or download it again")
     header = read_header(data, name)
     empty = [key for key, shape in header.items() if 0 in shape]
     if empty:
@@ -91,6 +90,12 @@ def read_header(data: bytes, name: str) -> dict[str, tuple[int, ...]]:
         header = json.loads(data[8 : 8 + length] if 8 + length <= len(data) else b"")
         return {key: tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        # only now: a sound file may begin with any of these bytes, they are its header's length
+        for start, what in DISGUISES.items():
+            if data.startswith(start):
+                raise LoraFileError(
+                    f"{name!r} is {what} under the name .safetensors: convert or download it again"
+                ) from None
         raise LoraFileError(
             f"{name!r} is truncated or not a safetensors file ({count(len(data), 'byte')}, no readable header)"
         ) from None
@@ -110,8 +115,8 @@ def lora_file(tensors: Mapping[str, Tensor], name: str, digest: str = "") -> Lor
     texts: list[Text] = []
     unknown: list[str] = []
     wrong: list[str] = []
-    for raw, tensor in tensors.items():
-        key = parse_key(raw)
+    for raw in sorted(tensors, key=natural):  # safetensors gives them in any order
+        key, tensor = parse_key(raw), tensors[raw]
         if key is None:
             unknown.append(raw)
         elif key.role == "denoiser":
@@ -152,12 +157,12 @@ def build_all(layers: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Del
     """(layer -> Delta, sorted by layer; what is wrong with the others)."""
     deltas: dict[str, Delta] = {}
     wrong: list[str] = []
-    for layer in sorted(layers, key=natural):
+    for layer, parts in layers.items():
         try:
-            deltas.update(split_single(layer, build_delta(layer, layers[layer])))
+            deltas.update(split_single(layer, build_delta(layer, parts)))
         except LoraFileError as error:
             wrong.append(error.message)
-    return deltas, wrong
+    return {layer: deltas[layer] for layer in sorted(deltas, key=natural)}, wrong
 
 
 def split_single(layer: str, delta: Delta) -> list[tuple[str, Delta]]:
@@ -166,7 +171,7 @@ def split_single(layer: str, delta: Delta) -> list[tuple[str, Delta]]:
     if not names or not isinstance(delta, Lora) or delta.shape[0] % 3:
         return [(layer, delta)]
     shape = delta.shape[0] // 3, *delta.shape[1:]
-    return [(one, replace(delta, up=up, shape=shape)) for one, up in zip(names, delta.up.chunk(3))]
+    return [(one, replace(delta, up=up, shape=shape)) for one, up in zip(names, delta.up.chunk(3), strict=True)]
 
 
 # --- text encoders ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,20 +35,22 @@ def choose_k(unit: Unit, k: str | int) -> int:
 def topk_sum(x: Tensor, k: int) -> Tensor:
     """Sum of the ``k`` largest of the non-negative ``x``, exactly, without ordering all of it.
 
-    The k-th largest of the block maxima is a lower bound of the k-th largest element, so everything that counts lies in
-    the blocks whose maximum reaches it: about k blocks of B elements, out of n/B.  B = √(n/k) balances the two searches.
+    Among the maxima of blocks of x, the k-th largest is a lower bound of the k-th largest element, so everything that
+    counts is in the k blocks with the largest maxima, and is at least that bound: little more than k elements are left.
+    The block size balances the search among n/B maxima with the pass over k·B candidates (measured: about 2.5·√(n/k)).
     """
     x = x.reshape(-1)
     n = x.numel()
     if k >= n:
         return x.sum()
-    size = 1 << max(0, round(0.5 * (n / k) ** 0.5).bit_length())
+    size = 1 << round(math.log2(2.5 * math.sqrt(n / k)))
     whole = n // size * size
-    if size < 4 or k > whole // size:
+    if k > whole // size:
         return torch.topk(x, k, sorted=False).values.sum()
     blocks = x[:whole].view(-1, size)
-    best = torch.topk(blocks.amax(1), k, sorted=False).indices  # a tie with the k-th adds nothing that k others do not
-    candidates = torch.cat([blocks[best].reshape(-1), x[whole:]])
+    best = torch.topk(blocks.amax(1), k, sorted=False)
+    candidates = torch.cat([blocks[best.indices].reshape(-1), x[whole:]])
+    candidates = candidates[candidates >= best.values.min()]
     return torch.topk(candidates, k, sorted=False).values.sum()
 
 

@@ -19,19 +19,23 @@ VOCABULARY: dict[str, str] = {
     "Flux, SD3, Qwen-Image: diffusers names": (
         "single_transformer_blocks add_q_proj add_k_proj add_v_proj to_add_out to_qkv to_added_qkv to_qkv_mlp_proj "
         "norm1_context norm2_context ff_context proj_mlp norm_out norm_q norm_k norm_added_q norm_added_k x_embedder "
-        "context_embedder time_text_embed time_guidance_embed timestep_embedder guidance_embedder text_embedder pos_embed "
-        "linear_in linear_out single_stream_modulation double_stream_modulation_img double_stream_modulation_txt "
-        "distilled_guidance_layer in_proj txt_norm"
+        "context_embedder time_text_embed time_guidance_embed timestep_embedder guidance_embedder text_embedder "
+        "pos_embed linear_in linear_out single_stream_modulation double_stream_modulation_img "
+        "double_stream_modulation_txt distilled_guidance_layer in_proj txt_norm"
     ),
     "Flux, the makers' names": (
         "double_blocks single_blocks img_attn txt_attn img_mlp txt_mlp img_mod txt_mod img_in txt_in time_in vector_in "
         "guidance_in in_layer out_layer final_layer adaLN_modulation query_norm key_norm"
     ),
     "SD3, the makers' names": "joint_blocks x_block context_block y_embedder t_embedder ln_q ln_k",
-    "Z-Image and Lumina": "feed_forward noise_refiner context_refiner cap_embedder all_x_embedder all_final_layer q_norm k_norm "
-    "attention_norm1 attention_norm2 ffn_norm1 ffn_norm2",
-    "Wan": "self_attn cross_attn patch_embedding text_embedding time_projection k_img v_img "
-    "condition_embedder time_embedder time_proj",
+    "Z-Image and Lumina": (
+        "feed_forward noise_refiner context_refiner cap_embedder all_x_embedder all_final_layer q_norm k_norm "
+        "attention_norm1 attention_norm2 ffn_norm1 ffn_norm2"
+    ),
+    "Wan": (
+        "self_attn cross_attn patch_embedding text_embedding time_projection k_img v_img condition_embedder "
+        "time_embedder time_proj"
+    ),
     "text encoders": (
         "text_model text_projection q_proj k_proj v_proj out_proj token_embedding position_embedding layer_norm1 "
         "layer_norm2 final_layer_norm layer_norm wi_0 wi_1"

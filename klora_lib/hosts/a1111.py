@@ -28,6 +28,7 @@ NEEDED = (
     "available_network_aliases",
     "loaded_networks",
     "load_network",
+    "list_available_networks",
     "network_apply_weights",
     "network_restore_weights_from_backup",
     "network_reset_cached_weight",
@@ -57,6 +58,9 @@ class A1111:
 
     def loras(self) -> list[str]:
         return sorted(self.networks.available_networks, key=str.casefold)
+
+    def refresh(self) -> None:
+        self.networks.list_available_networks()
 
     def find(self, name: str) -> Entry | None:
         listed = self.networks.available_networks.get(name) or self.networks.available_network_aliases.get(name)

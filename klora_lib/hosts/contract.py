@@ -54,6 +54,9 @@ class Host(Protocol):
     def loras(self) -> list[str]:
         """Names as listed, sorted."""
 
+    def refresh(self) -> None:
+        """Look for new LoRA files."""
+
     def find(self, name: str) -> Entry | None:
         """The listed LoRA of that name or alias; None where there is none.  Never a path."""
 

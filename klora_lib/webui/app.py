@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.cache import Library
@@ -27,8 +27,11 @@ class App:
         """``process``: undo what a crashed job left; then, if enabled, make everything ready or refuse."""
         self.clean()
         vars(p).pop(JOB, None)
+        given = xyz.with_axes(named(args), p)
+        if in_panel(args) and not given.get("enabled"):
+            return  # what stands in a closed panel is nobody's concern
         try:
-            settings = read_settings(xyz.with_axes(named(args), p))
+            settings = read_settings(given)
             if settings.enabled:
                 self.last = prepare(detect(), self.library, settings, p.steps)
                 setattr(p, JOB, self.last)
@@ -75,3 +78,8 @@ class App:
 
 def job_of(p: Any) -> Job | None:
     return getattr(p, JOB, None)
+
+
+def in_panel(args: Sequence[Any]) -> bool:
+    """Do the arguments come from the panel (one a field), rather than from a program that wrote them out by name?"""
+    return not (args and isinstance(args[0], Mapping))

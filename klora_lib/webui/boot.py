@@ -21,7 +21,7 @@ def make_panel(script: Any) -> list[Any]:
     from modules.ui_common import create_refresh_button
     from modules.ui_components import InputAccordion
 
-    made = panel.build(InputAccordion, script.elem_id, loras, create_refresh_button)
+    made = panel.build(InputAccordion, script.elem_id, loras, create_refresh_button, refresh)
     script.infotext_fields = made.infotext_fields
     script.paste_field_names = made.names
     return made.components
@@ -33,6 +33,11 @@ def loras() -> list[str]:
         return detect().loras()
     except HostError:
         return []
+
+
+def refresh() -> None:
+    """Look for new LoRA files."""
+    detect().refresh()
 
 
 def add_axes() -> None:

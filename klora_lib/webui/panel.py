@@ -52,11 +52,13 @@ def build(
     accordion: Callable[..., Any],
     elem_id: Callable[[str], str],
     loras: Callable[[], list[str]],
-    refresh: Callable[..., Any] | None = None,
+    refresh_button: Callable[..., Any] | None = None,
+    refresh: Callable[[], None] = lambda: None,
 ) -> Panel:
     """The panel inside the WebUI's own ``accordion``, whose open state is the field ``enabled``.
 
-    Args: elem_id: the script's namer.  loras: the listed names, asked for again by ``refresh``, the host's button maker.
+    Args: elem_id: the script's namer.  loras: the listed names.  refresh_button: the host's maker of a button that calls
+    ``refresh`` and then asks for ``loras`` again.
     """
     made: dict[str, Any] = {}
     names = loras()
@@ -64,8 +66,8 @@ def build(
         with gr.Row():
             for name in ("content", "style"):
                 made[name] = component(BY_NAME[name], names, elem_id(name))
-                if refresh is not None:
-                    refresh(made[name], lambda: None, lambda: {"choices": [NONE, *loras()]}, elem_id(f"{name}_refresh"))
+                if refresh_button is not None:
+                    refresh_button(made[name], refresh, lambda: {"choices": [NONE, *loras()]}, elem_id(f"{name}_refresh"))
         place(made, ("content_weight", "style_weight"), elem_id)
         place(made, ("method", "scale", "gamma"), elem_id)
         place(made, ("alpha", "beta"), elem_id)
@@ -99,4 +101,4 @@ def link_beta(made: dict[str, Any]) -> None:
         ours, others = (0.85 * alpha, 0.5) if scale == "s*" else (0.5, 0.85 * alpha)
         return round(ours, 6) if abs(beta - others) < 1e-6 else beta
 
-    made["scale"].change(follow, [made["scale"], made["alpha"], made["beta"]], [made["beta"]], show_progress=False)
+    made["scale"].change(follow, [made["scale"], made["alpha"], made["beta"]], [made["beta"]], show_progress="hidden")

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+from ..errors import KLoraError, SettingsError
 from ..settings import BY_NAME, FIELDS, Field, read_settings
+from .refuse import KLoraRefused
 
 ATTRIBUTE = "klora_axes"  # on p: setting → value, laid over the panel's
 
@@ -26,8 +28,16 @@ def axis(grid: ModuleType, field: Field, loras: Callable[[], list[str]]) -> Any:
         setattr(p, ATTRIBUTE, {**axes_of(p), "enabled": True, field.name: value})
 
     def confirm(p: Any, values: list[Any]) -> None:
-        for value in values:
-            read_settings({field.name: value})
+        """The plot hides what goes wrong inside a cell, so that bad values must be refused before the first one."""
+        try:
+            for value in values:
+                known(getattr(read_settings({field.name: value}), field.name))
+        except KLoraError as e:
+            raise KLoraRefused(f"K-LoRA: {e}") from None
+
+    def known(value: Any) -> None:
+        if field.name in ("content", "style") and value not in loras():
+            raise SettingsError(f"there is no LoRA named {value!r} among the {len(loras())} listed", field.name)
 
     return grid.AxisOption(field.infotext, field.sweep, apply, confirm=confirm, choices=choices)
 

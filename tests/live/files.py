@@ -24,10 +24,19 @@ def read(path: Path) -> Tensors:
     return load_file(path)
 
 
-def write(path: Path, tensors: Tensors) -> str:
-    """Without metadata, so that the WebUI lists the file by its name. Returns that name."""
-    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path)
+def write(path: Path, tensors: Tensors, note: str = "") -> str:
+    """Without `ss_output_name`, so that the WebUI lists the file by its name. Returns that name."""
+    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path, {"format": "pt", "note": note})
     return path.stem
+
+
+def write_with_first_byte(path: Path, tensors: Tensors, byte: int) -> str:
+    """A sound file that happens to open with this byte: the lowest of its header's length, a multiple of 8."""
+    for length in range(0, 256 + 8, 8):
+        write(path, tensors, "x" * length)
+        if path.read_bytes()[0] == byte:
+            return path.stem
+    raise AssertionError(f"no header length ends in {byte:#x}")
 
 
 def modules(tensors: Tensors, prefix: str = "") -> list[str]:

@@ -1,0 +1,133 @@
+"""One generation, in the order in which A1111 asks its scripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .a1111 import Checkpoint, ExtraNetworkParams, FakeA1111, parse_prompt
+
+
+@dataclass
+class Processing:
+    """``p``.  ``init_latent`` makes it an img2img job, ``enable_hr`` gives it a hires pass."""
+
+    host: FakeA1111
+    prompt: str = "a cat"
+    seed: int = 11
+    steps: int = 6
+    sampler_name: str = "Euler"
+    n_iter: int = 1
+    batch_size: int = 1
+    denoising_strength: float = 0.5
+    source: Tensor | None = None
+    enable_hr: bool = False
+    hr_second_pass_steps: int = 0
+    hr_prompt: str = ""
+    refiner_checkpoint_info: Checkpoint | None = None
+    refiner_switch_at: float = 0.5
+    disable_extra_networks: bool = False
+    script_args: tuple[Any, ...] = ()
+    extra_generation_params: dict[str, Any] = field(default_factory=dict)
+    comments: dict[str, int] = field(default_factory=dict)
+    is_hr_pass: bool = False
+    sampler: Any = None
+    c: Any = None
+
+    def comment(self, text: str) -> None:
+        self.comments[text] = 1
+
+    def init(self, all_prompts: list[str], all_seeds: list[int]) -> None:
+        """img2img makes its sampler here, once for all batches."""
+        if self.source is not None:
+            self.sampler = self.host.create_sampler(self.sampler_name)
+            self.init_latent = self.source
+
+    def setup_conds(self) -> None:
+        """From the cache, when prompt, model and extra network data are the same as last time."""
+        prompt = self.hr_prompts[0] if self.is_hr_pass else self.prompts[0]
+        data = self.hr_extra_network_data if self.is_hr_pass else self.extra_network_data
+        key = (prompt, self.host.sd_model.sd_checkpoint_info, data)
+        cache = self.host.cond_cache
+        if cache[0] is None or cache[0] != key:
+            self.host.text_calls += 1
+            cache[:] = key, self.host.sd_model.cond_stage_model(prompt)
+        self.c = cache[1]
+
+    def sample(self) -> Tensor:
+        noise = self.noise()
+        if self.source is not None:
+            self.host.hook("process_before_every_sampling", self, x=self.source, noise=noise)
+            return self.sampler.sample_img2img(self, self.source, noise, self.c)
+        self.sampler = self.host.create_sampler(self.sampler_name)
+        self.host.hook("process_before_every_sampling", self, x=noise, noise=noise)
+        samples = self.sampler.sample(self, noise, self.c)
+        return self.sample_hr_pass(samples) if self.enable_hr else samples
+
+    def sample_hr_pass(self, samples: Tensor) -> Tensor:
+        self.is_hr_pass = True
+        self.sampler = self.host.create_sampler(self.sampler_name)
+        if not self.disable_extra_networks:
+            activate(self, self.hr_extra_network_data)
+        self.setup_conds()
+        noise = self.noise()
+        self.host.hook("process_before_every_sampling", self, x=samples, noise=noise)
+        steps = self.hr_second_pass_steps or self.steps
+        samples = self.sampler.sample_img2img(self, samples, noise, self.c, steps=steps)
+        self.sampler = None
+        self.is_hr_pass = False
+        return samples
+
+    def noise(self) -> Tensor:
+        return torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(self.seeds[0]))
+
+
+@dataclass
+class Processed:
+    images: list[Any]
+    infotexts: list[str]
+
+
+def activate(p: Processing, data: dict[str, list[ExtraNetworkParams]]) -> None:
+    """The Lora extension loads what the tags say (lyco is its other name), then the scripts are asked."""
+    tags = [*data.get("lora", []), *data.get("lyco", [])]
+    extra = p.host.shared.opts.sd_lora
+    if extra != "None" and not any(t.items[0] == extra for t in tags):
+        tags.append(ExtraNetworkParams([extra, "1.0"]))
+    te = [float(t.named.get("te", t.positional[1] if len(t.positional) > 1 else 1.0)) for t in tags]
+    unet = [float(t.named.get("unet", t.positional[2] if len(t.positional) > 2 else w)) for t, w in zip(tags, te)]
+    dyn = [int(t.named["dyn"]) if "dyn" in t.named else int(t.positional[3]) if len(t.positional) > 3 else None for t in tags]
+    p.host.networks.load_networks([t.positional[0] for t in tags], te, unet, dyn)
+    if p.host.shared.opts.lora_add_hashes_to_infotext:
+        p.lora_hashes = {n.mentioned_name: n.network_on_disk.shorthash for n in p.host.networks.loaded_networks}
+        if p.lora_hashes:
+            p.extra_generation_params["Lora hashes"] = ", ".join(f"{k}: {v}" for k, v in p.lora_hashes.items())
+    p.host.hook("after_extra_networks_activate", p, batch_number=0, prompts=p.prompts, extra_network_data=data)
+
+
+def process_images(p: Processing) -> Processed:
+    host = p.host
+    p.all_seeds = [p.seed + i for i in range(p.n_iter * p.batch_size)]
+    host.hook("process", p)
+    images, infotexts = [], []
+    p.init([p.prompt], p.all_seeds)
+    for n in range(p.n_iter):
+        if host.shared.state.interrupted:
+            break
+        host.sd_models.reload_model_weights()
+        p.seeds = p.all_seeds[n * p.batch_size : (n + 1) * p.batch_size]
+        text, p.extra_network_data = parse_prompt(p.prompt)
+        p.prompts = [text] * p.batch_size
+        text, p.hr_extra_network_data = parse_prompt(p.hr_prompt or p.prompt)
+        p.hr_prompts = [text] * p.batch_size
+        if not p.disable_extra_networks:
+            activate(p, p.extra_network_data)
+        p.setup_conds()
+        images.append(p.sample())
+        infotexts.append(", ".join(f"{k}: {v}" for k, v in p.extra_generation_params.items()))
+    processed = Processed(images, infotexts)
+    host.hook("postprocess", p, processed)
+    return processed

@@ -1,0 +1,198 @@
+"""Images: the extremes are the single LoRAs, and everything between is the brute-force reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from .checks import FAR, assert_like_reference, same
+from .host import Host, difference, encode
+from .jobs import PLAIN, SD15_OTHER, Model, klora, plain, tag
+
+SAMPLERS = ("Euler a", "Heun", "DPM++ 2M", "UniPC", "DDIM", "Restart", "DPM++ SDE")
+HIRES = {
+    "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 4, "denoising_strength": 0.5,
+}  # fmt: skip
+
+
+def only_denoiser_of(pair, role: str, **fields: object) -> dict:
+    """A plain job in which the text encoders carry both LoRAs and the denoiser one."""
+    weights = {"content": (1, 0), "style": (0, 1)}[role]
+    return plain(prompt=PLAIN["prompt"] + tag(pair.content, 1, weights[0]) + tag(pair.style, 1, weights[1]), **fields)
+
+
+@pytest.mark.parametrize("kind", ["attention", "full"])
+@pytest.mark.parametrize(("role", "beta"), [("content", 1e-6), ("style", 1e6)])
+def test_extreme_scale_leaves_one_lora(host: Host, model: Model, kind: str, role: str, beta: float):
+    pair = getattr(model, kind)
+    expected = host.image(only_denoiser_of(pair, role))
+    got = host.image(klora(pair, {"alpha": 0, "beta": beta}))
+    assert difference(expected, host.image(plain())) > FAR
+    assert difference(got, expected) <= 1
+
+
+@pytest.mark.parametrize("role", ["content", "style"])
+def test_method_content_and_style_leave_one_lora(host: Host, sd15: Model, role: str):
+    expected = host.image(only_denoiser_of(sd15.full, role))
+    assert difference(host.image(klora(sd15.full, {"method": role})), expected) <= 1
+
+
+def test_method_direct_is_the_prompt_with_both(host: Host, model: Model):
+    expected = host.image(plain(prompt=PLAIN["prompt"] + tag(model.full.content) + tag(model.full.style)))
+    got = host.image(klora(model.full, {"method": "direct"}))
+    assert difference(got, expected) <= 1
+    assert difference(got, host.image(klora(model.full))) > FAR
+
+
+@pytest.mark.parametrize("kind", ["attention", "full", "uneven"])
+def test_defaults(host: Host, model: Model, kind: str):
+    assert_like_reference(host, getattr(model, kind))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS[1:])
+def test_sampler(host: Host, sd15: Model, sampler: str):
+    steps = 20 if sampler == "Restart" else 6  # it restarts only where there are enough
+    assert_like_reference(host, sd15.uneven, sampler_name=sampler, steps=steps)
+
+
+def test_second_order_sampler_on_sdxl(host: Host, model: Model):
+    assert_like_reference(host, model.uneven, sampler_name="Heun", steps=4)
+
+
+def test_hires_fix(host: Host, model: Model):
+    assert_like_reference(host, model.uneven, passes=2, **(PLAIN | HIRES | {"steps": 4}))
+
+
+def test_hires_checkpoint(host: Host, sd15: Model):
+    fields = HIRES | {"hr_checkpoint_name": SD15_OTHER}
+    got = assert_like_reference(host, sd15.uneven, passes=2, **fields)
+    assert difference(got.image, host.image(klora(sd15.uneven, **HIRES))) > FAR
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.75])
+def test_img2img(host: Host, model: Model, strength: float):
+    start = encode(host.image(plain(seed=5)))
+    assert_like_reference(host, model.uneven, init_images=[start], denoising_strength=strength, steps=8)
+
+
+def test_inpainting(host: Host, sd15: Model):
+    start = host.image(plain(seed=5))
+    mask = np.zeros_like(start)
+    mask[16:48, 16:48] = 255
+    fields = {"init_images": [encode(start)], "mask": encode(mask), "denoising_strength": 0.75, "inpainting_fill": 1}
+    assert_like_reference(host, sd15.uneven, **fields, steps=8)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale": "s*"},
+        {"scale": "s*", "alpha": 1.0, "beta": 0.3},
+        {"alpha": 2.5, "beta": 0.1},
+        {"content_weight": 0.7},
+        {"content_weight": 0.7, "style_weight": -0.5, "content_te_weight": 0.2},
+        {"layers": "attention"},
+        {"layers": "attention-only"},
+        {"gamma": "mean-ratio"},
+        {"gamma": 0.8},
+        {"k": 5},
+        {"k": 1},
+        {"progress": "noise"},
+    ],
+    ids=str,
+)
+def test_settings(host: Host, sd15: Model, settings: dict):
+    got = assert_like_reference(host, sd15.uneven, settings)
+    assert not same(got.image, host.image(klora(sd15.uneven)))
+
+
+@pytest.mark.parametrize("settings", [{"scale": "s*"}, {"layers": "attention", "gamma": "mean-ratio"}], ids=str)
+def test_settings_on_sdxl(host: Host, model: Model, settings: dict):
+    got = assert_like_reference(host, model.uneven, settings)
+    assert not same(got.image, host.image(klora(model.uneven)))
+
+
+def test_k_beyond_every_layer_takes_all_elements(host: Host, sd15: Model):
+    assert_like_reference(host, sd15.uneven, {"k": 10**9})
+
+
+def test_layers_of_one_lora_only(host: Host, sd15: Model):
+    """ff and proj are in the content's file alone: they carry it at every step."""
+    pair = type(sd15.full)(sd15.uneven.content, sd15.attention.style)
+    assert_like_reference(host, pair)
+
+
+@pytest.mark.parametrize("written", ["0.6", "0.6:0.6", "0.6:0.9", "te=0.3:unet=0.8"])
+def test_tag_supplies_the_weight(host: Host, sd15: Model, written: str):
+    text, denoiser = {"0.6": (0.6, 0.6), "0.6:0.6": (0.6, 0.6), "0.6:0.9": (0.6, 0.9)}.get(written, (0.3, 0.8))
+    settings = {"content_te_weight": text, "content_weight": denoiser}
+    assert_like_reference(host, sd15.uneven, settings, klora_prompt=f"<lora:{sd15.uneven.content}:{written}>")
+
+
+def test_tag_of_each_lora(host: Host, model: Model):
+    settings = {"content_weight": 0.8, "style_weight": 1.2}
+    tags = tag(model.uneven.style, 1.2, 1.2) + tag(model.uneven.content, 0.8, 0.8)
+    assert_like_reference(host, model.uneven, settings, klora_prompt=tags)
+
+
+def test_another_lora_in_the_prompt(host: Host, model: Model):
+    prompt = PLAIN["prompt"] + tag(model.attention.content, 0.5, 0.5)
+    got = assert_like_reference(host, model.uneven, prompt=prompt)
+    assert difference(got.image, host.image(klora(model.uneven))) > FAR
+
+
+@pytest.fixture
+def functional(host: Host):
+    host.options(lora_functional=True)
+    yield
+    host.options(lora_functional=False)
+
+
+def test_lora_functional(host: Host, model: Model, functional):
+    prompt = PLAIN["prompt"] + tag(model.attention.content, 0.5, 0.5)
+    assert_like_reference(host, model.uneven)
+    got = assert_like_reference(host, model.uneven, prompt=prompt)
+    assert difference(got.image, host.image(klora(model.uneven))) > FAR
+
+
+@pytest.mark.parametrize("engine", ["merge", "bypass"])
+def test_engine(host: Host, model: Model, engine: str):
+    assert_like_reference(host, model.uneven, {"engine": engine}, within=2)
+
+
+def test_bypass_beside_another_lora_and_in_hires(host: Host, sd15: Model):
+    prompt = PLAIN["prompt"] + tag(sd15.attention.content, 0.5, 0.5)
+    assert_like_reference(host, sd15.uneven, {"engine": "bypass"}, within=2, passes=2, prompt=prompt, **HIRES)
+
+
+def test_adaptive_sampler_goes_by_noise(host: Host, sd15: Model):
+    fields = {"sampler_name": "DPM adaptive", "steps": 4}
+    auto, noise, plain_image = (
+        host.image(job)
+        for job in (klora(sd15.uneven, **fields), klora(sd15.uneven, {"progress": "noise"}, **fields), plain(**fields))
+    )
+    assert same(auto, noise)
+    assert difference(auto, plain_image) > FAR
+
+
+def test_batch_count_is_so_many_single_runs(host: Host, model: Model):
+    batch = host.run(klora(model.uneven, n_iter=3))
+    assert len(batch.images) == 3
+    for i, image in enumerate(batch.images):
+        assert same(image, host.image(klora(model.uneven, seed=PLAIN["seed"] + i)))
+    assert difference(batch.images[0], batch.images[1]) > FAR
+
+
+def test_batch_size(host: Host, sd15: Model):
+    got = assert_like_reference(host, sd15.uneven, batch_size=2)
+    assert len(got.images) == 2
+    assert difference(got.images[1], host.image(klora(sd15.uneven, seed=PLAIN["seed"] + 1))) <= 1
+
+
+def test_and_prompts(host: Host, model: Model):
+    assert_like_reference(host, model.uneven, prompt=PLAIN["prompt"] + " AND a dog :0.7")
+
+
+def test_unequal_prompt_lengths(host: Host, sd15: Model):
+    """More than 75 tokens: the host calls the model twice a step."""
+    assert_like_reference(host, sd15.uneven, prompt=", ".join(f"cat number {i}" for i in range(40)))

@@ -1,0 +1,213 @@
+"""Off is off, and after every job, however it ended, the WebUI is what it was, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+
+from .checks import FAR, same
+from .host import Host, difference, encode
+from .jobs import PLAIN, SD15, SD15_OTHER, SDXL, Model, klora, plain, tag
+from .test_a1111_images import HIRES
+
+WITH_TAG = PLAIN["prompt"] + tag(SD15.full.content)
+
+
+def plain_jobs(model: Model) -> dict[str, dict]:
+    tagged = {"prompt": PLAIN["prompt"] + tag(model.full.content) + tag(model.full.style, 0.5, 0.5)}
+    return {"plain": plain(), "tags": plain(**tagged), "heun": plain(sampler_name="Heun"), "hires": plain(**HIRES, **tagged)}
+
+
+@pytest.fixture(scope="module")
+def bare_images(bare_host: Host) -> dict[tuple[str, str], object]:
+    """What the WebUI makes without our extension."""
+    out = {}
+    for model in (SD15, SDXL):
+        bare_host.use(model.checkpoint)
+        out |= {(model.name, name): bare_host.image(job) for name, job in plain_jobs(model).items()}
+    return out
+
+
+def test_off_is_the_webui_without_the_extension(host: Host, model: Model, bare_images):
+    for name, job in plain_jobs(model).items():
+        off = klora(model.full, {"enabled": False}) | job
+        assert same(host.image(job), bare_images[model.name, name])
+        assert same(host.image(off), bare_images[model.name, name])
+    host.image(klora(model.uneven))
+    for name, job in plain_jobs(model).items():
+        assert same(host.image(job), bare_images[model.name, name])
+
+
+def test_nothing_is_patched_while_no_job_runs(host: Host, model: Model):
+    assert host.state()["changed"] == []
+    host.image(klora(model.uneven))
+    assert host.state()["changed"] == []
+
+
+class Witness:
+    """The model and two plain images, taken before; `unchanged` compares them with now."""
+
+    def __init__(self, host: Host, model: Model):
+        self.host, self.model = host, model
+        self.jobs = (plain(), plain(prompt=PLAIN["prompt"] + tag(model.full.content)))
+        self.images = [host.image(job) for job in self.jobs]
+        assert difference(*self.images) > FAR
+        host.image(self.jobs[0])
+        self.state = host.state()
+
+    def assert_unchanged(self) -> None:
+        self.host.use(self.model.checkpoint)
+        right_away = self.host.state()
+        again = [self.host.image(job) for job in self.jobs]
+        assert all(same(a, b) for a, b in zip(again, self.images, strict=True))
+        self.host.image(self.jobs[0])
+        state = self.host.state()
+        assert state == self.state
+        assert right_away["hooks"] == self.state["hooks"]
+        assert right_away["changed"] == self.state["changed"]
+        if right_away["checkpoint"] == self.state["checkpoint"]:
+            assert right_away["weights"] == self.state["weights"]
+
+
+@pytest.fixture
+def witness(host: Host, model: Model) -> Witness:
+    return Witness(host, model)
+
+
+@pytest.fixture
+def sd15_witness(host: Host, sd15: Model) -> Witness:
+    return Witness(host, sd15)
+
+
+ENGINES = pytest.mark.parametrize("engine", ["merge", "bypass"])
+
+
+@ENGINES
+def test_finished(host: Host, witness: Witness, engine: str):
+    job = klora(witness.model.uneven, {"engine": engine})
+    assert difference(host.image(job), witness.images[0]) > FAR
+    witness.assert_unchanged()
+
+
+@ENGINES
+@pytest.mark.parametrize("order", ["interrupt", "skip"])
+def test_stopped_at_call_3(host: Host, witness: Witness, engine: str, order: str):
+    whole = host.image(klora(witness.model.uneven, {"engine": engine}))
+    host.arm(**{order: 3})
+    stopped = host.image(klora(witness.model.uneven, {"engine": engine}))
+    assert difference(stopped, whole) > FAR
+    witness.assert_unchanged()
+
+
+@ENGINES
+@pytest.mark.parametrize("call", [1, 3])
+def test_failed_inside_the_unet(host: Host, witness: Witness, engine: str, call: int):
+    host.arm(fail=call)
+    answer = host.ask("/sdapi/v1/txt2img", klora(witness.model.uneven, {"engine": engine}))
+    assert answer.status == 500
+    assert "told to fail" in answer.text
+    witness.assert_unchanged()
+
+
+def test_failed_in_the_second_of_three_images(host: Host, sd15_witness: Witness):
+    host.arm(fail=8)
+    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven, n_iter=3)).status == 500
+    sd15_witness.assert_unchanged()
+
+
+def test_failed_in_the_hires_pass(host: Host, sd15_witness: Witness):
+    host.arm(fail=8)
+    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven, **HIRES)).status == 500
+    sd15_witness.assert_unchanged()
+
+
+@pytest.mark.parametrize("engine", ["merge", "bypass"])
+def test_failed_then_another_klora_job(host: Host, sd15_witness: Witness, engine: str):
+    """The next job is the first that can undo what a crash left, also where it is no plain one."""
+    whole = host.image(klora(SD15.uneven, {"engine": engine}))
+    host.arm(fail=3)
+    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven, {"engine": engine})).status == 500
+    assert same(host.image(klora(SD15.uneven, {"engine": engine})), whole)
+    sd15_witness.assert_unchanged()
+
+
+@pytest.mark.parametrize("other", [SD15_OTHER, SDXL.checkpoint])
+@pytest.mark.parametrize("fail", [0, 3])
+def test_another_checkpoint_next(host: Host, sd15_witness: Witness, other: str, fail: int):
+    host.use(other)
+    elsewhere = host.image(plain())
+    host.use(SD15.checkpoint)
+    host.arm(**({"fail": fail} if fail else {}))
+    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven)).status == (500 if fail else 200)
+    host.use(other)
+    assert same(host.image(plain()), elsewhere)
+    sd15_witness.assert_unchanged()
+
+
+def test_hires_checkpoint_leaves_both_models(host: Host, sd15_witness: Witness):
+    host.image(klora(SD15.uneven, **HIRES, hr_checkpoint_name=SD15_OTHER))
+    sd15_witness.assert_unchanged()
+
+
+def test_refiner_steps_aside(host: Host, sd15_witness: Witness):
+    fields = {"refiner_checkpoint": SD15_OTHER, "refiner_switch_at": 0.5}
+    refined = host.run(klora(SD15.uneven, **fields))
+    said = [f"{k}: {v}" for k, v in refined.info["extra_generation_params"].items() if k.startswith("K-LoRA")]
+    assert any("refiner" in x.lower() for x in said), refined.said
+    assert difference(refined.image, host.image(plain(**fields))) > FAR
+    sd15_witness.assert_unchanged()
+
+
+def test_lora_functional_leaves_nothing(host: Host, sd15_witness: Witness):
+    host.options(lora_functional=True)
+    try:
+        host.image(klora(SD15.uneven))
+        host.arm(fail=3)
+        assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven)).status == 500
+    finally:
+        host.options(lora_functional=False)
+    sd15_witness.assert_unchanged()
+
+
+def test_refused_job_changes_nothing(host: Host, sd15_witness: Witness):
+    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven, {"alpha": "abc"})).status == 422
+    sd15_witness.assert_unchanged()
+
+
+def test_same_job_twice_is_the_same_image(host: Host, model: Model):
+    assert same(host.image(klora(model.uneven)), host.image(klora(model.uneven)))
+
+
+def test_prompt_cache_does_not_carry_text_encoder_parts_over(host: Host, sd15: Model):
+    """Same prompt, other text encoder weights: the host caches what it encoded."""
+    images = [host.image(klora(sd15.full, {"content_te_weight": w})) for w in (0, 1, 0)]
+    assert difference(images[0], images[1]) > 0
+    assert same(images[0], images[2])
+
+
+def test_memory_stays_level(host: Host, sd15: Model):
+    start = encode(host.image(plain()))
+    levels = []
+    for i in range(30):
+        pair = (sd15.uneven, sd15.full, sd15.attention)[i % 3]
+        settings = {"alpha": 1 + i / 30, "engine": ("merge", "bypass")[i % 2], "scale": ("s", "s*")[i // 2 % 2]}
+        fields = ({}, {"init_images": [start], "denoising_strength": 0.6}, HIRES, {"sampler_name": "Heun"})[i % 4]
+        host.image(klora(pair, settings, **fields))
+        levels.append(host.memory())
+    assert levels[-1] <= 1.05 * levels[4], [x >> 20 for x in levels]
+
+
+def test_reload_ui(host: Host, sd15_witness: Witness):
+    whole = host.image(klora(SD15.uneven))
+    host.reload_ui()
+    assert host.state()["callbacks"] == sd15_witness.state["callbacks"]
+    assert same(host.image(klora(SD15.uneven)), whole)
+    sd15_witness.assert_unchanged()
+
+
+def test_reload_ui_after_a_crash(host: Host, sd15_witness: Witness):
+    whole = host.image(klora(SD15.uneven))
+    host.arm(fail=3)
+    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven)).status == 500
+    host.reload_ui()
+    sd15_witness.assert_unchanged()
+    assert same(host.image(klora(SD15.uneven)), whole)
