@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = out/demo
 
-export OMP_NUM_THREADS ?= 1  # the tests' tensors are too small to share
+# the tests' tensors are too small to share
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: test lint types unit live bench demo clean
 

@@ -69,7 +69,7 @@ class Lora(Delta):
         return self.down.shape[0]
 
     def dense(self, device: Device = None) -> Tensor:
-        return (wide(self.up, device) @ wide(self.down, device)).mul_(self.scale)
+        return (wide(self.up, device) * self.scale) @ wide(self.down, device)
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
         return self.up, self.down, self.scale

@@ -151,7 +151,7 @@ def canonical(path: str) -> str:
     """The diffusers-style path of a dotted denoiser module path in any scheme; unknown paths stay as they are."""
     path = path.replace(".processor", "")
     if unet := compvis_unet(path):
-        path = unet
+        return unet
     for pattern, replacement in TRANSFORMERS:
         if found := pattern.fullmatch(path):
             return found.expand(replacement)

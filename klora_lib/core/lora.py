@@ -13,14 +13,17 @@ from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from ..errors import LoraFileError
 from .build import build_delta, finite
 from .deltas import Delta, Lora, Norm
 from .keys import Key, members, natural, parse_key
+from .peft import Adapter, adapters
 
 SHOWN = 3  # offenders named in a sentence
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,8 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
         raise LoraFileError(f"{name!r} does not exist") from None
     except OSError as error:
         raise LoraFileError(f"{name!r} cannot be opened ({error.strerror})") from None
-    return lora_file(parse(data, name), name, hashlib.blake2b(data).hexdigest())
+    tensors, metadata = parse(data, name)
+    return lora_file(tensors, name, hashlib.blake2b(data).hexdigest(), metadata)
 
 
 # --- bytes to tensors ---
@@ -68,27 +72,28 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
 DISGUISES = {b"PK": "a pickle", b"\x80": "a pickle", b"version https://git-lfs": "a Git LFS pointer"}
 
 
-def parse(data: bytes, name: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file's bytes; LoraFileError where they are none."""
+def parse(data: bytes, name: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """The tensors and the metadata of a safetensors file's bytes; LoraFileError where they are none."""
     if not data:
         raise LoraFileError(f"{name!r} is an empty file")
-    header = read_header(data, name)
+    header, metadata = read_header(data, name)
     empty = [key for key, shape in header.items() if 0 in shape]
     if empty:
         raise LoraFileError(f"{name!r} holds {count(len(empty), 'empty tensor')}: {listed(empty)}")
     try:
-        return safetensors.torch.load(data)
+        return safetensors.torch.load(data), metadata
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).removeprefix("Error while deserializing: ")
         raise LoraFileError(f"{name!r} is truncated or damaged ({reason})") from None
 
 
-def read_header(data: bytes, name: str) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape: from the JSON that opens a safetensors file."""
+def read_header(data: bytes, name: str) -> tuple[dict[str, tuple[int, ...]], Mapping[str, str]]:
+    """Tensor name -> shape, and the metadata: from the JSON that opens a safetensors file."""
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length] if 8 + length <= len(data) else b"")
-        return {key: tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
+        metadata = header.pop("__metadata__", None) or {}
+        return {key: tuple(entry["shape"]) for key, entry in header.items()}, metadata
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
         # only now: a sound file may begin with any of these bytes, they are its header's length
         for start, what in DISGUISES.items():
@@ -104,9 +109,12 @@ def read_header(data: bytes, name: str) -> dict[str, tuple[int, ...]]:
 # --- tensors to modules ---
 
 
-def lora_file(tensors: Mapping[str, Tensor], name: str, digest: str = "") -> LoraFile:
+def lora_file(
+    tensors: Mapping[str, Tensor], name: str, digest: str = "", metadata: Mapping[str, str] = NO_METADATA
+) -> LoraFile:
     """The pure part of read_lora: sort tensors by role and layer, build every module.
 
+    metadata: the file's own; PEFT adapters have their alpha there.
     Raises LoraFileError naming the first few offenders and how many more there are.
     """
     if not tensors:
@@ -128,6 +136,10 @@ def lora_file(tensors: Mapping[str, Tensor], name: str, digest: str = "") -> Lor
             texts.append(Text(raw, key, tensor))
     if not layers:
         raise LoraFileError(f"{name!r} {nothing_to_use(len(texts), unknown)}")
+    known = adapters(metadata)
+    if "denoiser" in known:
+        layers = {layer: with_alpha(known["denoiser"], layer, parts) for layer, parts in layers.items()}
+    texts += missing_alphas(known, texts)
     deltas, misfits = build_all(layers)
     wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
     if wrong:
@@ -143,6 +155,22 @@ def lora_file(tensors: Mapping[str, Tensor], name: str, digest: str = "") -> Lor
         any(text.foreign for text in texts),
         tuple(unknown),
     )
+
+
+def with_alpha(adapter: Adapter, layer: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``parts`` of a plain LoRA with the adapter's alpha, where the file has none beside the tensors."""
+    if "alpha" in parts or "lora_down.weight" not in parts:
+        return parts
+    return {**parts, "alpha": torch.tensor(adapter.alpha_of(layer, parts["lora_down.weight"].shape[0]))}
+
+
+def missing_alphas(known: Mapping[str, Adapter], texts: list[Text]) -> list[Text]:
+    """The alphas that the metadata has for text-encoder modules and the tensors have not."""
+    have = {text.key[:2] for text in texts if text.key.part == "alpha"}
+    ours = [t for t in texts if t.foreign and t.key.role in known and t.key[:2] not in have]
+    downs = [t for t in ours if t.key.part == "lora_down.weight"]
+    alphas = [known[t.key.role].alpha_of(t.key.layer, t.tensor.shape[0]) for t in downs]
+    return [Text(t.raw, t.key._replace(part="alpha"), torch.tensor(a)) for t, a in zip(downs, alphas, strict=True)]
 
 
 def nothing_to_use(texts: int, unknown: list[str]) -> str:

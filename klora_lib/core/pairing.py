@@ -85,6 +85,8 @@ def stack(whole: str, own: Mapping[str, Delta], rows: int) -> Delta:
     parts = [own.get(m) for m in members(whole)]
     known = [p.shape for p in parts if p is not None]
     heights = [p.shape[0] if p is not None else 0 for p in parts]
+    if len({shape[1:] for shape in known}) > 1:
+        raise PairError(f"the parts of {whole} are of different widths: {', '.join(map(shape_text, filter(None, parts)))}")
     missing = [i for i, p in enumerate(parts) if p is None]
     for i in missing[:-1] if len(missing) > 1 else []:
         heights[i] = known[0][1]  # q, k and v are as tall as the layer is wide; only the last member (mlp) differs

@@ -70,14 +70,17 @@ def balance(scores: Scores, decided: Tensor, gamma: str | float, names: tuple[st
     """γ over the ``decided`` units: Σ Σ|ΔW_c| / Σ Σ|ΔW_s| ("auto", paper equation 7), the trimmed mean of the
     per-layer ratios ("mean-ratio": those under 3 times their mean), or the number given."""
     content, style = scores.content_abs[decided], scores.style_abs[decided]
-    for name, size in zip(names, (content, style)):
+    for role, name, size in zip(("content", "style"), names, (content, style)):
         if float(size.sum()) == 0:
-            raise PairError(f"{name!r} is zero in all {len(size)} layers that it shares with the other LoRA; was it trained?")
+            shared = f"all {len(size)} layers that it shares with the other LoRA"
+            raise PairError(f"{name!r} is zero in {shared}; was it trained?", role)
     if isinstance(gamma, float):
         return gamma
     if gamma == "auto":
         return float(content.sum() / style.sum())
     ratios = (content / style)[style > 0]
+    if float(ratios.sum()) == 0:
+        raise PairError(f"no layer has both {names[0]!r} and {names[1]!r} other than zero, so it has no mean ratio", "gamma")
     return float(ratios[ratios < 3 * ratios.mean()].mean())
 
 

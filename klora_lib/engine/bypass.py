@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from ..core.deltas import Delta
 from .site import Load, Loads, Site
+
+
+class Ready(NamedTuple):
+    """A load on one device and in one type: weights to apply in turn, and what to add to the bias."""
+
+    weights: tuple[Tensor, ...]
+    bias: Tensor | None
 
 
 class Bypassed:
@@ -18,13 +26,13 @@ class Bypassed:
         self.loads = loads
         self.chosen: list[Load] = []
         self.hook: Any = None
-        self.tensors: dict[Any, tuple[Tensor, ...]] = {}  # of the current choice, on the device and in the type last asked
+        self.made: dict[Any, Ready] = {}  # of the current choice
 
     def show(self, mask: int) -> None:
         """From the next forward on, the output carries Σ w·Δ(x) of the loads in ``mask``."""
         chosen = self.loads.chosen(mask)
         if chosen != self.chosen:
-            self.tensors.clear()
+            self.made.clear()
             self.chosen = chosen
         if chosen and self.hook is None:
             self.hook = self.site.module.register_forward_hook(self.add)
@@ -35,55 +43,70 @@ class Bypassed:
             self.hook.remove()
         self.hook = None
         self.chosen = []
-        self.tensors.clear()
+        self.made.clear()
 
     def add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """The forward hook.  args[0]: [..., in] or [batch, in, h, w]; output likewise with out."""
         if not self.chosen:
             return None
         x = args[0].to(output.dtype)
-        total = sum(self.product(load, x) for load in self.chosen)
-        if self.site.rows is None:
-            return output + total
         result = output.clone()
-        axis = 1 if isinstance(module, nn.Conv2d) else -1
-        first, last = self.site.rows
-        result.narrow(axis, first, last - first).add_(total)
+        part = result if self.site.rows is None else self.rows_of(result)
+        for load in self.chosen:
+            for term in self.terms(load, x):
+                part.add_(term)
         return result
 
-    def product(self, load: Load, x: Tensor) -> Tensor:
-        """w·ΔW·x (+ w·Δb), by the low-rank factors where there are any."""
-        first, *rest, bias = self.ready(load, x)
-        module = self.site.module
+    def rows_of(self, output: Tensor) -> Tensor:
+        assert self.site.rows is not None
+        axis = 1 if isinstance(self.site.module, nn.Conv2d) else -1
+        return output.narrow(axis, self.site.rows[0], self.site.rows[1] - self.site.rows[0])
+
+    def terms(self, load: Load, x: Tensor) -> Iterator[Tensor]:
+        """w·ΔW·x and w·Δb, as far as the load has them; the product by its low-rank factors where there are any."""
+        ready = self.ready(load, x)
+        if ready.weights:
+            yield self.product(ready.weights, x)
+        if ready.bias is not None:
+            yield ready.bias
+
+    def product(self, weights: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        module, (first, *rest) = self.site.module, weights
         if isinstance(module, nn.Conv2d):
             x = module._conv_forward(x, first, None)  # its stride, padding and padding mode (tiling sets circular)
             for weight in rest:
                 x = nn.functional.conv2d(x, weight)
-        else:
-            for weight in (first, *rest):
-                x = nn.functional.linear(x, weight)
-        return x + bias if bias.numel() else x
+            return x
+        for weight in weights:
+            x = nn.functional.linear(x, weight)
+        return x
 
-    def ready(self, load: Load, x: Tensor) -> tuple[Tensor, ...]:
-        """Weights to apply in turn, then the bias (empty where there is none), as ``x`` needs them."""
+    def ready(self, load: Load, x: Tensor) -> Ready:
+        """The load as ``x`` needs it: on its device, in its type."""
         key = id(load), x.device, x.dtype
-        if key not in self.tensors:
-            self.tensors[key] = tuple(t.to(x.device, x.dtype) for t in self.parts(load))
-        return self.tensors[key]
+        if key not in self.made:
+            weights, bias = self.weights(load.delta, load.weight), self.bias(load.delta, load.weight)
+            moved = tuple(t.to(x.device, x.dtype) for t in weights)
+            self.made[key] = Ready(moved, bias.to(x.device, x.dtype) if bias is not None else None)
+        return self.made[key]
 
-    def parts(self, load: Load) -> tuple[Tensor, ...]:
-        """fp32: (down, w·scale·up, w·Δb), or (w·Δ, w·Δb) for a module without two factors."""
-        delta, w = load.delta, load.weight
-        bias = delta.bias.float() * w if delta.bias is not None else torch.empty(0)
-        if isinstance(self.site.module, nn.Conv2d):
-            bias = bias[:, None, None]
+    def weights(self, delta: Delta, w: float) -> tuple[Tensor, ...]:
+        """fp32, to be applied in turn: (down, w·scale·up); (w·Δ,) without two factors; () for a bias alone."""
+        if len(delta.shape) == 1:
+            return ()
         low_rank = delta.factors()
         if low_rank is None:
             base = self.site.part(self.site.read(self.site.module)).reshape(delta.shape[0], -1)
-            return self.kernel(delta.update(base[:, : self.loads.columns]) * w), bias
+            return (self.kernel(delta.update(base[:, : self.loads.columns]) * w),)
         up, down, scale = low_rank
         up = up.float() * (scale * w)
-        return self.kernel(down.float()), (up[:, :, None, None] if isinstance(self.site.module, nn.Conv2d) else up), bias
+        return self.kernel(down.float()), (up[:, :, None, None] if isinstance(self.site.module, nn.Conv2d) else up)
+
+    def bias(self, delta: Delta, w: float) -> Tensor | None:
+        if delta.bias is None:
+            return None
+        bias = delta.bias.float() * w
+        return bias[:, None, None] if isinstance(self.site.module, nn.Conv2d) else bias
 
     def kernel(self, matrix: Tensor) -> Tensor:
         """[rows, in·kh·kw] as this site's layer takes it: [rows, in, kh, kw] for a convolution."""

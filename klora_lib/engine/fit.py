@@ -21,15 +21,15 @@ def place(
     Raises PairError where shapes differ, or no layer that both LoRAs touch is in the model.
     """
     refuse_other_shapes(pair, sites, checkpoint)
-    rows = {unit.name: row for row, unit in enumerate(plan.units)}
+    rows = [*range(len(plan.units)), *[None] * len(pair.added)]
     placed, missing = [], []
-    for unit in (*pair.units, *pair.added):
+    for row, unit in zip(rows, (*plan.units, *pair.added)):
         site = sites.get(unit.name)
         if site is None:
             missing.append(unit.name)
             continue
         loads = Loads(*(Load(d, w) if d is not None else None for d, w in zip((unit.content, unit.style), weights)))
-        placed.append(Placed(rows.get(unit.name), added_mask(plan, unit), site, loads))
+        placed.append(Placed(row, added_mask(plan, unit), site, loads))
     if not any(unit.shared and unit.name in sites for unit in pair.units):
         raise PairError(f"none of the layers that both LoRAs touch is in {checkpoint!r}, {pair.units[0].name} is not")
     return placed, missing
@@ -46,7 +46,8 @@ def refuse_other_shapes(pair: Pair, sites: Mapping[str, Site], checkpoint: str) 
     bad = [u for u in (*pair.units, *pair.added) if u.name in sites and not fits(u, sites[u.name])]
     if not bad:
         return
-    facts = "; ".join(f"{u.name} is {text(u.shape)} in the LoRAs, {text(sites[u.name].shape)} in the model" for u in bad[:SHOWN])
+    both = [(u.name, text(u.shape), text(sites[u.name].shape)) for u in bad[:SHOWN]]
+    facts = "; ".join(f"{name} is {ours} in the LoRAs, {theirs} in the model" for name, ours, theirs in both)
     more = f", and {len(bad) - SHOWN} layers more" if len(bad) > SHOWN else ""
     raise PairError(
         f"{pair.content.name!r} and {pair.style.name!r} are not made for the model of {checkpoint!r}: {facts}{more}"
@@ -54,8 +55,13 @@ def refuse_other_shapes(pair: Pair, sites: Mapping[str, Site], checkpoint: str) 
 
 
 def fits(unit: Unit, site: Site) -> bool:
-    """Same rows and columns; an inpainting model's first convolution has 9 input channels where the LoRA has 4."""
+    """Same rows and columns; an inpainting model's first convolution has 9 input channels where the LoRA has 4.
+
+    A bias alone has rows only.
+    """
     ours, theirs = unit.shape, site.shape
+    if len(ours) == 1:
+        return ours[0] == theirs[0]
     if len(theirs) == 4 and theirs[1] == 9 and len(ours) == 4 and ours[1] == 4:
         return ours[0] == theirs[0] and ours[2:] == theirs[2:]
     return flat(ours) == flat(theirs)

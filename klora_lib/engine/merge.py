@@ -45,14 +45,14 @@ class Factors:
             if room.take(up.nbytes + down.nbytes):
                 self.low_rank = up.to(device), down.to(device), scale
 
-    def add_to(self, base: Tensor, out: Tensor) -> None:
-        """out ← base + w·Δ(base).  ``base``, ``out``: fp32 [out, in·kh·kw], and may be the same tensor."""
+    def add_to(self, total: Tensor, base: Tensor, out: Tensor) -> None:
+        """out ← total + w·Δ(base), all [out, in·kh·kw] in fp32 or fp64; ``total`` may be ``base`` or ``out`` itself."""
         if self.low_rank is None:
-            torch.add(base, self.load.delta.update(base), alpha=self.load.weight, out=out)
+            torch.add(total, self.load.delta.update(base.float()), alpha=self.load.weight, out=out)
             return
         up, down, scale = self.low_rank
-        up, down = up.to(self.device, torch.float32), down.to(self.device, torch.float32)
-        torch.addmm(base, up, down, alpha=scale * self.load.weight, out=out)
+        up, down = up.to(self.device, base.dtype), down.to(self.device, base.dtype)
+        torch.addmm(total, up, down, alpha=scale * self.load.weight, out=out)
 
 
 class Merged:
@@ -65,42 +65,37 @@ class Merged:
         self.room = room
         self.weight: Tensor | None = None  # backups, of the site's part
         self.bias: Tensor | None = None
+        self.backed_up = False
         self.factors: dict[int, Factors] = {}
 
     def show(self, mask: int) -> None:
         """Weight ← base + Σ w·Δ of the loads in ``mask``, from the exact backup, in fp32, rounded once."""
         chosen = self.loads.chosen(mask)
-        if not chosen and self.weight is None:
-            return
-        if self.weight is None:
-            self.back_up()
-        assert self.weight is not None
         if not chosen:
             self.restore()
             return
-        self.write_weight(chosen)
+        self.back_up()
+        if self.weight is not None:
+            self.write_weight(chosen, self.weight)
         if self.bias is not None:
-            self.write_bias(chosen)
+            self.write_bias(chosen, self.bias)
 
-    def write_weight(self, chosen: list[Load]) -> None:
-        assert self.weight is not None
+    def write_weight(self, chosen: list[Load], backup: Tensor) -> None:
         target = self.site.part(self.site.module.weight.detach())
-        base = self.weight.to(self.device, torch.float32).reshape(target.shape[0], -1)
+        work = torch.promote_types(target.dtype, torch.float32)
+        base = backup.to(self.device, work).reshape(target.shape[0], -1)
         columns = self.loads.columns
-        plain = target.dtype == torch.float32 and target.device == self.device and target.is_contiguous()
-        if plain and columns == base.shape[1]:
-            out = target.view(base.shape)
-        else:
-            out = base.clone()
+        plain = target.dtype == work and target.device == self.device and target.is_contiguous()
+        out = target.view(base.shape) if plain and columns == base.shape[1] else base.clone()
+        total, narrow = base[:, :columns], base[:, :columns]
         for load in chosen:
-            self.ready(load).add_to(base[:, :columns], out[:, :columns])
-            base = out
+            self.ready(load).add_to(total, narrow, out[:, :columns])
+            total = out[:, :columns]
         if out.data_ptr() != target.data_ptr():
             target.copy_(out.view(target.shape))
 
-    def write_bias(self, chosen: list[Load]) -> None:
-        assert self.bias is not None
-        total = self.bias.to(torch.float32)
+    def write_bias(self, chosen: list[Load], backup: Tensor) -> None:
+        total = backup.to(torch.promote_types(backup.dtype, torch.float32))
         for load in chosen:
             if load.delta.bias is not None:
                 total = total + load.weight * load.delta.bias.to(total)
@@ -112,22 +107,28 @@ class Merged:
         return self.factors[id(load)]
 
     def back_up(self) -> None:
-        self.weight = self.kept(self.site.part(self.site.module.weight.detach()))
-        if self.loads.with_bias:
-            self.bias = self.kept(self.site.part(self.site.module.bias.detach()))
+        """Only what will be written: a bias alone must not hold a weight that another unit may be changing."""
+        if self.backed_up:
+            return
+        module = self.site.module
+        if self.loads.with_weight or module.weight.dim() == 1:
+            self.weight = self.kept(self.site.part(module.weight.detach()))
+        if self.loads.with_bias and module.bias is not None:  # a norm without a bias gets none
+            self.bias = self.kept(self.site.part(module.bias.detach()))
+        self.backed_up = True
 
     def kept(self, tensor: Tensor) -> Tensor:
         return tensor.clone() if self.room.take(tensor.nbytes) else tensor.to("cpu", copy=True)
 
     def restore(self) -> None:
-        assert self.weight is not None
-        self.site.part(self.site.module.weight.detach()).copy_(self.weight)
+        if self.weight is not None:
+            self.site.part(self.site.module.weight.detach()).copy_(self.weight)
         if self.bias is not None:
             self.site.part(self.site.module.bias.detach()).copy_(self.bias)
 
     def close(self) -> None:
         """The weight bit for bit as it was, and nothing kept."""
-        if self.weight is not None:
-            self.restore()
-            self.weight = self.bias = None
+        self.restore()
+        self.weight = self.bias = None
+        self.backed_up = False
         self.factors.clear()

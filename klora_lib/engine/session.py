@@ -77,8 +77,8 @@ class Session:
         """Undo everything; safe to call again.  A site that fails does not keep the others from being restored."""
         self.closed = True
         with exact_math(self.device):
-            errors = list(close_all(self.actors))
-        self.masks.zero_()
+            errors = list(close_all(reversed(self.actors)))
+            self.masks.zero_()
         if errors:
             raise errors[0]
         self.actors = []

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ..core.deltas import Delta
@@ -64,6 +63,11 @@ class Loads:
         load = self.content or self.style
         assert load is not None
         return math.prod(load.delta.shape[1:])
+
+    @property
+    def with_weight(self) -> bool:
+        """False for biases alone (1-D, on a layer with a matrix)."""
+        return any(load is not None and len(load.delta.shape) > 1 for load in (self.content, self.style))
 
     @property
     def with_bias(self) -> bool:

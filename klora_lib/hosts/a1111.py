@@ -18,7 +18,7 @@ from torch import nn
 
 from ..core.schedule import noise_progress
 from ..engine.site import Site
-from ..errors import HostError
+from ..errors import HostError, SettingsError
 from .contract import Call, Entry, Tag, TextPart
 from .layers import sites_of
 
@@ -26,6 +26,7 @@ NAME = "AUTOMATIC1111"
 NEEDED = (
     "available_networks",
     "available_network_aliases",
+    "forbidden_network_aliases",
     "loaded_networks",
     "load_network",
     "list_available_networks",
@@ -63,7 +64,9 @@ class A1111:
         self.networks.list_available_networks()
 
     def find(self, name: str) -> Entry | None:
-        listed = self.networks.available_networks.get(name) or self.networks.available_network_aliases.get(name)
+        listed = self.networks.available_networks.get(name)
+        if listed is None and name.lower() not in self.networks.forbidden_network_aliases:  # two files share the alias
+            listed = self.networks.available_network_aliases.get(name)
         if listed is None:
             return None
         return Entry(listed.name, listed.filename)
@@ -82,7 +85,8 @@ class A1111:
         from modules import sd_unet, shared
 
         if sd_unet.current_unet is not None:
-            raise HostError(f"the SD Unet option replaces the model by {sd_unet.current_unet.option.label!r}; set it to None")
+            label = sd_unet.current_unet.option.label
+            raise HostError(f"the SD Unet option replaces the model by {label!r}; set it to None")
         return sites_of(shared.sd_model.model.diffusion_model)
 
     def settle(self, modules: Iterable[nn.Module]) -> None:
@@ -158,8 +162,13 @@ class A1111:
         p.extra_generation_params["Lora hashes"] = ", ".join(f"{k}: {v}" for k, v in hashes.items())
 
     def around_sampling(self, p: Any, context: Callable[[int], AbstractContextManager[None]]) -> None:
-        """The pass's own sampler object lives for this pass only, and what its launch raises is not swallowed."""
+        """A sampler object lives no longer than its job, and what its launch raises is not swallowed.
+
+        txt2img makes one for every pass, img2img one for all batches of a job: it is wrapped once.
+        """
         sampler = p.sampler
+        if getattr(getattr(sampler, "launch_sampling", None), "klora_job", None) is p:
+            return
         if not hasattr(sampler, "launch_sampling"):
             raise HostError(f"the sampler {p.sampler_name!r} does not run through this WebUI's launch_sampling")
         launch = sampler.launch_sampling
@@ -168,6 +177,7 @@ class A1111:
             with context(steps):
                 return launch(steps, func)
 
+        launch_sampling.klora_job = p  # type: ignore[attr-defined]
         sampler.launch_sampling = launch_sampling
 
     @contextmanager
@@ -221,14 +231,14 @@ def noise_of(denoiser: Any, sigma: torch.Tensor) -> float:
 
 def read_tag(params: Any) -> Tag:
     """<lora:name:te:unet>, <lora:name:te=…:unet=…>: as the host reads them, unet following te."""
-    positional, named = params.positional, params.named
+    positional, named, tag = params.positional, params.named, f"<lora:{':'.join(params.items)}>"
     if len(positional) > 3 or "dyn" in named:
-        raise HostError(f"the tag <lora:{':'.join(params.items)}> asks for a dynamic rank, which the pair cannot have", positional[0])
+        raise SettingsError(f"the tag {tag} asks for a dynamic rank, which a LoRA of the pair cannot have", "prompt")
     try:
         te = float(named.get("te", positional[1] if len(positional) > 1 else 1.0))
         unet = float(named.get("unet", positional[2] if len(positional) > 2 else te))
     except ValueError:
-        raise HostError(f"the tag <lora:{':'.join(params.items)}> has a weight that is no number", positional[0]) from None
+        raise SettingsError(f"the tag {tag} has a weight that is no number", "prompt") from None
     return Tag(te, unet)
 
 

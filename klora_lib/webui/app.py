@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ..core.cache import Library
@@ -27,6 +28,7 @@ class App:
         """``process``: undo what a crashed job left; then, if enabled, make everything ready or refuse."""
         self.clean()
         vars(p).pop(JOB, None)
+        infotext.forget(p)
         given = xyz.with_axes(named(args), p)
         if in_panel(args) and not given.get("enabled"):
             return  # what stands in a closed panel is nobody's concern
@@ -49,7 +51,7 @@ class App:
     def before_sampling(self, p: Any) -> None:
         """``process_before_every_sampling``."""
         if job := job_of(p):
-            job.host.around_sampling(p, lambda steps: job.sampling(p, steps))
+            job.host.around_sampling(p, lambda steps: heard(job.sampling(p, steps)))
 
     def denoise(self, params: Any) -> None:
         """``on_cfg_denoiser``.  The host swallows our exceptions, but not the one by which it stops a pass itself."""
@@ -78,6 +80,16 @@ class App:
 
 def job_of(p: Any) -> Job | None:
     return getattr(p, JOB, None)
+
+
+@contextmanager
+def heard(sampling: AbstractContextManager[None]) -> Iterator[None]:
+    """``sampling``, with our refusals in the form that API and UI understand."""
+    try:
+        with sampling:
+            yield
+    except KLoraError as e:
+        raise KLoraRefused(f"K-LoRA: {e}") from e
 
 
 def in_panel(args: Sequence[Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from ..settings import BY_NAME, FIELDS, Field, Settings
 
 ALWAYS = ("enabled", "content", "style", "method", "alpha", "beta", "gamma", "scale")
+STEM = "K-LoRA "
 NEVER = ("show_map",)  # says nothing about the image
 
 
@@ -20,6 +21,12 @@ def write(settings: Settings) -> dict[str, str]:
         if name in ALWAYS or (name not in NEVER and value != BY_NAME[name].default)
     }
     return {BY_NAME[name].infotext: text(value) for name, value in kept.items()}
+
+
+def forget(p: Any) -> None:
+    """Give ``p`` parameters without ours: the cells of a plot are copies of one p, and share that dict."""
+    if any(name.startswith(STEM) for name in p.extra_generation_params):
+        p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if not k.startswith(STEM)}
 
 
 def text(value: Any) -> str:

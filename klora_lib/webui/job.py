@@ -15,7 +15,7 @@ from ..core.schedule import step_progress
 from ..core.scoring import Scores
 from ..engine.fit import place
 from ..engine.session import Session
-from ..errors import KLoraError, LoraFileError, SettingsError, all_offenders
+from ..errors import KLoraError, LoraFileError, PairError, SettingsError, all_offenders
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..settings import Settings
 
@@ -113,10 +113,14 @@ def prepare(host: Host, library: Library, settings: Settings, steps: int) -> Job
     """Read, pair, score and plan, and see whether the loaded model fits.  Raises a KLoraError before anything changed."""
     entries = found_entries(host, settings)
     files = read_files(library, entries)
-    pair = library.pair(*files)
-    scores = library.score(pair, settings.k, host.device())
-    plan = make_plan(pair, scores, settings, steps)
-    place(plan, pair, host.sites(), (1.0, 1.0), host.checkpoint())
+    try:
+        pair = library.pair(*files)
+        scores = library.score(pair, settings.k, host.device())
+        plan = make_plan(pair, scores, settings, steps)
+        placed, _ = place(plan, pair, host.sites(), (1.0, 1.0), host.checkpoint())
+    except PairError as e:
+        raise e if e.field else e.about("content and style") from None
+    Session(plan, placed, settings.engine, host.device())  # never advanced: only to hear whether the engine can
     return Job(host, settings, entries, pair, scores)
 
 

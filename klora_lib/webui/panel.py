@@ -101,4 +101,5 @@ def link_beta(made: dict[str, Any]) -> None:
         ours, others = (0.85 * alpha, 0.5) if scale == "s*" else (0.5, 0.85 * alpha)
         return round(ours, 6) if abs(beta - others) < 1e-6 else beta
 
-    made["scale"].change(follow, [made["scale"], made["alpha"], made["beta"]], [made["beta"]], show_progress="hidden")
+    # input, not change: pasting an infotext also changes the scale, and brings its own β
+    made["scale"].input(follow, [made["scale"], made["alpha"], made["beta"]], [made["beta"]], show_progress="hidden")

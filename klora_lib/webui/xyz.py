@@ -25,7 +25,7 @@ def axis(grid: ModuleType, field: Field, loras: Callable[[], list[str]]) -> Any:
     choices = loras if field.name in ("content", "style") else (lambda: list(field.choices)) if field.choices else None
 
     def apply(p: Any, value: Any, values: Any) -> None:
-        setattr(p, ATTRIBUTE, {**axes_of(p), "enabled": True, field.name: value})
+        setattr(p, ATTRIBUTE, {"enabled": True, **axes_of(p), field.name: value})
 
     def confirm(p: Any, values: list[Any]) -> None:
         """The plot hides what goes wrong inside a cell, so that bad values must be refused before the first one."""

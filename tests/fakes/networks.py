@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
@@ -61,9 +62,24 @@ def wanted_names(loaded: list[Network]) -> tuple[Any, ...]:
 def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
     """The module ``networks``.  It patches nothing before ``patch`` is called."""
     module = types.ModuleType("networks")
-    listed: dict[str, OnDisk] = {p.stem: OnDisk(p.stem, str(p)) for p in sorted(lora_dir.glob("*.safetensors"))}
+    listed: dict[str, OnDisk] = {}
+    aliases: dict[str, OnDisk] = {}
+    forbidden: dict[str, int] = {}
     loaded: list[Network] = []
     in_memory: dict[str, Network] = {}
+
+    def list_available_networks() -> None:
+        """An alias is what the trainer called the file (ss_output_name); one that two files share is forbidden."""
+        for found in (listed, aliases, forbidden):
+            found.clear()
+        forbidden.update({"none": 1, "Addams": 1})
+        for path in sorted(lora_dir.glob("*.safetensors")):
+            with safetensors.safe_open(path, "pt") as file:
+                entry = OnDisk(path.stem, str(path), (file.metadata() or {}).get("ss_output_name"))
+            listed[entry.name] = entry
+            if entry.alias in aliases:
+                forbidden[entry.alias.lower()] = 1
+            aliases[entry.name] = aliases[entry.alias] = entry
 
     def load_network(name: str, network_on_disk: OnDisk) -> Network:
         network = Network(name, network_on_disk)
@@ -145,11 +161,12 @@ def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
 
     module.__dict__.update(
         available_networks=listed,
-        available_network_aliases={key: e for e in listed.values() for key in (e.name, e.alias)},
-        forbidden_network_aliases={"none": 1, "Addams": 1},
+        available_network_aliases=aliases,
+        forbidden_network_aliases=forbidden,
         loaded_networks=loaded,
         networks_in_memory=in_memory,
         originals=None,
+        list_available_networks=list_available_networks,
         load_network=load_network,
         load_networks=load_networks,
         network_apply_weights=apply,
@@ -158,6 +175,7 @@ def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
         patch=patch,
         undo=undo,
     )
+    list_available_networks()
     return module
 
 

@@ -30,13 +30,14 @@ def write(path: Path, tensors: Tensors, note: str = "") -> str:
     return path.stem
 
 
-def write_with_first_byte(path: Path, tensors: Tensors, byte: int) -> str:
-    """A sound file that happens to open with this byte: the lowest of its header's length, a multiple of 8."""
-    for length in range(0, 256 + 8, 8):
-        write(path, tensors, "x" * length)
-        if path.read_bytes()[0] == byte:
-            return path.stem
-    raise AssertionError(f"no header length ends in {byte:#x}")
+def write_opening_with(path: Path, tensors: Tensors, opening: bytes) -> str:
+    """A sound file that happens to open with these bytes: they are the low bytes of its header's length."""
+    write(path, tensors)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    missing = (int.from_bytes(opening, "little") - length) % 256 ** len(opening)
+    write(path, tensors, "x" * missing)
+    assert path.read_bytes().startswith(opening)
+    return path.stem
 
 
 def modules(tensors: Tensors, prefix: str = "") -> list[str]:

@@ -1,0 +1,32 @@
+"""The fake host, with LoRA files and our script loaded."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # gradio's own, at import
+    import gradio  # noqa: F401
+
+from ..fakes.a1111 import FakeA1111, installed
+from ..fakes.loras import write_loras
+
+
+@pytest.fixture(scope="session")
+def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loras")
+    write_loras(folder)
+    return folder
+
+
+@pytest.fixture
+def host(loras: Path) -> Iterator[FakeA1111]:
+    with installed(loras) as host:
+        host.load_script()
+        yield host
