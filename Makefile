@@ -4,9 +4,6 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = out/demo
 
-# the tests' tensors are too small to share
-export OMP_NUM_THREADS ?= 1
-
 .PHONY: test lint types unit live bench demo clean
 
 test: lint types unit
@@ -24,12 +21,19 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
+# the tests' tensors are too small to share among threads
+unit live: export OMP_NUM_THREADS = 1
+
 unit: .venv/installed
 	$(BIN)/python -m pytest --quiet --ignore=tests/live
 
 # needs an installed WebUI: see tests/live/conftest.py for the variables that say where it is
 live: .venv/installed
 	$(BIN)/python -m pytest tests/live
+
+# with the variables of the live tests set, an image's times are in the table too
+bench: .venv/installed
+	$(BIN)/python -m tests.bench
 
 demo: .venv/installed
 	@mkdir -p $(DEMO)

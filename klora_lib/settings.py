@@ -121,7 +121,7 @@ def _whole(name: str, default: int, label: str, range: tuple[int, int, int]) -> 
     return Field(name, default, label, lambda v: _integer(v, range[0], range[1]), bounds, range=range, sweep=int)
 
 
-WEIGHT = dict(range=(-2, 2, 0.05), low=-100, high=100)
+WEIGHT: dict[str, Any] = dict(range=(-2, 2, 0.05), low=-100, high=100)
 
 # The order is the order of the positional API arguments: append only.
 FIELDS: tuple[Field, ...] = (
@@ -185,7 +185,7 @@ class Settings:
 def read_settings(given: Mapping[str, Any]) -> Settings:
     """Settings from names and raw values; names left out take their default. Raises SettingsError with all offenders."""
     errors: list[KLoraError] = [
-        SettingsError(f"is not a K-LoRA setting; there are {', '.join(BY_NAME)}", str(name))
+        SettingsError(f"is not a K-LoRA setting; there are {', '.join(BY_NAME)}", shown(name))
         for name in given
         if name not in BY_NAME
     ]
@@ -210,8 +210,11 @@ def named(args: Sequence[Any]) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A user's value inside a sentence: short, and safe to put into JSON."""
-    text = repr(value)
+    """A user's value inside a sentence: short, one line, and safe to put into JSON."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -55,9 +55,8 @@ def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: 
     if settings.layers == "attention-only":
         present = torch.where(attention, present, 0).to(torch.uint8)
     if not decided.any():
-        raise PairError(
-            f"{pair.content.name!r} and {pair.style.name!r} have no attention layer in common, and layers is {settings.layers!r}"
-        )
+        names = f"{pair.content.name!r} and {pair.style.name!r}"
+        raise PairError(f"{names} have no attention layer in common, and layers is {settings.layers!r}")
     gamma = balance(scores, decided, settings.gamma, (pair.content.name, pair.style.name))
     star = settings.scale == "s*"
     facts = Facts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -15,14 +15,14 @@ from ..core.selectors import CONTENT, STYLE
 
 def stored_weight(module: nn.Module) -> Tensor:
     """The weight as numbers, fp32.  Right for every float storage; hosts with packed weights bring their own reader."""
-    return module.weight.detach().float()  # type: ignore[union-attr, operator]
+    return module.weight.detach().float()  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
 class Site:
     """A weight of the loaded denoiser, or the output ``rows`` [first, last) of a fused one."""
 
-    module: nn.Module
+    module: Any  # an nn.Module with a weight; torch types its attributes as Tensor | Module
     rows: tuple[int, int] | None = None
     read: Callable[[nn.Module], Tensor] = stored_weight
 

@@ -28,7 +28,6 @@ class App:
         """``process``: undo what a crashed job left; then, if enabled, make everything ready or refuse."""
         self.clean()
         vars(p).pop(JOB, None)
-        infotext.forget(p)
         given = xyz.with_axes(named(args), p)
         if in_panel(args) and not given.get("enabled"):
             return  # what stands in a closed panel is nobody's concern
@@ -37,7 +36,7 @@ class App:
             if settings.enabled:
                 self.last = prepare(detect(), self.library, settings, p.steps)
                 setattr(p, JOB, self.last)
-                p.extra_generation_params.update(infotext.write(settings))
+                infotext.stamp(p, settings)
         except KLoraError as e:
             refuse(p, KLoraRefused(f"K-LoRA: {e}"))
         except Exception as e:  # noqa: BLE001  the host would swallow it and draw without us

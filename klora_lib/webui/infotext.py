@@ -23,10 +23,10 @@ def write(settings: Settings) -> dict[str, str]:
     return {BY_NAME[name].infotext: text(value) for name, value in kept.items()}
 
 
-def forget(p: Any) -> None:
-    """Give ``p`` parameters without ours: the cells of a plot are copies of one p, and share that dict."""
-    if any(name.startswith(STEM) for name in p.extra_generation_params):
-        p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if not k.startswith(STEM)}
+def stamp(p: Any, settings: Settings) -> None:
+    """Write ``settings`` into a dict of parameters of ``p``'s own: the cells of a plot are copies of one p, and share it."""
+    others = {k: v for k, v in p.extra_generation_params.items() if not k.startswith(STEM)}
+    p.extra_generation_params = {**others, **write(settings)}
 
 
 def text(value: Any) -> str:

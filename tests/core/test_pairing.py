@@ -1,4 +1,4 @@
-"""Theorems: a pair has one unit a layer, at the finest granularity both files share; what does not fit is refused by name."""
+"""Theorems: a pair has one unit a layer, at the finest granularity both files share; misfits are refused by name."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ FUSED = {  # layer: rows
 }
 
 
+some_layers = st.sets(st.sampled_from(list(SHAPES)), min_size=1)
+
+
 def heights(whole: str) -> list[int]:
     """Rows of the members of ``whole``: q, k and v are as tall as the layer is wide."""
     return [WIDTH] * 3 + [MLP] * (len(members(whole)) - 3)
@@ -45,7 +48,7 @@ def products(unit: Unit) -> tuple[Tensor, Tensor]:
 
 
 @few
-@given(of_content=st.sets(st.sampled_from(list(SHAPES)), min_size=1), of_style=st.sets(st.sampled_from(list(SHAPES)), min_size=1))
+@given(of_content=some_layers, of_style=some_layers)
 def test_units_are_the_union_of_the_layers(of_content: set[str], of_style: set[str]) -> None:
     content, style = (
         random_layers(seed, {n: s for n, s in SHAPES.items() if n in layers})

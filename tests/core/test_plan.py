@@ -35,16 +35,6 @@ CONTENT, STYLE = random_layers(1), random_layers(2, rank=3)
 # --- every method and layers mode ---
 
 
-CONTENT, STYLE = random_layers(1), random_layers(2, rank=3)
-
-
-# --- every method and layers mode ---
-
-
-def one_only(only: str) -> Callable[[str], bool]:
-    return lambda row: row in ("C" * STEPS, "S" * STEPS, only * STEPS)
-
-
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_says_what_is_decided_added_and_dropped(method: str, layers: str) -> None:

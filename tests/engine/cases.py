@@ -40,7 +40,9 @@ LAYERS = {
     "conv 3×3": Layer(lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, padding_mode="circular"), (6, 4, 3, 3), (2, 4, 8, 8)),
     "conv 1×1": Layer(lambda: nn.Conv2d(4, 6, 1, bias=False), (6, 4, 1, 1), (2, 4, 3, 3)),
     "conv 1×1, linear update": Layer(lambda: nn.Conv2d(4, 6, 1), (6, 4), (2, 4, 3, 3)),
-    "channels_last": Layer(lambda: nn.Conv2d(4, 6, 3, padding=1).to(memory_format=torch.channels_last), (6, 4, 3, 3), (2, 4, 4, 4)),
+    "channels_last": Layer(
+        lambda: nn.Conv2d(4, 6, 3, padding=1).to(memory_format=torch.channels_last), (6, 4, 3, 3), (2, 4, 4, 4)
+    ),
     "rows of a fused linear": Layer(lambda: nn.Linear(6, 12), (4, 6), (2, 5, 6), (4, 8)),
     "inpainting": Layer(lambda: nn.Conv2d(9, 6, 3, padding=1), (6, 4, 3, 3), (2, 9, 4, 4)),
 }

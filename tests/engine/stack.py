@@ -91,7 +91,9 @@ def prepare(
     return Prepared(stack, pair, plan, Session(plan, placed, engine, CPU))
 
 
-def dense(prepared: Prepared, before: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, int], weights: tuple[float, float]) -> dict[str, dict[str, Tensor]]:
+def dense(
+    prepared: Prepared, before: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, int], weights: tuple[float, float]
+) -> dict[str, dict[str, Tensor]]:
     """Every parameter of the stack in fp64: W0 + Σ w·ΔW for the LoRAs in the layer's mask, written out by hand."""
     want = {name: {k: t.double().clone() for k, t in tensors.items()} for name, tensors in before.items()}
     for unit in (*prepared.pair.units, *prepared.pair.added):

@@ -117,7 +117,9 @@ def test_fp8_weights(kind: str) -> None:
     actor = Bypassed(Site(module), two.loads)
     for mask in (1, 2, 3):
         actor.show(mask)
-        want = nn.functional.linear(x.double(), two.weight(Site(module), base, mask), two.bias(Site(module), module.bias, mask))
+        want = nn.functional.linear(
+            x.double(), two.weight(Site(module), base, mask), two.bias(Site(module), module.bias, mask)
+        )
         assert torch.allclose(module(x).double(), want, atol=1e-5)
     actor.close()
     assert same(module, before) and hooks(module) == 0

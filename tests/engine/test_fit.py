@@ -1,4 +1,4 @@
-"""Theorem: every unit acts on its own layer with its own weights, or is reported; what does not fit is refused with facts."""
+"""Theorem: every unit acts on its own layer with its own weights, or is reported; a misfit is refused with facts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def planned(pair: Pair, **settings: str) -> Plan:
 
 def make() -> Pair:
     return make_pair(
-        make_file("subject", 1, [n for n in NAMES if n != STYLE_ONLY]), make_file("style", 2, [n for n in NAMES if n != CONTENT_ONLY])
+        make_file("subject", 1, [n for n in NAMES if n != STYLE_ONLY]),
+        make_file("style", 2, [n for n in NAMES if n != CONTENT_ONLY]),
     )
 
 
@@ -83,7 +84,13 @@ def test_units_missing_from_the_model_are_reported_and_the_others_placed() -> No
 def test_a_model_without_any_shared_layer_is_refused() -> None:
     pair, stack = make(), make_stack()
     with pytest.raises(PairError, match="none of the layers that both LoRAs touch is in 'tiny'"):
-        place(planned(pair), pair, make_sites({n: m for n, m in stack.items() if n in (CONTENT_ONLY, STYLE_ONLY)}), (1, 1), "tiny")
+        place(
+            planned(pair),
+            pair,
+            make_sites({n: m for n, m in stack.items() if n in (CONTENT_ONLY, STYLE_ONLY)}),
+            (1, 1),
+            "tiny",
+        )
 
 
 def test_another_architecture_is_refused_by_layer_and_both_shapes() -> None:
@@ -105,7 +112,8 @@ def test_many_misfits_are_counted() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "module"),
-    [((8, 6), nn.Conv2d(6, 8, 1)), ((8, 6, 1, 1), nn.Linear(6, 8)), ((6, 4, 3, 3), nn.Conv2d(9, 6, 3)), ((6, 4, 3, 3), nn.Conv2d(4, 6, 3))],
+    [((8, 6), nn.Conv2d(6, 8, 1)), ((8, 6, 1, 1), nn.Linear(6, 8)), ((6, 4, 3, 3), nn.Conv2d(9, 6, 3)),
+     ((6, 4, 3, 3), nn.Conv2d(4, 6, 3))],
 )  # fmt: skip
 def test_shapes_that_fit(shape: tuple[int, ...], module: nn.Module) -> None:
     pair = pair_of({"conv_in": shape})

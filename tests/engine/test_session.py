@@ -172,7 +172,11 @@ def test_a_site_that_fails_to_close_is_tried_again() -> None:
     close, stuck.close = stuck.close, fails  # type: ignore[method-assign]
     with pytest.raises(MemoryError):
         run.session.close()
-    left = {name for name, m in run.stack.items() if not same(m, {k.split(".", 1)[1]: t for k, t in before.items() if k.startswith(f"{list(run.stack).index(name)}.")})}
+    left = {
+        name
+        for name, m in run.stack.items()
+        if not same(m, {k.split(".", 1)[1]: t for k, t in before.items() if k.startswith(f"{list(run.stack).index(name)}.")})
+    }
     assert left == {[u.name for u in run.pair.units][1]}
     stuck.close = close  # type: ignore[method-assign]
     run.session.close()
@@ -221,7 +225,12 @@ def test_auto_merges_plain_weights_and_bypasses_packed_ones_layer_by_layer() -> 
     session = session_on(stack, "auto")
     assert [type(a) for a in session.actors] == [Merged, Bypassed, Merged, Bypassed]
     session.advance(0.0)
-    assert [same(m, {k.split(".", 1)[1]: t for k, t in before.items() if k[0] == str(i)}) for i, m in enumerate(stack)] == [False, True, False, True]
+    assert [same(m, {k.split(".", 1)[1]: t for k, t in before.items() if k[0] == str(i)}) for i, m in enumerate(stack)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
     session.close()
     assert same(stack, before) and hooks(stack) == 0
 

@@ -86,7 +86,10 @@ class FakeA1111:
             networks = self.modules["networks"]
             networks.loaded_networks.clear()
             fresh = self.load(info)
-            for ours, theirs in ((self.sd_model.model, fresh.model), (self.sd_model.cond_stage_model, fresh.cond_stage_model)):
+            for ours, theirs in (
+                (self.sd_model.model, fresh.model),
+                (self.sd_model.cond_stage_model, fresh.cond_stage_model),
+            ):
                 ours.load_state_dict(theirs.state_dict())
                 for layer in ours.modules():
                     networks.network_reset_cached_weight(layer)
@@ -96,7 +99,11 @@ class FakeA1111:
     def apply_refiner(self, denoiser: Denoiser) -> None:
         p = denoiser.p
         info = p.refiner_checkpoint_info
-        if info is not None and denoiser.step / denoiser.total_steps >= p.refiner_switch_at and self.sd_model.sd_checkpoint_info != info:
+        if (
+            info is not None
+            and denoiser.step / denoiser.total_steps >= p.refiner_switch_at
+            and self.sd_model.sd_checkpoint_info != info
+        ):
             self.sd_models.reload_model_weights(info=info)
             p.setup_conds()
 

@@ -186,5 +186,3 @@ def name_layers(sd_model: Any) -> None:
         for path, layer in root.named_modules():
             layer.network_layer_name = path.replace(".", "_")
             sd_model.network_layer_mapping[layer.network_layer_name] = layer
-
-

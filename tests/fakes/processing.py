@@ -99,7 +99,9 @@ def activate(p: Processing, data: dict[str, list[ExtraNetworkParams]]) -> None:
         tags.append(ExtraNetworkParams([extra, "1.0"]))
     te = [float(t.named.get("te", t.positional[1] if len(t.positional) > 1 else 1.0)) for t in tags]
     unet = [float(t.named.get("unet", t.positional[2] if len(t.positional) > 2 else w)) for t, w in zip(tags, te)]
-    dyn = [int(t.named["dyn"]) if "dyn" in t.named else int(t.positional[3]) if len(t.positional) > 3 else None for t in tags]
+    dyn = [
+        int(t.named["dyn"]) if "dyn" in t.named else int(t.positional[3]) if len(t.positional) > 3 else None for t in tags
+    ]
     p.host.networks.load_networks([t.positional[0] for t in tags], te, unet, dyn)
     if p.host.shared.opts.lora_add_hashes_to_infotext:
         p.lora_hashes = {n.mentioned_name: n.network_on_disk.shorthash for n in p.host.networks.loaded_networks}

@@ -86,7 +86,9 @@ class UNet(nn.Module):
             [nn.Sequential(nn.Conv2d(LATENT, WIDTH, 3, padding=1)), nn.ModuleList([Res(), Spatial(context, depth)])]
         )
         self.middle_block = nn.ModuleList([Res(), Spatial(context, depth)])
-        self.output_blocks = nn.ModuleList([*(nn.ModuleList() for _ in range(3)), nn.ModuleList([Res(), Spatial(context, depth)])])
+        self.output_blocks = nn.ModuleList(
+            [*(nn.ModuleList() for _ in range(3)), nn.ModuleList([Res(), Spatial(context, depth)])]
+        )
         self.out = nn.Sequential(nn.GroupNorm(2, WIDTH), nn.SiLU(), nn.Conv2d(WIDTH, LATENT, 3, padding=1))
         randomise(self, seed)
 

@@ -55,7 +55,7 @@ def lora(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def started(folder: Path, places: dict[str, Path], ckpt: Path, lora: Path, extensions: dict[str, Path]) -> Iterator[Host]:
+def started(folder: Path, places: dict, ckpt: Path, lora: Path, extensions: dict[str, Path]) -> Iterator[Host]:
     host = Host(folder, places["KLORA_A1111_DIR"], places["KLORA_A1111_PYTHON"], ckpt, lora, extensions)
     try:
         host.start(SD15.checkpoint)

@@ -78,6 +78,7 @@ class Host:
         self.log = folder / "host.log"
         self.process: subprocess.Popen | None = None
         self.checkpoint: str | None = None
+        self.known: dict[str, np.ndarray] = {}
         self.data = folder / "data"
         (self.data / "extensions").mkdir(parents=True)
         (self.data / "config.json").write_text(json.dumps(CONFIG))
@@ -134,7 +135,8 @@ class Host:
 
     def ask(self, path: str, body: object = None, seconds: float = 300) -> Answer:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
+        url, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
+        request = urllib.request.Request(url, data, headers)
         try:
             with OPENER.open(request, timeout=seconds) as answer:
                 status, raw = answer.status, answer.read()
@@ -164,6 +166,13 @@ class Host:
     def image(self, job: dict) -> np.ndarray:
         return self.run(job).image
 
+    def known_image(self, job: dict) -> np.ndarray:
+        """Of a plain job: made once for each checkpoint."""
+        key = json.dumps([self.checkpoint, job], sort_keys=True)
+        if key not in self.known:
+            self.known[key] = self.image(job)
+        return self.known[key]
+
     def options(self, **options: object) -> None:
         self.must("/sdapi/v1/options", options)
 
@@ -174,6 +183,10 @@ class Host:
 
     def state(self) -> dict:
         return self.must("/klora-probe/state")
+
+    def weights(self) -> str:
+        """A hash over the model, the host's own lazy merge undone."""
+        return self.must("/klora-probe/weights")
 
     def memory(self) -> int:
         return self.must("/klora-probe/memory")["rss"]

@@ -16,9 +16,9 @@ SETTINGS = {"alpha": 2.0, "beta": 0.3, "gamma": "mean-ratio", "content_weight": 
 
 
 def script_info(host: Host, name: str, is_img2img: bool = False) -> dict:
-    found = [x for x in host.must("/sdapi/v1/script-info") if x["name"] == name.lower() and x["is_img2img"] == is_img2img]
-    assert len(found) == 1
-    return found[0]
+    wanted = (name.lower(), is_img2img)
+    (found,) = (x for x in host.must("/sdapi/v1/script-info") if (x["name"], x["is_img2img"]) == wanted)
+    return found
 
 
 @pytest.mark.parametrize("is_img2img", [False, True])

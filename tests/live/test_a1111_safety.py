@@ -9,12 +9,15 @@ from .host import Host, difference, encode
 from .jobs import PLAIN, SD15, SD15_OTHER, SDXL, Model, klora, plain, tag
 from .test_a1111_images import HIRES
 
-WITH_TAG = PLAIN["prompt"] + tag(SD15.full.content)
+WITH_TAG, WITH_TAG_XL = (PLAIN["prompt"] + tag(model.full.content) for model in (SD15, SDXL))
 
 
 def plain_jobs(model: Model) -> dict[str, dict]:
     tagged = {"prompt": PLAIN["prompt"] + tag(model.full.content) + tag(model.full.style, 0.5, 0.5)}
-    return {"plain": plain(), "tags": plain(**tagged), "heun": plain(sampler_name="Heun"), "hires": plain(**HIRES, **tagged)}
+    jobs = {"plain": plain(), "tags": plain(**tagged)}
+    if model is SD15:
+        jobs |= {"heun": plain(sampler_name="Heun"), "hires": plain(**HIRES, **tagged)}
+    return jobs
 
 
 @pytest.fixture(scope="module")
@@ -30,52 +33,55 @@ def bare_images(bare_host: Host) -> dict[tuple[str, str], object]:
 def test_off_is_the_webui_without_the_extension(host: Host, model: Model, bare_images):
     for name, job in plain_jobs(model).items():
         off = klora(model.full, {"enabled": False}) | job
-        assert same(host.image(job), bare_images[model.name, name])
         assert same(host.image(off), bare_images[model.name, name])
     host.image(klora(model.uneven))
     for name, job in plain_jobs(model).items():
         assert same(host.image(job), bare_images[model.name, name])
 
 
-def test_nothing_is_patched_while_no_job_runs(host: Host, model: Model):
-    assert host.state()["changed"] == []
-    host.image(klora(model.uneven))
-    assert host.state()["changed"] == []
-
-
 class Witness:
-    """The model and two plain images, taken before; `unchanged` compares them with now."""
+    """A checkpoint as it was the first time it was looked at; `assert_unchanged` compares that with now."""
 
     def __init__(self, host: Host, model: Model):
         self.host, self.model = host, model
-        self.jobs = (plain(), plain(prompt=PLAIN["prompt"] + tag(model.full.content)))
+        self.jobs = (plain(), plain(prompt=WITH_TAG if model is SD15 else WITH_TAG_XL))
+        self.weights, self.state = host.weights(), host.state()
         self.images = [host.image(job) for job in self.jobs]
         assert difference(*self.images) > FAR
-        host.image(self.jobs[0])
-        self.state = host.state()
+        assert (host.weights(), host.state()) == (self.weights, self.state)
+        assert self.state["changed"] == []
 
     def assert_unchanged(self) -> None:
+        """At once where the checkpoint is still loaded, and in the next images."""
+        if self.host.state()["checkpoint"] == self.state["checkpoint"]:
+            self.assert_model_unchanged()
         self.host.use(self.model.checkpoint)
-        right_away = self.host.state()
-        again = [self.host.image(job) for job in self.jobs]
-        assert all(same(a, b) for a, b in zip(again, self.images, strict=True))
-        self.host.image(self.jobs[0])
-        state = self.host.state()
-        assert state == self.state
-        assert right_away["hooks"] == self.state["hooks"]
-        assert right_away["changed"] == self.state["changed"]
-        if right_away["checkpoint"] == self.state["checkpoint"]:
-            assert right_away["weights"] == self.state["weights"]
+        for job, image in zip(self.jobs, self.images, strict=True):
+            assert same(self.host.image(job), image)
+        self.assert_model_unchanged()
+
+    def assert_model_unchanged(self) -> None:
+        assert self.host.state() == self.state
+        assert self.host.weights() == self.weights
+
+
+@pytest.fixture(scope="module")
+def witnesses() -> dict[Model, Witness]:
+    return {}
 
 
 @pytest.fixture
-def witness(host: Host, model: Model) -> Witness:
-    return Witness(host, model)
+def witness(host: Host, model: Model, witnesses: dict[Model, Witness]) -> Witness:
+    if model not in witnesses:
+        witnesses[model] = Witness(host, model)
+    return witnesses[model]
 
 
 @pytest.fixture
-def sd15_witness(host: Host, sd15: Model) -> Witness:
-    return Witness(host, sd15)
+def sd15_witness(host: Host, sd15: Model, witnesses: dict[Model, Witness]) -> Witness:
+    if sd15 not in witnesses:
+        witnesses[sd15] = Witness(host, sd15)
+    return witnesses[sd15]
 
 
 ENGINES = pytest.mark.parametrize("engine", ["merge", "bypass"])
@@ -83,49 +89,52 @@ ENGINES = pytest.mark.parametrize("engine", ["merge", "bypass"])
 
 @ENGINES
 def test_finished(host: Host, witness: Witness, engine: str):
-    job = klora(witness.model.uneven, {"engine": engine})
-    assert difference(host.image(job), witness.images[0]) > FAR
+    assert difference(host.image(klora(witness.model.uneven, {"engine": engine})), witness.images[0]) > FAR
     witness.assert_unchanged()
 
 
 @ENGINES
 @pytest.mark.parametrize("order", ["interrupt", "skip"])
-def test_stopped_at_call_3(host: Host, witness: Witness, engine: str, order: str):
-    whole = host.image(klora(witness.model.uneven, {"engine": engine}))
+def test_stopped_at_call_3(host: Host, sd15_witness: Witness, engine: str, order: str):
+    whole = host.image(klora(SD15.uneven, {"engine": engine}))
     host.arm(**{order: 3})
-    stopped = host.image(klora(witness.model.uneven, {"engine": engine}))
-    assert difference(stopped, whole) > FAR
-    witness.assert_unchanged()
+    assert difference(host.image(klora(SD15.uneven, {"engine": engine})), whole) > FAR
+    sd15_witness.assert_unchanged()
+
+
+def assert_fails(host: Host, call: int, job: dict) -> None:
+    host.arm(fail=call)
+    answer = host.ask("/sdapi/v1/txt2img", job)
+    assert answer.status == 500
+    assert "told to fail" in answer.text
 
 
 @ENGINES
-@pytest.mark.parametrize("call", [1, 3])
-def test_failed_inside_the_unet(host: Host, witness: Witness, engine: str, call: int):
-    host.arm(fail=call)
-    answer = host.ask("/sdapi/v1/txt2img", klora(witness.model.uneven, {"engine": engine}))
-    assert answer.status == 500
-    assert "told to fail" in answer.text
+def test_failed_inside_the_unet(host: Host, witness: Witness, engine: str):
+    assert_fails(host, 3, klora(witness.model.uneven, {"engine": engine}))
     witness.assert_unchanged()
 
 
+def test_failed_at_the_first_call(host: Host, sd15_witness: Witness):
+    assert_fails(host, 1, klora(SD15.uneven))
+    sd15_witness.assert_unchanged()
+
+
 def test_failed_in_the_second_of_three_images(host: Host, sd15_witness: Witness):
-    host.arm(fail=8)
-    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven, n_iter=3)).status == 500
+    assert_fails(host, 8, klora(SD15.uneven, n_iter=3))
     sd15_witness.assert_unchanged()
 
 
 def test_failed_in_the_hires_pass(host: Host, sd15_witness: Witness):
-    host.arm(fail=8)
-    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven, **HIRES)).status == 500
+    assert_fails(host, 8, klora(SD15.uneven, **HIRES))
     sd15_witness.assert_unchanged()
 
 
-@pytest.mark.parametrize("engine", ["merge", "bypass"])
+@ENGINES
 def test_failed_then_another_klora_job(host: Host, sd15_witness: Witness, engine: str):
     """The next job is the first that can undo what a crash left, also where it is no plain one."""
     whole = host.image(klora(SD15.uneven, {"engine": engine}))
-    host.arm(fail=3)
-    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven, {"engine": engine})).status == 500
+    assert_fails(host, 3, klora(SD15.uneven, {"engine": engine}))
     assert same(host.image(klora(SD15.uneven, {"engine": engine})), whole)
     sd15_witness.assert_unchanged()
 
@@ -134,10 +143,12 @@ def test_failed_then_another_klora_job(host: Host, sd15_witness: Witness, engine
 @pytest.mark.parametrize("fail", [0, 3])
 def test_another_checkpoint_next(host: Host, sd15_witness: Witness, other: str, fail: int):
     host.use(other)
-    elsewhere = host.image(plain())
+    elsewhere = host.known_image(plain())
     host.use(SD15.checkpoint)
-    host.arm(**({"fail": fail} if fail else {}))
-    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven)).status == (500 if fail else 200)
+    if fail:
+        assert_fails(host, fail, klora(SD15.uneven))
+    else:
+        host.image(klora(SD15.uneven))
     host.use(other)
     assert same(host.image(plain()), elsewhere)
     sd15_witness.assert_unchanged()
@@ -161,8 +172,7 @@ def test_lora_functional_leaves_nothing(host: Host, sd15_witness: Witness):
     host.options(lora_functional=True)
     try:
         host.image(klora(SD15.uneven))
-        host.arm(fail=3)
-        assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven)).status == 500
+        assert_fails(host, 3, klora(SD15.uneven))
     finally:
         host.options(lora_functional=False)
     sd15_witness.assert_unchanged()
@@ -185,7 +195,7 @@ def test_prompt_cache_does_not_carry_text_encoder_parts_over(host: Host, sd15: M
 
 
 def test_memory_stays_level(host: Host, sd15: Model):
-    start = encode(host.image(plain()))
+    start = encode(host.known_image(plain()))
     levels = []
     for i in range(30):
         pair = (sd15.uneven, sd15.full, sd15.attention)[i % 3]
@@ -206,8 +216,7 @@ def test_reload_ui(host: Host, sd15_witness: Witness):
 
 def test_reload_ui_after_a_crash(host: Host, sd15_witness: Witness):
     whole = host.image(klora(SD15.uneven))
-    host.arm(fail=3)
-    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven)).status == 500
+    assert_fails(host, 3, klora(SD15.uneven))
     host.reload_ui()
     sd15_witness.assert_unchanged()
     assert same(host.image(klora(SD15.uneven)), whole)

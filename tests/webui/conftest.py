@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 with warnings.catch_warnings():
@@ -16,6 +17,8 @@ with warnings.catch_warnings():
 
 from ..fakes.a1111 import FakeA1111, installed
 from ..fakes.loras import write_loras
+
+torch.set_num_threads(1)  # the tensors are too small to share
 
 
 @pytest.fixture(scope="session")

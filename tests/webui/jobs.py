@@ -59,7 +59,9 @@ def plan_of(host: FakeA1111, p: Processing, steps: int, seed: int | None = None)
     return make_plan(pair, library.score(pair, settings.k, CPU), settings, steps, p.seed if seed is None else seed)
 
 
-def expected(host: FakeA1111, base: dict[str, Tensor], plan: Plan, progress: float, users: tuple[float, float] = (1.0, 1.0)) -> dict[str, Tensor]:
+def expected(
+    host: FakeA1111, base: dict[str, Tensor], plan: Plan, progress: float, users: tuple[float, float] = (1.0, 1.0)
+) -> dict[str, Tensor]:
     """W0 + w·ΔW of what the plan chooses at ``progress``, in fp64, under the UNet's own names."""
     modules = {id(m): path for path, m in host.unet.named_modules()}
     want = {name: t.double() for name, t in base.items()}

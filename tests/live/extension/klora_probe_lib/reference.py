@@ -3,6 +3,9 @@
 Written from the rule alone; it shares no line with the extension and is not meant to be quick.
 """
 
+import functools
+import os
+
 import networks  # the WebUI's Lora extension
 import safetensors.torch
 import torch
@@ -18,6 +21,11 @@ DEFAULT_BETA = {"s": 0.5, "s*": 1.275}
 
 
 def read_lora(path):
+    return read_lora_as_of(path, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def read_lora_as_of(path, _):
     """kohya name -> (dW as [out, in * kh * kw] in fp32, rank), denoiser layers only"""
     tensors = safetensors.torch.load_file(path)
     out = {}

@@ -11,12 +11,13 @@ from modules import script_callbacks, shared
 WATCHED_MODULES = (
     "networks", "extra_networks_lora", "lora_patches", "network", "network_lora",
     "modules.extra_networks", "modules.sd_models", "modules.processing", "modules.scripts", "modules.script_callbacks",
-    "modules.sd_hijack", "modules.sd_samplers_common", "modules.sd_samplers_cfg_denoiser", "modules.sd_samplers_kdiffusion",
-    "modules.sd_samplers_timesteps", "modules.prompt_parser", "modules.infotext_utils", "modules.api.api",
-    "modules.images", "modules.devices", "modules.patches",
+    "modules.sd_hijack", "modules.sd_samplers_common", "modules.sd_samplers_cfg_denoiser", "modules.patches",
+    "modules.sd_samplers_kdiffusion", "modules.sd_samplers_timesteps", "modules.prompt_parser",
+    "modules.infotext_utils", "modules.api.api", "modules.images", "modules.devices",
 )  # fmt: skip
 WATCHED_CLASSES = (
-    torch.nn.Module, torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.MultiheadAttention,
+    torch.nn.Module, torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm,
+    torch.nn.MultiheadAttention,
 )  # fmt: skip
 
 
@@ -46,7 +47,8 @@ def changed(before):
     """names that are not what they were; a function that appeared counts only where it shadows one"""
     now = functions()
     moved = [name for name, value in before.items() if now.get(name) is not value]
-    appeared = [name for name in now if name not in before and name.startswith(("extra_network_lora instance", "torch.nn"))]
+    shadows = ("extra_network_lora instance", "torch.nn")
+    appeared = [name for name in now if name not in before and name.startswith(shadows)]
     return sorted(moved + appeared)
 
 
@@ -121,7 +123,6 @@ def state(functions_before):
     model = shared.sd_model
     return {
         "checkpoint": model.sd_checkpoint_info.name,
-        "weights": weights_hash(model),
         "structure": structure(model),
         "hooks": hooks(model),
         "changed": changed(functions_before),

@@ -98,6 +98,10 @@ def add_endpoints(_: gr.Blocks, app: FastAPI):
     def state():
         return watch.state(PROBE.functions)
 
+    @app.get("/klora-probe/weights")
+    def weights():
+        return watch.weights_hash(shared.sd_model)
+
     @app.get("/klora-probe/memory")
     def memory():
         return {"rss": psutil.Process().memory_info().rss}

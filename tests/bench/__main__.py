@@ -1,0 +1,53 @@
+"""``python -m tests.bench``: print the speed table; with ``--write README.md`` put it between that file's markers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+from . import image, plan
+
+MARKS = "<!-- bench -->", "<!-- /bench -->"
+
+
+def rows() -> list[str]:
+    p = plan.measure()
+    out = [
+        "| what | against | ratio | seconds |",
+        "|---|---|---|---|",
+        f"| plan a full-size SDXL pair (560 attention layers, ranks 32 and 64) | the bare products up @ down "
+        f"| {p['ratio']:.2f} | {p['scored']:.2f} / {p['bare']:.2f} |",
+        f"| the same pair again, other α, β, γ or scale | | | {p['cached']:.4f} |",
+    ]
+    if image.available():
+        i = image.measure()
+        out += [
+            f"| 20-step image, tiny SDXL on A1111 1.10.1 | the two tags, already merged "
+            f"| {i['ratio']:.3f} | {i['klora']:.2f} / {i['merged']:.2f} |",
+            f"| one more step in which no layer switches | one more step with the two tags merged | {i['step']:.3f} | |",
+        ]
+    else:
+        out.append("| image on a WebUI | not measured: KLORA_A1111_DIR, _PYTHON and _MODELS are not set | | |")
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    return [*out, "", f"Medians of one run on CPU ({machine}; the WebUI with one thread)."]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", metavar="FILE")
+    file = parser.parse_args().write
+    table = "\n".join(rows())
+    print(table)
+    if file:
+        text = Path(file).read_text()
+        begin, end = MARKS
+        Path(file).write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Theorems of the hooks: what is refused is refused before sampling, with a sentence the API can hand on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fastapi import HTTPException
+
+from klora_lib.settings import FIELDS, Settings
+
+from ..fakes.a1111 import FakeA1111, installed
+from ..fakes.processing import Processing, process_images
+from .jobs import close, job, plain, untouched, watch, weights
+
+
+def test_the_script(host: FakeA1111) -> None:
+    assert host.script.title() == "K-LoRA"
+    assert host.script.show(False) is host.script.show(True) is host.scripts.AlwaysVisible
+    assert {kind: len(found) for kind, found in host.script_callbacks.registered.items()} == {
+        "cfg_denoiser": 1, "before_ui": 1, "script_unloaded": 1,
+    }  # fmt: skip
+
+
+def refused(host: FakeA1111, p: Processing) -> str:
+    """The sentence by which the job ended: status 422, nothing sampled, nothing changed."""
+    before, calls = weights(host), watch(host)
+    with pytest.raises(HTTPException) as refusal:
+        process_images(p)
+    assert refusal.value.status_code == 422 and str(refusal.value) == refusal.value.detail
+    assert calls == [] and host.samplers == [] and untouched(host, before) and host.swallowed == []
+    assert not hasattr(p, "klora_job") and not any(k.startswith("K-LoRA") for k in p.extra_generation_params)
+    return str(refusal.value.detail)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"content": "nobody"}, "K-LoRA: content: there is no LoRA named 'nobody' among the 6 listed"),
+        ({"content": ""}, "K-LoRA: content: no LoRA is chosen"),
+        ({"content": "None", "style": "nobody"},
+         "K-LoRA: content: no LoRA is chosen; style: there is no LoRA named 'nobody' among the 6 listed"),
+        ({"style": "subject"}, "K-LoRA: style: must be another LoRA than content, both are 'subject'"),
+        ({"alpha": "much"}, "K-LoRA: alpha: must be a number from 0 to 1e+09, not 'much'"),
+        ({"alpha": float("nan")}, "K-LoRA: alpha: must be a number from 0 to 1e+09, not nan"),
+        ({"alfa": 1}, "K-LoRA: alfa: is not a K-LoRA setting; there are " + ", ".join(f.name for f in FIELDS)),
+        ({"scale": "s*", "alpha": 0}, "K-LoRA: alpha: must be above 0 with scale s*, which is taken modulo alpha"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused_before_sampling(host: FakeA1111, settings: dict[str, Any], sentence: str) -> None:
+    assert refused(host, job(host, settings)) == sentence
+
+
+def test_a_pair_without_a_common_layer_is_refused(host: FakeA1111) -> None:
+    assert "have no denoiser layer in common" in refused(host, job(host, {"style": "conv_only"}))
+
+
+def test_a_pair_for_another_model_is_refused(host: FakeA1111) -> None:
+    sentence = refused(host, job(host, {"content": "subject", "style": "other_family"}))
+    assert "are made for different models" in sentence and "attn2.to_k is 8×6 and 8×10" in sentence
+
+
+def test_merge_on_packed_weights_is_refused(host: FakeA1111) -> None:
+    layer = host.unet.middle_block[1].transformer_blocks[0].attn1.to_q
+    layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    calls = watch(host)
+    with pytest.raises(HTTPException, match="merge cannot write"):
+        process_images(job(host, {"engine": "merge"}))
+    assert calls == []
+
+
+def test_a_model_replaced_by_another_runtime_is_refused(host: FakeA1111) -> None:
+    host.sd_unet.current_unet = type("TRT", (), {"option": type("Option", (), {"label": "TensorRT"})})
+    assert "'TensorRT'" in refused(host, job(host))
+
+
+def test_an_unknown_host_is_refused(host: FakeA1111) -> None:
+    del host.networks.network_apply_weights
+    with pytest.raises(HTTPException, match="it lacks AUTOMATIC1111's network_apply_weights"):
+        process_images(job(host))
+
+
+def test_a_refusal_in_the_middle_of_a_job_has_the_same_form(host: FakeA1111) -> None:
+    """What only a prompt's tag or a hires model can show."""
+    before = weights(host)
+    with pytest.raises(HTTPException) as refusal:
+        process_images(job(host, prompt="a cat <lora:subject:1:1:4>"))
+    assert refusal.value.status_code == 422 and "<lora:subject:1:1:4>" in refusal.value.detail
+    assert untouched(host, before)
+
+
+def test_the_next_job_is_not_refused(host: FakeA1111) -> None:
+    with pytest.raises(HTTPException):
+        process_images(job(host, {"content": "nobody"}))
+    assert len(process_images(job(host)).images) == 1
+    assert len(process_images(plain(host)).images) == 1
+
+
+# --- arguments ---
+
+
+def positional(settings: Settings) -> tuple[Any, ...]:
+    return tuple(getattr(settings, f.name) for f in FIELDS)
+
+
+def test_names_and_positions_mean_the_same(host: FakeA1111) -> None:
+    by_name, by_place = job(host, {"alpha": 2.0, "gamma": 0.7}), job(host)
+    by_place.script_args = positional(Settings(True, "subject", "style", alpha=2.0, gamma=0.7))
+    assert torch.equal(process_images(by_name).images[0], process_images(by_place).images[0])
+    assert by_name.extra_generation_params == by_place.extra_generation_params
+
+
+def test_fewer_positions_than_fields_are_enough(host: FakeA1111) -> None:
+    """Requests written for an older version: the list is append-only."""
+    short, whole = job(host), job(host)
+    short.script_args = (True, "subject", "style")
+    assert torch.equal(process_images(short).images[0], process_images(whole).images[0])
+
+
+def test_a_closed_panel_is_not_read(host: FakeA1111) -> None:
+    p = plain(host)
+    p.script_args = (False, "a file deleted since", "None", "", "x")
+    assert len(process_images(p).images) == 1 and not hasattr(p, "klora_job")
+
+
+def test_a_request_is_read_even_when_it_is_off(host: FakeA1111) -> None:
+    assert "alfa: is not a K-LoRA setting" in refused(host, job(host, {"enabled": False, "alfa": 1}))
+
+
+# --- infotext and prompt ---
+
+
+def test_the_infotext_of_a_job(host: FakeA1111) -> None:
+    p = job(host, {"layers": "attention"})
+    process_images(p)
+    assert p.extra_generation_params == {
+        "K-LoRA enabled": "True", "K-LoRA content": "subject", "K-LoRA style": "style", "K-LoRA method": "klora",
+        "K-LoRA alpha": "1.5", "K-LoRA beta": "0.5", "K-LoRA gamma": "auto", "K-LoRA scale": "s",
+        "K-LoRA layers": "attention",
+        "Lora hashes": f"subject: {host.networks.available_networks['subject'].shorthash}, "
+                       f"style: {host.networks.available_networks['style'].shorthash}",
+    }  # fmt: skip
+
+
+def test_layers_the_model_lacks_are_told(host: FakeA1111) -> None:
+    host.unet.out[2] = torch.nn.Identity()
+    p = job(host, {"content": "subject_full", "style": "style_full"})
+    p.init = stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        process_images(p)
+    p.seeds, p.sampler = [1], host.create_sampler("Euler")
+    p.klora_job.open(p, 4)
+    assert list(p.comments) == ["K-LoRA: 1 layers of the pair are not in 'tiny', conv_out among them"]
+
+
+def stop(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_two_hosts_in_a_row_share_nothing(loras: Any) -> None:
+    """The whole state of the extension is reachable from its App."""
+    images = []
+    for _ in range(2):
+        with installed(loras) as host:
+            host.load_script()
+            images.append(process_images(job(host)).images[0])
+    assert torch.equal(*images)
+
+
+def test_loading_the_script_again_leaves_jobs_possible(host: FakeA1111) -> None:
+    before = weights(host)
+    first = process_images(job(host)).images[0]
+    for found in host.script_callbacks.registered.values():
+        found.clear()
+    host.load_script()
+    assert torch.equal(process_images(job(host)).images[0], first)
+    assert close(weights(host), before) and untouched(host, before)

@@ -1,0 +1,65 @@
+"""Theorem: the map's pixel at (layer, step) has the colour of the plan's choice there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from klora_lib.core.plan import Plan, make_plan
+from klora_lib.core.selectors import Facts
+from klora_lib.settings import Settings
+from klora_lib.webui.plot import CELL, COLOURS, LEGEND, MARGIN, ROW, draw_plan
+
+from ..engine.stack import prepare
+from ..fakes.a1111 import FakeA1111
+from ..fakes.processing import process_images
+from .jobs import job, plan_of
+
+
+def pixel(picture: Any, row: int, step: int, width: int) -> tuple[int, ...]:
+    return picture.getpixel((MARGIN + int((step + 0.5) * width), MARGIN + row * ROW))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12, 30])
+@pytest.mark.parametrize("method", ["klora", "direct", "content"])
+def test_every_choice_has_its_colour(method: str, steps: int) -> None:
+    pair = prepare().pair
+    scores = prepare().plan.facts.scores
+    plan = make_plan(pair, scores, Settings(method=method), steps)
+    picture, table = draw_plan(plan, steps), plan.table(steps)
+    width = max(CELL, 300 // steps)
+    assert picture.mode == "RGB"
+    for row in range(len(table)):
+        for step in range(steps):
+            assert pixel(picture, row, step, width) == COLOURS[table[row, step]], (row, step)
+
+
+def test_the_picture_holds_all_layers_and_a_legend() -> None:
+    plan = prepare().plan
+    picture = draw_plan(plan, 40)
+    assert picture.size == (40 * CELL + 2 * MARGIN, len(plan.units) * ROW + 2 * MARGIN + LEGEND)
+    below = picture.crop((0, picture.height - LEGEND, *picture.size))
+    shown = {colour for _, colour in below.getcolors(1 << 16)}
+    assert {COLOURS[m] for m in set(plan.table(40).flatten().tolist()) | {1, 2}} <= shown
+
+
+def test_one_layer() -> None:
+    facts = prepare().plan.facts
+    one = Facts(**{**vars(facts), "present": torch.tensor([1], dtype=torch.uint8), "decided": torch.tensor([False])})
+    plan = Plan(prepare().plan.units[:1], one, "direct", "all")
+    assert pixel(draw_plan(plan, 3), 0, 1, 100) == COLOURS[1]
+
+
+def test_colours_are_the_papers() -> None:
+    """Content blue, style green."""
+    (_, content, style, _) = COLOURS
+    assert content[2] == max(content) and style[1] == max(style)
+
+
+def test_a_job_shows_the_plan_it_ran(host: FakeA1111) -> None:
+    p = job(host, {"show_map": True}, steps=6)
+    processed = process_images(p)
+    assert processed.images[-1].tobytes() == draw_plan(plan_of(host, p, 6), 6).tobytes()
+    assert len(processed.infotexts) == len(processed.images)
