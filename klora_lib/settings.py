@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import KLoraError, SettingsError, all_offenders
@@ -45,6 +45,7 @@ class Field:
     choices: tuple[str, ...] = ()
     range: tuple[float, float, float] | None = None  # slider: least, most, step
     sweep: type = str  # how the XYZ plot reads a value
+    methods: tuple[str, ...] = METHODS  # those that look at it
 
     @property
     def infotext(self) -> str:
@@ -83,7 +84,9 @@ def _lora(name: str, label: str) -> Field:
     return Field(name, "", label, read, "the name of a LoRA as the WebUI lists it")
 
 
-def _real(name: str, default: float | None, label: str, range: tuple[float, float, float], low: float, high: float) -> Field:
+def _real(
+    name: str, default: float | None, label: str, range: tuple[float, float, float], low: float, high: float
+) -> Field:
     def read(value: Any) -> float | None:
         if default is None and (value is None or value == ""):
             return None
@@ -123,6 +126,8 @@ def _whole(name: str, default: int, label: str, range: tuple[int, int, int]) -> 
 
 WEIGHT: dict[str, Any] = dict(range=(-2, 2, 0.05), low=-100, high=100)
 
+WITH_SCALE = ("klora", "fixed", "no-gamma")
+
 # The order is the order of the positional API arguments: append only.
 FIELDS: tuple[Field, ...] = (
     _flag("enabled", False, "K-LoRA"),
@@ -133,16 +138,16 @@ FIELDS: tuple[Field, ...] = (
     _real("content_te_weight", None, "Content text encoder weight (empty: follow)", **WEIGHT),
     _real("style_te_weight", None, "Style text encoder weight (empty: follow)", **WEIGHT),
     _choice("method", METHODS, "Method"),
-    _real("alpha", 1.5, "α", (0, 5, 0.05), 0, 1e9),
-    _beta(),
-    _gamma(),
-    _choice("scale", SCALES, "Scale"),
-    _k(),
+    replace(_real("alpha", 1.5, "α", (0, 5, 0.05), 0, 1e9), methods=WITH_SCALE),
+    replace(_beta(), methods=WITH_SCALE),
+    replace(_gamma(), methods=("klora", "fixed")),
+    replace(_choice("scale", SCALES, "Scale"), methods=WITH_SCALE),
+    replace(_k(), methods=("klora", "topk", "no-gamma")),
     _choice("layers", LAYERS, "Layers"),
     _choice("progress", PROGRESS, "Progress"),
     _choice("engine", ENGINES, "Engine"),
     _flag("show_map", False, "Show the selection map"),
-    _whole("switch_every", 5, "Steps between two switches (method switch)", (1, 150, 1)),
+    replace(_whole("switch_every", 5, "Steps between two switches", (1, 150, 1)), methods=("switch",)),
 )
 BY_NAME: Mapping[str, Field] = {f.name: f for f in FIELDS}
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from ..settings import BY_NAME, FIELDS, Field, Settings
+from ..settings import BY_NAME, FIELDS, METHODS, Field, Settings
 from . import infotext
 
 NONE = "None"
-SIMPLE = ("content", "style", "content_weight", "style_weight", "method", "scale", "alpha", "beta", "gamma")
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,14 @@ def initial(field: Field) -> Any:
     return "" if field.default is None else field.default
 
 
+def classes(field: Field) -> list[str]:
+    """For javascript/klora.js, which dims what the chosen method does not look at."""
+    return [] if field.methods == METHODS else ["klora-field", *(f"klora-for-{method}" for method in field.methods)]
+
+
 def component(field: Field, choices: Sequence[str], elem_id: str) -> Any:
     """The component of one field; ``choices``: the listed LoRAs."""
-    common = dict(label=field.label, value=initial(field), elem_id=elem_id)
+    common = dict(label=field.label, value=initial(field), elem_id=elem_id, elem_classes=classes(field))
     if field.name in ("content", "style"):
         return gr.Dropdown(choices=[NONE, *choices], **common)
     if isinstance(field.default, bool):

@@ -44,7 +44,7 @@ def refused(host: FakeA1111, p: Processing) -> str:
         ({"style": "subject"}, "K-LoRA: style: must be another LoRA than content, both are 'subject'"),
         ({"alpha": "much"}, "K-LoRA: alpha: must be a number from 0 to 1e+09, not 'much'"),
         ({"alpha": float("nan")}, "K-LoRA: alpha: must be a number from 0 to 1e+09, not nan"),
-        ({"alfa": 1}, "K-LoRA: alfa: is not a K-LoRA setting; there are " + ", ".join(f.name for f in FIELDS)),
+        ({"alfa": 1}, "K-LoRA: 'alfa': is not a K-LoRA setting; there are " + ", ".join(f.name for f in FIELDS)),
         ({"scale": "s*", "alpha": 0}, "K-LoRA: alpha: must be above 0 with scale s*, which is taken modulo alpha"),
     ],
 )  # fmt: skip
@@ -125,7 +125,7 @@ def test_a_closed_panel_is_not_read(host: FakeA1111) -> None:
 
 
 def test_a_request_is_read_even_when_it_is_off(host: FakeA1111) -> None:
-    assert "alfa: is not a K-LoRA setting" in refused(host, job(host, {"enabled": False, "alfa": 1}))
+    assert "'alfa': is not a K-LoRA setting" in refused(host, job(host, {"enabled": False, "alfa": 1}))
 
 
 # --- infotext and prompt ---

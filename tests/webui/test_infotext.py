@@ -101,15 +101,9 @@ class Job:
         self.extra_generation_params = params
 
 
-def test_forgetting_takes_ours_and_leaves_a_shared_dict_alone() -> None:
-    shared = {"Steps": 4, "K-LoRA alpha": "1.5"}
-    p = Job(shared)
-    infotext.forget(p)
-    assert p.extra_generation_params == {"Steps": 4} and shared == {"Steps": 4, "K-LoRA alpha": "1.5"}
-
-
-def test_forgetting_nothing_touches_nothing() -> None:
-    params = {"Steps": 4}
-    p = Job(params)
-    infotext.forget(p)
-    assert p.extra_generation_params is params
+def test_a_stamp_replaces_ours_and_leaves_a_shared_dict_alone() -> None:
+    shared = {"Steps": 4, "K-LoRA layers": "attention"}
+    p, settings = Job(shared), Settings(True, "a", "b")
+    infotext.stamp(p, settings)
+    assert p.extra_generation_params == {"Steps": 4, **infotext.write(settings)}
+    assert shared == {"Steps": 4, "K-LoRA layers": "attention"}

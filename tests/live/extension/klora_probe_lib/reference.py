@@ -114,10 +114,12 @@ class Reference:
         return start + (1 - start) * t / total
 
     def noise_progress(self, params):
-        log_sigmas = params.denoiser.inner_model.log_sigmas
-        log_sigma = params.sigma[0].log().to(log_sigmas.device)
-        timestep = int((log_sigmas - log_sigma).abs().argmin())
-        return 1 - timestep / (len(log_sigmas) - 1)
+        """The sampler's noise level lies between two entries of the model's table: so does its timestep (k-diffusion)."""
+        table = params.denoiser.inner_model.log_sigmas.tolist()
+        log_sigma = min(max(float(params.sigma[0].log()), table[0]), table[-1])
+        after = next(i for i in range(1, len(table)) if log_sigma <= table[i])
+        timestep = after - (table[after] - log_sigma) / (table[after] - table[after - 1])
+        return 1 - timestep / (len(table) - 1)
 
     def scale(self, progress):
         alpha, beta = self.settings["alpha"], self.settings["beta"]
