@@ -33,7 +33,7 @@ def make_actor(placed: Placed, engine: str, device: torch.device, room: Room) ->
     """
     site, weight = placed.site, placed.site.module.weight
     plain = weight.dtype in PLAIN and weight.device.type != "meta"
-    norm = weight.dim() == 1
+    norm = len(weight.shape) == 1  # a packed weight has dimensions of its own
     has_bias = getattr(site.module, "bias", None) is not None
     if engine == "merge" and not plain:
         raise HostError(f"merge cannot write {weight.dtype} weights; choose auto or bypass", "engine")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..errors import HostError
-from . import a1111
+from . import a1111, forge
 from .contract import Host
 
-FAMILIES = (a1111,)
+FAMILIES = (a1111, forge)
 
 
 def detect() -> Host:

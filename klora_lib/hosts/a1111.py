@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from types import ModuleType
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..core.schedule import noise_progress
 from ..engine.site import Site
-from ..errors import HostError, SettingsError
-from .contract import Call, Entry, Tag, TextPart
+from ..errors import HostError
+from .contract import TextPart
+from .family import Family
 from .layers import sites_of
 
 NAME = "AUTOMATIC1111"
@@ -49,37 +46,15 @@ def make() -> A1111:
     return A1111(sys.modules["networks"])
 
 
-class A1111:
+class A1111(Family):
     """Fulfils ``contract.Host``."""
 
     name = NAME
-
-    def __init__(self, networks: ModuleType):
-        self.networks = networks
-
-    def loras(self) -> list[str]:
-        return sorted(self.networks.available_networks, key=str.casefold)
-
-    def refresh(self) -> None:
-        self.networks.list_available_networks()
-
-    def find(self, name: str) -> Entry | None:
-        listed = self.networks.available_networks.get(name)
-        if listed is None and name.lower() not in self.networks.forbidden_network_aliases:  # two files share the alias
-            listed = self.networks.available_network_aliases.get(name)
-        if listed is None:
-            return None
-        return Entry(listed.name, listed.filename)
 
     def device(self) -> torch.device:
         from modules import devices
 
         return torch.device(devices.device)
-
-    def checkpoint(self) -> str:
-        from modules import shared
-
-        return shared.sd_model.sd_checkpoint_info.name_for_extra
 
     def sites(self) -> Mapping[str, Site]:
         from modules import sd_unet, shared
@@ -103,36 +78,16 @@ class A1111:
             else:
                 self.networks.network_apply_weights(module)
 
-    def take_tags(self, network_data: Any, entries: Iterable[Entry]) -> dict[str, Tag]:
-        names = {e.name for e in entries}
-        taken: dict[str, Tag] = {}
-        for kind in ("lora", "lyco"):  # the second is an alias of the first
-            if kind not in network_data:
-                continue
-            left = []
-            for params in network_data[kind]:
-                entry = self.find(params.positional[0]) if params.positional else None
-                if entry is not None and entry.name in names:
-                    taken[entry.name] = read_tag(params)
-                else:
-                    left.append(params)
-            network_data[kind] = left
-        return taken
-
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
         """Drop the pair from the loaded networks and append networks that hold text-encoder modules only.
 
-        The tags put into ``network_data`` never load anything: they are what the prompt cache is keyed on.  The
-        appended networks carry names of their own, so the host never takes one for the whole LoRA in a later job.
+        The appended networks carry names of their own, so the host never takes one for the whole LoRA in a later job.
         """
-        from modules import extra_networks
-
         loaded, parts = self.networks.loaded_networks, list(parts)
         names = {part.entry.name for part in parts}
         tagged = [n for n in loaded if n.network_on_disk.name in names]
         loaded[:] = [n for n in loaded if n not in tagged] + [without_modules(n) for n in tagged if n.bundle_embeddings]
-        tags = [extra_networks.ExtraNetworkParams(items=[x.entry.name, str(x.te), "0"]) for x in parts]
-        network_data["lora"] = [*network_data.get("lora", []), *tags]
+        self.key_prompt_cache(network_data, parts)
         loaded.extend(self.text_network(part) for part in parts if part.file.text)
         self.add_hashes(p, parts)
 
@@ -146,100 +101,6 @@ class A1111:
         network.te_multiplier, network.unet_multiplier, network.dyn_dim = part.te, 0.0, None
         network.mentioned_name = part.entry.name
         return network
-
-    def add_hashes(self, p: Any, parts: Iterable[TextPart]) -> None:
-        """Both LoRAs among the infotext's hashes, as the host writes them for tags."""
-        from modules import shared
-
-        if not shared.opts.lora_add_hashes_to_infotext:
-            return
-        hashes = dict(getattr(p, "lora_hashes", {}))
-        for part in parts:
-            listed = self.networks.available_networks[part.entry.name]
-            listed.read_hash()
-            hashes[part.entry.name.translate(str.maketrans("", "", ":,"))] = listed.shorthash
-        p.lora_hashes = hashes
-        p.extra_generation_params["Lora hashes"] = ", ".join(f"{k}: {v}" for k, v in hashes.items())
-
-    def around_sampling(self, p: Any, context: Callable[[int], AbstractContextManager[None]]) -> None:
-        """A sampler object lives no longer than its job, and what its launch raises is not swallowed.
-
-        txt2img makes one for every pass, img2img one for all batches of a job: it is wrapped once.
-        """
-        sampler = p.sampler
-        if getattr(getattr(sampler, "launch_sampling", None), "klora_job", None) is p:
-            return
-        if not hasattr(sampler, "launch_sampling"):
-            raise HostError(f"the sampler {p.sampler_name!r} does not run through this WebUI's launch_sampling")
-        launch = sampler.launch_sampling
-
-        def launch_sampling(steps: int, func: Callable[[], Any]) -> Any:
-            with context(steps):
-                return launch(steps, func)
-
-        launch_sampling.klora_job = p  # type: ignore[attr-defined]
-        sampler.launch_sampling = launch_sampling
-
-    @contextmanager
-    def before_model_swap(self, p: Any, act: Callable[[], None]) -> Iterator[None]:
-        """The refiner loads its weights into the very modules that carry ours, from inside the denoiser's forward."""
-        if getattr(p, "refiner_checkpoint_info", None) is None:
-            yield
-            return
-        from modules import sd_models
-
-        reload = sd_models.reload_model_weights
-
-        def reload_model_weights(*args: Any, **kwargs: Any) -> Any:
-            act()
-            return reload(*args, **kwargs)
-
-        sd_models.reload_model_weights = reload_model_weights
-        try:
-            yield
-        finally:
-            sd_models.reload_model_weights = reload
-
-    def call(self, params: Any) -> Call:
-        denoiser = params.denoiser
-        return Call(denoiser.step, denoiser.total_steps, lambda: noise_of(denoiser, params.sigma))
-
-    def start(self, p: Any) -> float:
-        """Only a pass that began from an image has given its denoiser an initial latent."""
-        if p.sampler.model_wrap_cfg.init_latent is None:
-            return 0.0
-        return 1.0 - min(float(p.denoising_strength), 1.0)
-
-    def fixed_steps(self, p: Any) -> bool:
-        """An adaptive sampler is told neither the noise levels nor their number."""
-        known = {"sigmas", "sigma_sched", "timesteps", "n"}
-        return bool(known & set(inspect.signature(p.sampler.func).parameters))
-
-    def stop_sampling(self) -> BaseException:
-        from modules import sd_samplers_common
-
-        return sd_samplers_common.InterruptedException()
-
-
-def noise_of(denoiser: Any, sigma: torch.Tensor) -> float:
-    """Progress by noise.  DDIM, PLMS and UniPC hand over a timestep under the name of sigma."""
-    wrap, most = denoiser.inner_model, sigma.max()
-    if not hasattr(wrap, "sigma_to_t"):
-        return noise_progress(float(most), len(denoiser.alphas))
-    return noise_progress(float(wrap.sigma_to_t(most.to(wrap.sigmas), quantize=False)), len(wrap.sigmas))
-
-
-def read_tag(params: Any) -> Tag:
-    """<lora:name:te:unet>, <lora:name:te=…:unet=…>: as the host reads them, unet following te."""
-    positional, named, tag = params.positional, params.named, f"<lora:{':'.join(params.items)}>"
-    if len(positional) > 3 or "dyn" in named:
-        raise SettingsError(f"the tag {tag} asks for a dynamic rank, which a LoRA of the pair cannot have", "prompt")
-    try:
-        te = float(named.get("te", positional[1] if len(positional) > 1 else 1.0))
-        unet = float(named.get("unet", positional[2] if len(positional) > 2 else te))
-    except ValueError:
-        raise SettingsError(f"the tag {tag} has a weight that is no number", "prompt") from None
-    return Tag(te, unet)
 
 
 def without_modules(network: Any) -> Any:

@@ -32,11 +32,12 @@ class Tag:
 
 @dataclass(frozen=True)
 class TextPart:
-    """One LoRA's text-encoder part, to be added by the host itself with weight ``te``."""
+    """One LoRA's text-encoder part, to be added by the host itself with weight ``te``.  ``tag``: the prompt's, if any."""
 
     entry: Entry
     file: LoraFile
     te: float
+    tag: Tag | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class Host(Protocol):
         """Let the host finish what it has pending on these layers, so that their weights are what it wants of them."""
 
     def take_tags(self, network_data: Any, entries: Iterable[Entry]) -> dict[str, Tag]:
-        """Remove the tags of ``entries`` from a prompt's network data, and tell what they said, by entry name."""
+        """Remove the tags of ``entries`` from a prompt's network data, and tell what they said, by entry name.
+
+        Network data may come again with what we put into it the first time: the answer is the same.
+        """
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
         """Have the text encoders carry ``parts``, and no denoiser layer anything of these LoRAs."""

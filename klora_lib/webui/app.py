@@ -9,10 +9,10 @@ from typing import Any
 from ..core.cache import Library
 from ..errors import KLoraError
 from ..hosts import detect
-from ..settings import named, read_settings
+from ..settings import Settings, named, read_settings
 from . import infotext, xyz
 from .job import Job, guarded, prepare
-from .refuse import KLoraRefused, refuse
+from .refuse import KLoraRefused, refuse, refuse_sampling
 
 JOB = "klora_job"  # on p
 
@@ -26,13 +26,10 @@ class App:
 
     def begin(self, p: Any, args: Sequence[Any]) -> None:
         """``process``: undo what a crashed job left; then, if enabled, make everything ready or refuse."""
-        self.clean()
         vars(p).pop(JOB, None)
-        given = xyz.with_axes(named(args), p)
-        if in_panel(args) and not given.get("enabled"):
-            return  # what stands in a closed panel is nobody's concern
         try:
-            settings = read_settings(given)
+            self.clean()
+            settings = asked(p, args)
             if settings.enabled:
                 self.last = prepare(detect(), self.library, settings, p.steps)
                 setattr(p, JOB, self.last)
@@ -50,7 +47,10 @@ class App:
     def before_sampling(self, p: Any) -> None:
         """``process_before_every_sampling``."""
         if job := job_of(p):
-            job.host.around_sampling(p, lambda steps: heard(job.sampling(p, steps)))
+            try:
+                job.host.around_sampling(p, lambda steps: heard(job.sampling(p, steps)))
+            except Exception as e:  # noqa: BLE001  the host would swallow it and sample without us
+                refuse_sampling(p, KLoraRefused(f"K-LoRA: {e}") if isinstance(e, KLoraError) else e)
 
     def denoise(self, params: Any) -> None:
         """``on_cfg_denoiser``.  The host swallows our exceptions, but not the one by which it stops a pass itself."""
@@ -91,6 +91,13 @@ def heard(sampling: AbstractContextManager[None]) -> Iterator[None]:
         raise KLoraRefused(f"K-LoRA: {e}") from e
 
 
-def in_panel(args: Sequence[Any]) -> bool:
-    """Do the arguments come from the panel (one a field), rather than from a program that wrote them out by name?"""
-    return not (args and isinstance(args[0], Mapping))
+def asked(p: Any, args: Sequence[Any]) -> Settings:
+    """The settings that the arguments and a plot's axes ask for.  Raises SettingsError.
+
+    A program that writes its settings out by name has them all read; what stands in a closed panel is nobody's concern.
+    """
+    by_name = bool(args) and isinstance(args[0], Mapping)
+    given = xyz.with_axes(named(args), p)
+    if not by_name and not given.get("enabled"):
+        return Settings()
+    return read_settings(given)

@@ -32,6 +32,7 @@ class Job:
     pair: Pair
     scores: Scores
     tags: dict[str, Tag] = field(default_factory=dict)  # of the current pass, by entry name
+    heard_networks: bool = False
     session: Session | None = None
     by_noise: bool = False
     start: float = 0.0
@@ -49,9 +50,11 @@ class Job:
 
     def take_networks(self, p: Any, network_data: Any) -> None:
         """The prompt's networks are active: take the pair out of them, and leave its text-encoder parts to the host."""
+        self.heard_networks = True
         self.tags = self.host.take_tags(network_data, self.entries)
         files = (self.pair.content, self.pair.style)
-        parts = [TextPart(e, f, te) for e, f, (te, _) in zip(self.entries, files, self.weights())]
+        weights = self.weights()
+        parts = [TextPart(e, f, te, self.tags.get(e.name)) for e, f, (te, _) in zip(self.entries, files, weights)]
         self.host.load_text_parts(p, network_data, parts)
 
     @contextmanager
@@ -81,7 +84,10 @@ class Job:
         content, style = (unet for _, unet in self.weights())
         placed, missing = place(plan, self.pair, host.sites(), (content, style), host.checkpoint())
         if missing:
-            p.comment(f"K-LoRA: {len(missing)} layers of the pair are not in {host.checkpoint()!r}, {missing[0]} among them")
+            told = f"{len(missing)}, {missing[0]} among them"
+            p.comment(f"K-LoRA: layers of the pair that are not in {host.checkpoint()!r}: {told}")
+        if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
+            p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
         host.settle(site.site.module for site in placed)
         return Session(plan, placed, settings.engine, host.device())
 

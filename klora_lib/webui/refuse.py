@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fastapi import HTTPException
@@ -22,8 +23,16 @@ def refuse(p: Any, error: Exception) -> None:
 
     Hosts swallow what a script hook raises and go on without it; ``p.init``, the first thing after the hooks, is heard.
     """
+    p.init = raiser(error)
 
-    def init(*args: Any, **kwargs: Any) -> NoReturn:
+
+def refuse_sampling(p: Any, error: Exception) -> None:
+    """End the job of ``p`` at the sampling pass that is about to begin."""
+    p.sampler.sample = p.sampler.sample_img2img = raiser(error)
+
+
+def raiser(error: Exception) -> Callable[..., NoReturn]:
+    def act(*args: Any, **kwargs: Any) -> NoReturn:
         raise error
 
-    p.init = init
+    return act

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 from ..errors import KLoraError, SettingsError
-from ..settings import BY_NAME, FIELDS, Field, read_settings
+from ..settings import FIELDS, Field, read_settings
 from .refuse import KLoraRefused
 
 ATTRIBUTE = "klora_axes"  # on p: setting → value, laid over the panel's
@@ -48,6 +49,20 @@ def axes_of(p: Any) -> Mapping[str, Any]:
 
 
 def with_axes(given: Mapping[str, Any], p: Any) -> dict[str, Any]:
-    """Raw settings with the plot's values laid over them."""
-    assert all(name in BY_NAME for name in axes_of(p))
-    return {**given, **axes_of(p)}
+    """Raw settings with the plot's values laid over them.
+
+    A panel always gives a β: where it is just the default of the panel's own scale and α, an axis that moves one of
+    these moves the default along.
+    """
+    axes = axes_of(p)
+    free = {"scale", "alpha"} & axes.keys() and "beta" not in axes and by_default(given)
+    return {**given, **axes, "beta": None} if free else {**given, **axes}
+
+
+def by_default(given: Mapping[str, Any]) -> bool:
+    known = {name: given[name] for name in ("scale", "alpha", "beta") if name in given}
+    try:
+        settings = read_settings(known)
+    except KLoraError:
+        return False
+    return settings.beta is None or abs(settings.beta - replace(settings, beta=None).offset) < 1e-6

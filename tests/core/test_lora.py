@@ -19,7 +19,6 @@ from klora_lib.core.lora import LoraFile, lora_file, read_lora
 from klora_lib.errors import LoraFileError
 
 from .. import dialects
-from ..dialects import write_dialect
 from .test_keys import flux_layers, sd3_layers, unet_layers
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -101,7 +100,7 @@ def test_xlabs_names_both_streams_and_splits_the_single_blocks() -> None:
 def test_a_file_round_trips(dialect: str, tmp_path: Path) -> None:
     layers = layers_of([Q, "mid_block.resnets.1.conv2", "conv_in"])
     path = tmp_path / "sübject.safetensors"
-    write_dialect(layers, dialect, path)
+    dialects.write_dialect(layers, dialect, path)
     file = read_lora(path)
     holds(file, layers)
     assert file.name == "sübject"
@@ -246,7 +245,7 @@ def test_bytes_without_a_header(data: bytes, tmp_path: Path) -> None:
 
 def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    write_dialect(layers_of([Q]), "peft", path)
+    dialects.write_dialect(layers_of([Q]), "peft", path)
     whole = path.read_bytes()
     for end in range(1, len(whole), 7):
         path.write_bytes(whole[:end])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,18 @@ def test_a_tag_that_cannot_be_is_refused_in_its_own_words(host: FakeA1111, tag: 
     _, data = parse_prompt(f"<lora:{tag}>")
     with pytest.raises(KLoraError, match=f"<lora:{tag}>"):
         detect().take_tags(data, entries(host))
+
+
+@pytest.mark.parametrize("tag", ["", "<lora:subject_full:0.5:0.2>"])
+def test_network_data_that_comes_again_says_the_same(host: FakeA1111, tag: str) -> None:
+    """Hires and the refiner activate what already holds our own tags, whose denoiser weight is 0."""
+    p, (_, data) = prompted(host), parse_prompt(f"a {tag} <lora:conv_only:0.3>")
+    for _ in range(3):
+        activate(p, data)
+        tags = detect().take_tags(data, entries(host))
+        assert tags == ({"subject_full": Tag(0.5, 0.2)} if tag else {})
+        detect().load_text_parts(p, data, [replace(part, tag=tags.get(part.entry.name)) for part in parts(host)])
+        assert len(data["lora"]) == 3 and len(host.networks.loaded_networks) == 3
 
 
 # --- text encoders ---

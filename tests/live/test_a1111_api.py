@@ -58,11 +58,11 @@ def test_wrong_positional_argument_is_refused(host: Host, sd15: Model):
     assert "alpha" in answer.text
 
 
-def test_infotext_tells_what_was_done(host: Host, model: Model):
-    made = host.run(klora(model.uneven, SETTINGS))
+def test_infotext_tells_what_was_done(host: Host, sd15: Model):
+    made = host.run(klora(sd15.uneven, SETTINGS))
     hashes = made.info["extra_generation_params"]["Lora hashes"]
-    assert {x.split(":")[0].strip() for x in hashes.split(",")} == {model.uneven.content, model.uneven.style}
-    for name, value in (SETTINGS | vars(model.uneven)).items():
+    assert {x.split(":")[0].strip() for x in hashes.split(",")} == {sd15.uneven.content, sd15.uneven.style}
+    for name, value in (SETTINGS | vars(sd15.uneven)).items():
         assert f"K-LoRA {name}: {value}" in made.infotext
     assert "K-LoRA" not in host.run(plain()).infotext
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .checks import FAR, assert_like_reference, same
+from .checks import FAR, assert_like_reference, assert_reference_at_work, same
 from .host import Host, difference, encode
-from .jobs import PLAIN, SD15_OTHER, Model, Pair, klora, plain, tag
+from .jobs import PLAIN, SD15_OTHER, Model, Pair, klora, plain, reference, tag
 
 SAMPLERS = ("Euler a", "Heun", "DPM++ 2M", "UniPC", "DDIM", "Restart", "DPM++ SDE")
 HIRES = {
@@ -47,11 +47,11 @@ def test_method_content_and_style_leave_one_lora(host: Host, sd15: Model, role: 
     assert difference(host.image(klora(sd15.full, {"method": role})), expected) <= 1
 
 
-def test_method_direct_is_the_prompt_with_both(host: Host, model: Model):
-    expected = host.image(plain(prompt=PLAIN["prompt"] + tag(model.full.content) + tag(model.full.style)))
-    got = host.image(klora(model.full, {"method": "direct"}))
+def test_method_direct_is_the_prompt_with_both(host: Host, sd15: Model):
+    expected = host.image(plain(prompt=PLAIN["prompt"] + tag(sd15.full.content) + tag(sd15.full.style)))
+    got = host.image(klora(sd15.full, {"method": "direct"}))
     assert difference(got, expected) <= 1
-    assert difference(got, host.image(klora(model.full))) > FAR
+    assert difference(got, host.image(klora(sd15.full))) > FAR
 
 
 def test_defaults(host: Host, model: Model):
@@ -127,7 +127,8 @@ def test_settings(host: Host, sd15: Model, settings: dict):
 
 def test_several_settings_at_once(host: Host, model: Model):
     settings = {"scale": "s*", "layers": "attention", "gamma": "mean-ratio", "style_weight": 0.8}
-    assert_like_reference(host, model.uneven, settings)
+    prompt = PLAIN["prompt"] + tag(model.attention.content, 0.5, 0.5)
+    assert_like_reference(host, model.uneven, settings, prompt=prompt)
 
 
 def test_k_beyond_every_layer_takes_all_elements(host: Host, sd15: Model):
@@ -153,10 +154,10 @@ def test_tag_of_each_lora(host: Host, sd15: Model):
     assert_like_reference(host, sd15.uneven, settings, klora_prompt=tags)
 
 
-def test_another_lora_in_the_prompt(host: Host, model: Model):
-    prompt = PLAIN["prompt"] + tag(model.attention.content, 0.5, 0.5)
-    got = assert_like_reference(host, model.uneven, prompt=prompt)
-    assert difference(got.image, host.image(klora(model.uneven))) > FAR
+def test_another_lora_in_the_prompt(host: Host, sd15: Model):
+    prompt = PLAIN["prompt"] + tag(sd15.attention.content, 0.5, 0.5)
+    got = assert_like_reference(host, sd15.uneven, prompt=prompt)
+    assert difference(got.image, host.image(klora(sd15.uneven))) > FAR
 
 
 @pytest.fixture
@@ -189,11 +190,23 @@ def test_bypass_beside_another_lora_and_in_hires(host: Host, sd15: Model):
 
 
 def test_adaptive_sampler_goes_by_noise(host: Host, sd15: Model):
-    """From an image it makes some 40 calls, from noise alone hundreds."""
-    start = encode(host.known_image(plain(seed=5)))
-    fields = {"sampler_name": "DPM adaptive", "init_images": [start], "denoising_strength": 0.3, "steps": 8}
-    by_noise = assert_like_reference(host, sd15.uneven, {"progress": "noise"}, **fields)
-    assert same(host.image(klora(sd15.uneven, **fields)), by_noise.image)
+    """It makes hundreds of calls, at times of its own choice. The first 40 will do where S starts steep."""
+    steep, noise, fields = {"alpha": 150, "beta": 0}, {"progress": "noise"}, {"sampler_name": "DPM adaptive"}
+    jobs = [reference(host.lora, sd15.uneven, steep | noise, **fields)]
+    jobs += [klora(sd15.uneven, steep | more, **fields) for more in ({}, noise)]
+    images = []
+    for job in (*jobs, plain(**fields)):
+        host.arm(interrupt=40)
+        images.append(host.image(job))
+        if not images[1:]:
+            assert_reference_at_work(host.reference(), 1)
+    assert difference(images[1], images[0]) <= 1
+    assert same(images[1], images[2])
+    assert difference(images[1], images[3]) > FAR
+
+
+def test_progress_by_noise_on_another_schedule(host: Host, sd15: Model):
+    assert_like_reference(host, sd15.uneven, {"progress": "noise"}, scheduler="Karras")
 
 
 def test_batch_count_is_so_many_single_runs(host: Host, sd15: Model):

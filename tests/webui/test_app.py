@@ -12,6 +12,7 @@ from klora_lib.settings import FIELDS, Settings
 
 from ..fakes.a1111 import FakeA1111, installed
 from ..fakes.processing import Processing, process_images
+from ..fakes.samplers import Sampler
 from .jobs import close, job, plain, untouched, watch, weights
 
 
@@ -97,6 +98,23 @@ def test_the_next_job_is_not_refused(host: FakeA1111) -> None:
     assert len(process_images(plain(host)).images) == 1
 
 
+def test_a_model_that_cannot_be_cleaned_is_not_drawn_with(host: FakeA1111) -> None:
+    """The host swallows what ``process`` raises; an image would be a silent mix of two jobs."""
+    p = job(host)
+    host.hook("process", p)
+    p.seeds, p.sampler = [1], host.create_sampler("Euler")
+    p.klora_job.session = p.klora_job.open(p, 6)
+    p.klora_job.session.advance(0.5)
+    calls = watch(host)
+    stuck = p.klora_job.session.actors[0]
+    undo, stuck.close = stuck.close, fail
+    with pytest.raises(MemoryError):
+        process_images(job(host))
+    assert calls == []
+    stuck.close = undo
+    assert len(process_images(job(host)).images) == 1
+
+
 # --- arguments ---
 
 
@@ -150,8 +168,13 @@ def test_layers_the_model_lacks_are_told(host: FakeA1111) -> None:
     with pytest.raises(KeyboardInterrupt):
         process_images(p)
     p.seeds, p.sampler = [1], host.create_sampler("Euler")
+    p.klora_job.heard_networks = True
     p.klora_job.open(p, 4)
-    assert list(p.comments) == ["K-LoRA: 1 layers of the pair are not in 'tiny', conv_out among them"]
+    assert list(p.comments) == ["K-LoRA: layers of the pair that are not in 'tiny': 1, conv_out among them"]
+
+
+def fail() -> None:
+    raise MemoryError("no room")
 
 
 def stop(*args: object) -> None:
@@ -168,6 +191,16 @@ def test_two_hosts_in_a_row_share_nothing(loras: Any) -> None:
     assert torch.equal(*images)
 
 
+@pytest.mark.parametrize("member", ["subject", "style"])
+def test_the_option_that_adds_a_lora_to_every_prompt(host: FakeA1111, member: str) -> None:
+    """It names no tag, and must not bring the pair in a second time."""
+    wanted = process_images(job(host)).images[0]
+    host.shared.opts.sd_lora = member
+    before = weights(host)
+    assert torch.equal(process_images(job(host)).images[0], wanted)
+    assert untouched(host, before)
+
+
 def test_loading_the_script_again_leaves_jobs_possible(host: FakeA1111) -> None:
     before = weights(host)
     first = process_images(job(host)).images[0]
@@ -176,3 +209,9 @@ def test_loading_the_script_again_leaves_jobs_possible(host: FakeA1111) -> None:
     host.load_script()
     assert torch.equal(process_images(job(host)).images[0], first)
     assert close(weights(host), before) and untouched(host, before)
+
+
+def test_a_sampler_that_is_not_launched_is_refused(host: FakeA1111, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Sampler, "launch_sampling")
+    with pytest.raises(HTTPException, match="does not run through this WebUI's launch_sampling"):
+        process_images(job(host))

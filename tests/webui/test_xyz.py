@@ -181,3 +181,16 @@ def test_reading_back_a_cell(grid: types.ModuleType, host: FakeA1111) -> None:
     (cell,) = plot(job(host), [(option(grid, "gamma"), ["0.25"])])
     found = {f.name: infotext.read(cell.written, f, f.default) for f in FIELDS if f.name != "show_map"}
     assert read_settings(found) == Settings(True, "subject", "style", gamma=0.25, beta=0.5)
+
+
+def test_an_axis_of_scale_brings_the_default_beta_of_each_scale() -> None:
+    panel = {"enabled": True, "scale": "s", "alpha": 1.5, "beta": 0.5}
+
+    def offset(panel: dict, **axes: object) -> float:
+        return read_settings(xyz.with_axes(panel, types.SimpleNamespace(klora_axes=axes))).offset
+
+    assert offset(panel, scale="s*") == pytest.approx(1.275)
+    assert offset(panel, scale="s*", alpha=2.0) == pytest.approx(1.7)
+    assert offset(panel | {"beta": 0.7}, scale="s*") == 0.7  # set by hand: stays
+    assert offset(panel, scale="s*", beta=0.5) == 0.5
+    assert offset(panel, gamma=1) == 0.5

@@ -114,7 +114,7 @@ class Reference:
         return start + (1 - start) * t / total
 
     def noise_progress(self, params):
-        """The sampler's noise level lies between two entries of the model's table: so does its timestep (k-diffusion)."""
+        """A k-diffusion noise level lies between two entries of the model's table, and so does its timestep."""
         table = params.denoiser.inner_model.log_sigmas.tolist()
         log_sigma = min(max(float(params.sigma[0].log()), table[0]), table[-1])
         after = next(i for i in range(1, len(table)) if log_sigma <= table[i])

@@ -1,0 +1,168 @@
+"""What AUTOMATIC1111's WebUI and everything that descends from it have in common."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..core.schedule import noise_progress
+from ..errors import HostError, SettingsError
+from .contract import Call, Entry, Tag, TextPart
+
+STANDS_FOR = "klora_stands_for"  # on a tag of ours: the user's tag, or None
+
+
+class Family:
+    """The part of ``contract.Host`` that is the same in every member: lists, tags, samplers and their clock."""
+
+    name: str
+    reload = "reload_model_weights"  # the function of modules.sd_models that the refiner swaps models by
+
+    def __init__(self, networks: ModuleType):
+        self.networks = networks
+
+    def loras(self) -> list[str]:
+        return sorted(self.networks.available_networks, key=str.casefold)
+
+    def refresh(self) -> None:
+        self.networks.list_available_networks()
+
+    def find(self, name: str) -> Entry | None:
+        listed = self.networks.available_networks.get(name)
+        if listed is None and name.lower() not in self.networks.forbidden_network_aliases:  # two files share the alias
+            listed = self.networks.available_network_aliases.get(name)
+        if listed is None:
+            return None
+        return Entry(listed.name, listed.filename)
+
+    def checkpoint(self) -> str:
+        from modules import shared
+
+        return shared.sd_model.sd_checkpoint_info.name_for_extra
+
+    def take_tags(self, network_data: Any, entries: Iterable[Entry]) -> dict[str, Tag]:
+        names = {e.name for e in entries}
+        taken: dict[str, Tag] = {}
+        for kind in ("lora", "lyco"):  # the second is an alias of the first
+            if kind not in network_data:
+                continue
+            left = []
+            for params in network_data[kind]:
+                entry = self.find(params.positional[0]) if params.positional else None
+                if entry is None or entry.name not in names:
+                    left.append(params)
+                elif tag := getattr(params, STANDS_FOR) if hasattr(params, STANDS_FOR) else read_tag(params):
+                    taken[entry.name] = tag
+            network_data[kind] = left
+        return taken
+
+    def key_prompt_cache(self, network_data: Any, parts: Iterable[TextPart]) -> None:
+        """Put tags into ``network_data`` that load nothing any more: they are what the prompt cache is keyed on.
+
+        Hosts activate the same data again (hires, refiner): each of our tags remembers the one that it stands for.
+        """
+        from modules import extra_networks
+
+        tags = []
+        for part in parts:
+            tags.append(extra_networks.ExtraNetworkParams(items=[part.entry.name, str(part.te), "0"]))
+            setattr(tags[-1], STANDS_FOR, part.tag)
+        network_data["lora"] = [*network_data.get("lora", []), *tags]
+
+    def add_hashes(self, p: Any, parts: Iterable[TextPart]) -> None:
+        """Both LoRAs among the infotext's hashes, as the host writes them for tags."""
+        from modules import shared
+
+        if not shared.opts.lora_add_hashes_to_infotext:
+            return
+        hashes = dict(getattr(p, "lora_hashes", {}))
+        for part in parts:
+            listed = self.networks.available_networks[part.entry.name]
+            listed.read_hash()
+            hashes[part.entry.name.translate(str.maketrans("", "", ":,"))] = listed.shorthash
+        p.lora_hashes = hashes
+        p.extra_generation_params["Lora hashes"] = ", ".join(f"{k}: {v}" for k, v in hashes.items())
+
+    def around_sampling(self, p: Any, context: Callable[[int], AbstractContextManager[None]]) -> None:
+        """A sampler object lives no longer than its job, and what its launch raises is not swallowed.
+
+        txt2img makes one for every pass, img2img one for all batches of a job: it is wrapped once.
+        """
+        sampler = p.sampler
+        if getattr(getattr(sampler, "launch_sampling", None), "klora_job", None) is p:
+            return
+        if not hasattr(sampler, "launch_sampling"):
+            raise HostError(f"the sampler {p.sampler_name!r} does not run through this WebUI's launch_sampling")
+        launch = sampler.launch_sampling
+
+        def launch_sampling(steps: int, func: Callable[[], Any]) -> Any:
+            with context(steps):
+                return launch(steps, func)
+
+        launch_sampling.klora_job = p  # type: ignore[attr-defined]
+        sampler.launch_sampling = launch_sampling
+
+    @contextmanager
+    def before_model_swap(self, p: Any, act: Callable[[], None]) -> Iterator[None]:
+        """The refiner loads its weights into the very modules that carry ours, from inside the denoiser's forward."""
+        if getattr(p, "refiner_checkpoint_info", None) is None:
+            yield
+            return
+        from modules import sd_models
+
+        reload = getattr(sd_models, self.reload)
+
+        def act_and_reload(*args: Any, **kwargs: Any) -> Any:
+            act()
+            return reload(*args, **kwargs)
+
+        setattr(sd_models, self.reload, act_and_reload)
+        try:
+            yield
+        finally:
+            setattr(sd_models, self.reload, reload)
+
+    def call(self, params: Any) -> Call:
+        denoiser = params.denoiser
+        return Call(denoiser.step, denoiser.total_steps, lambda: self.noise(denoiser, params.sigma.max()))
+
+    def noise(self, denoiser: Any, sigma: torch.Tensor) -> float:
+        """Progress by noise.  A1111's DDIM, PLMS and UniPC hand over a timestep under the name of sigma."""
+        wrap = denoiser.inner_model
+        if not hasattr(wrap, "sigma_to_t"):
+            return noise_progress(float(sigma), len(denoiser.alphas))
+        return noise_progress(float(wrap.sigma_to_t(sigma.to(wrap.sigmas), quantize=False)), len(wrap.sigmas))
+
+    def start(self, p: Any) -> float:
+        """Only a pass that began from an image has given its denoiser an initial latent."""
+        if p.sampler.model_wrap_cfg.init_latent is None:
+            return 0.0
+        return 1.0 - min(float(p.denoising_strength), 1.0)
+
+    def fixed_steps(self, p: Any) -> bool:
+        """An adaptive sampler is told neither the noise levels nor their number."""
+        known = {"sigmas", "sigma_sched", "timesteps", "n"}
+        return bool(known & set(inspect.signature(p.sampler.func).parameters))
+
+    def stop_sampling(self) -> BaseException:
+        from modules import sd_samplers_common
+
+        return sd_samplers_common.InterruptedException()
+
+
+def read_tag(params: Any) -> Tag:
+    """<lora:name:te:unet>, <lora:name:te=…:unet=…>: as the host reads them, unet following te."""
+    positional, named, tag = params.positional, params.named, f"<lora:{':'.join(params.items)}>"
+    if len(positional) > 3 or "dyn" in named:
+        raise SettingsError(f"the tag {tag} asks for a dynamic rank, which a LoRA of the pair cannot have", "prompt")
+    try:
+        te = float(named.get("te", positional[1] if len(positional) > 1 else 1.0))
+        unet = float(named.get("unet", positional[2] if len(positional) > 2 else te))
+    except ValueError:
+        raise SettingsError(f"the tag {tag} has a weight that is no number", "prompt") from None
+    return Tag(te, unet)

@@ -1,0 +1,127 @@
+"""Forge (``backend.patcher``): a model patcher merges every LoRA when it loads the model, before a pass begins."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.site import Site
+from ..errors import HostError
+from .contract import TextPart
+from .family import Family
+from .layers import sites_of
+
+NAME = "Forge"
+NEEDED = (
+    "available_networks",
+    "available_network_aliases",
+    "forbidden_network_aliases",
+    "loaded_networks",
+    "load_networks",
+    "load_lora_for_models",
+    "list_available_networks",
+)
+
+
+def lacks() -> list[str]:
+    """What of this family is not there."""
+    networks = sys.modules.get("networks")
+    if networks is None:
+        return ["built-in Lora extension"]
+    missing = [name for name in NEEDED if not hasattr(networks, name)]
+    if find_spec("backend") is None or find_spec("backend.patcher") is None:
+        missing.append("backend.patcher")
+    return missing
+
+
+def make() -> Forge:
+    return Forge(sys.modules["networks"])
+
+
+class Forge(Family):
+    """Fulfils ``contract.Host``."""
+
+    name = NAME
+    reload = "forge_model_reload"
+
+    def model(self) -> Any:
+        from modules import shared
+
+        if not hasattr(shared.sd_model, "forge_objects"):
+            raise HostError("no checkpoint is loaded")
+        return shared.sd_model
+
+    def device(self) -> torch.device:
+        return torch.device(self.model().forge_objects.unet.load_device)
+
+    def sites(self) -> Mapping[str, Site]:
+        return sites_of(self.model().forge_objects.unet.model.diffusion_model, numbers)
+
+    def settle(self, modules: Iterable[nn.Module]) -> None:
+        """Nothing is pending: a sampler is launched after the model has been loaded and its LoRAs merged."""
+
+    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
+        """Take the pair's patches out of clones of the patchers, and give the text encoders' its text part.
+
+        The hash by which the host knows what is loaded is changed, so that it loads afresh for the next job.
+        """
+        parts, model = list(parts), self.model()
+        paths = {part.entry.path for part in parts}
+        after = model.forge_objects_after_applying_lora
+        after.unet, after.clip = without(after.unet, paths), without_text(after.clip, paths)
+        for part in parts:
+            if part.file.text:
+                name = f"{part.entry.path} {part.file.digest[:16]} (K-LoRA text encoder)"
+                text = dict(part.file.text)
+                _, after.clip = self.networks.load_lora_for_models(None, after.clip, text, 0.0, part.te, filename=name)
+        model.forge_objects.unet, model.forge_objects.clip = after.unet, after.clip
+        model.current_lora_hash = f"K-LoRA {id(p)} {model.current_lora_hash}"
+        self.key_prompt_cache(network_data, parts)
+        self.add_hashes(p, parts)
+
+    def noise(self, denoiser: Any, sigma: Tensor) -> float:
+        """1 − timestep/last timestep, by the model's own predictor (discrete or flow)."""
+        predictor = self.model().forge_objects.unet.model.predictor
+        most = predictor.sigma_max() if callable(predictor.sigma_max) else predictor.sigma_max
+        last = float(predictor.timestep(torch.as_tensor(most).reshape(1)).max())
+        return min(max(1.0 - float(predictor.timestep(sigma.reshape(1)).max()) / last, 0.0), 1.0 - 2.0**-53)
+
+
+def without(patcher: Any, paths: set[str]) -> Any:
+    """A clone of ``patcher`` without the patches of the files at ``paths``; itself where it has none."""
+    ours = [key for key in patcher.lora_patches if key[0] in paths]
+    if not ours:
+        return patcher
+    clone = patcher.clone()
+    for key in ours:
+        del clone.lora_patches[key]
+    return clone
+
+
+def without_text(clip: Any, paths: set[str]) -> Any:
+    """The same for the text encoders, whose patcher sits inside."""
+    patcher = without(clip.patcher, paths)
+    if patcher is clip.patcher:
+        return clip
+    clone = clip.clone()
+    clone.patcher = patcher
+    return clone
+
+
+def numbers(module: nn.Module) -> Tensor:
+    """The weight as numbers, fp32, whatever it is packed in (gguf, bitsandbytes)."""
+    weight = module.weight
+    if hasattr(weight, "gguf_cls"):
+        from backend.operations_gguf import dequantize_tensor
+
+        return dequantize_tensor(weight).detach().float()
+    if hasattr(weight, "bnb_quantized"):
+        from backend.operations_bnb import functional_dequantize_4bit
+
+        return functional_dequantize_4bit(weight).detach().float()
+    return weight.detach().float()  # type: ignore[operator]
