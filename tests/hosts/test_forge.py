@@ -1,0 +1,168 @@
+"""Theorems of the Forge adapter, on stand-ins of its patchers: the pair is out of the clones, all else is as it was."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from klora_lib.core.lora import lora_file
+from klora_lib.errors import HostError
+from klora_lib.hosts import forge
+from klora_lib.hosts.contract import Entry, Tag, TextPart
+
+ENTRIES = [Entry(name, f"/loras/{name}.safetensors") for name in ("subject", "style")]
+Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+class Patcher:
+    load_device = "cpu"
+
+    def __init__(self, model: Any, patches: dict[tuple, Any]):
+        self.model, self.lora_patches = model, patches
+
+    def clone(self) -> Patcher:
+        return Patcher(self.model, self.lora_patches.copy())
+
+
+class Clip:
+    def __init__(self, patcher: Patcher):
+        self.patcher = patcher
+
+    def clone(self) -> Clip:
+        return Clip(self.patcher.clone())
+
+
+class Predictor:
+    """Discrete, as SD1.5's: a table of noise levels."""
+
+    sigmas = torch.linspace(0.1, 10, 1000)
+
+    @property
+    def sigma_max(self) -> torch.Tensor:
+        return self.sigmas[-1]
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        return (sigma - self.sigmas[:, None]).abs().argmin(0)
+
+
+class FlowPredictor:
+    def sigma_max(self) -> torch.Tensor:
+        return torch.tensor(1.0)
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        return sigma
+
+
+def key(path: str) -> tuple[str, float, float, bool]:
+    return path, 1.0, 1.0, False
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A model whose patchers carry both LoRAs of the pair and one more."""
+    unet = types.SimpleNamespace(diffusion_model=nn.Module(), predictor=Predictor())
+    paths = [*(e.path for e in ENTRIES), "/loras/other.safetensors"]
+    objects = types.SimpleNamespace(
+        unet=Patcher(unet, {key(p): p for p in paths}), clip=Clip(Patcher(None, {key(p): p for p in paths}))
+    )
+    model = types.SimpleNamespace(
+        forge_objects=copy.copy(objects), forge_objects_after_applying_lora=objects, current_lora_hash="hash"
+    )
+    loads: list[tuple] = []
+
+    def load_lora_for_models(unet: None, clip: Clip, lora: dict, strength: float, te: float, filename: str) -> tuple:
+        loads.append((unet, sorted(lora), strength, te, filename))
+        clip = clip.clone()
+        clip.patcher.lora_patches[key(filename)] = "text"
+        return None, clip
+
+    networks = types.ModuleType("networks")
+    vars(networks).update(dict.fromkeys(forge.NEEDED), load_lora_for_models=load_lora_for_models, loads=loads)
+    said = dict(shorthash="ab", read_hash=lambda: None)
+    listed = {e.name: types.SimpleNamespace(name=e.name, filename=e.path, **said) for e in ENTRIES}
+    vars(networks).update(available_networks=listed, available_network_aliases={}, forbidden_network_aliases={})
+    extra = types.ModuleType("modules.extra_networks")
+    vars(extra)["ExtraNetworkParams"] = lambda items: types.SimpleNamespace(items=items, positional=items, named={})
+    shared = types.ModuleType("modules.shared")
+    vars(shared).update(sd_model=model, opts=types.SimpleNamespace(lora_add_hashes_to_infotext=True))
+    modules = types.ModuleType("modules")
+    vars(modules).update(shared=shared, extra_networks=extra)
+    for module in (networks, modules, shared, extra):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = forge.make()
+    found.test_model = model  # type: ignore[attr-defined]
+    yield found
+
+
+def parts(text: bool = True) -> list[TextPart]:
+    tensors = {f"{Q}.lora_A.weight": torch.ones(2, 4), f"{Q}.lora_B.weight": torch.ones(4, 2)}
+    words = {"lora_te_a.lora_down.weight": torch.ones(2, 4), "lora_te_a.lora_up.weight": torch.ones(4, 2)}
+    files = [lora_file({**tensors, **(words if text and e.name == "style" else {})}, e.name, "0" * 32) for e in ENTRIES]
+    return [TextPart(e, f, 0.5) for e, f in zip(ENTRIES, files)]
+
+
+def test_the_pair_is_out_of_the_denoiser_and_the_other_lora_is_not(host: Any) -> None:
+    model = host.test_model
+    before = model.forge_objects.unet
+    host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts())
+    after = model.forge_objects_after_applying_lora
+    assert [k[0] for k in after.unet.lora_patches] == ["/loras/other.safetensors"]
+    assert model.forge_objects.unet is after.unet and model.forge_objects.clip is after.clip
+    assert len(before.lora_patches) == 3  # the host's own patcher is a clone's original, and stays whole
+
+
+def test_text_encoders_carry_the_text_part_alone(host: Any) -> None:
+    host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts())
+    names = [k[0] for k in host.test_model.forge_objects.clip.patcher.lora_patches]
+    assert names[0] == "/loras/other.safetensors" and "style" in names[1] and len(names) == 2
+    ((unet, keys, strength, te, _),) = host.networks.loads
+    assert (unet, strength, te) == (None, 0.0, 0.5) and all(k.startswith("lora_te_") for k in keys)
+
+
+def test_the_host_loads_afresh_for_the_next_job(host: Any) -> None:
+    host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts(text=False))
+    assert host.test_model.current_lora_hash != "hash" and host.networks.loads == []
+
+
+def test_the_prompt_cache_and_the_infotext_know(host: Any) -> None:
+    p, data = types.SimpleNamespace(extra_generation_params={}), {}
+    host.load_text_parts(p, data, parts())
+    assert [t.items for t in data["lora"]] == [["subject", "0.5", "0"], ["style", "0.5", "0"]]
+    assert p.extra_generation_params["Lora hashes"] == "subject: ab, style: ab"
+    assert host.take_tags(data, ENTRIES) == {} and data["lora"] == []
+
+
+def test_a_tag_of_the_prompt_is_taken(host: Any) -> None:
+    tag = types.SimpleNamespace(items=["style", "0.3", "2"], positional=["style", "0.3", "2"], named={})
+    assert host.take_tags({"lora": [tag]}, ENTRIES) == {"style": Tag(0.3, 2.0)}
+
+
+@pytest.mark.parametrize(("sigma", "progress"), [(10.0, 0.0), (0.1, 1.0), (5.05, 0.5)])
+def test_progress_by_a_table_of_noise_levels(host: Any, sigma: float, progress: float) -> None:
+    assert host.noise(None, torch.tensor(sigma)) == pytest.approx(progress, abs=2e-3)
+    assert 0 <= host.noise(None, torch.tensor(sigma)) < 1
+
+
+def test_progress_of_a_flow_model(host: Any) -> None:
+    host.test_model.forge_objects.unet.model.predictor = FlowPredictor()
+    assert host.noise(None, torch.tensor(0.75)) == pytest.approx(0.25)
+
+
+def test_before_a_checkpoint_is_loaded(host: Any) -> None:
+    sys.modules["modules.shared"].sd_model = object()  # type: ignore[attr-defined]
+    with pytest.raises(HostError, match="no checkpoint is loaded"):
+        host.sites()
+
+
+def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "networks", raising=False)
+    assert forge.lacks() == ["built-in Lora extension"]
+    monkeypatch.setitem(sys.modules, "networks", types.ModuleType("networks"))
+    assert forge.lacks() == [*forge.NEEDED, "backend.patcher"]
