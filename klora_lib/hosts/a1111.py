@@ -92,9 +92,12 @@ class A1111(Family):
         self.add_hashes(p, parts)
 
     def text_network(self, part: TextPart) -> Any:
-        """The host's own network over ``part``'s text-encoder tensors, read by its own loader from a file of these."""
+        """The host's own network over ``part``'s text-encoder tensors, read by its own loader from a file of these.
+
+        Windows keeps a mapped file that is still in use: it then stays behind in the temporary folder.
+        """
         listed = copy.copy(self.networks.available_networks[part.entry.name])
-        with tempfile.TemporaryDirectory(prefix="klora-") as folder:
+        with tempfile.TemporaryDirectory(prefix="klora-", ignore_cleanup_errors=True) as folder:
             listed.filename = os.path.join(folder, "text.safetensors")
             save_file({k: t.contiguous() for k, t in part.file.text.items()}, listed.filename)
             network = self.networks.load_network(own_name(part.entry.name), listed)

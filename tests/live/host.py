@@ -85,13 +85,16 @@ class Host:
         for name, source in extensions.items():
             (self.data / "extensions" / name).symlink_to(source, target_is_directory=True)
 
+    def options_file(self, options: dict) -> None:
+        """Options to start with, beside the tests' own."""
+        (self.data / "config.json").write_text(json.dumps(CONFIG | options))
+
     def start(self, checkpoint: str) -> None:
         self.port = free_port()
         environment = {k: v for k, v in os.environ.items() if k not in ("COMMANDLINE_ARGS", "PYTHONPATH")} | ENVIRONMENT
-        command = [str(self.python), "launch.py", *FLAGS, "--port", str(self.port), "--data-dir", str(self.data)]
-        command += ["--ckpt-dir", str(self.ckpt), "--ckpt", str(self.ckpt / checkpoint), "--lora-dir", str(self.lora)]
+        command = [str(self.python), "launch.py", "--port", str(self.port), "--data-dir", str(self.data)]
         command += ["--ui-settings-file", str(self.data / "config.json")]
-        command += ["--ui-config-file", str(self.data / "ui-config.json")]
+        command += ["--ui-config-file", str(self.data / "ui-config.json"), *self.flags(checkpoint)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.a1111, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -99,6 +102,10 @@ class Host:
             )  # fmt: skip
         self.checkpoint = checkpoint
         self.wait(starts=1)
+
+    def flags(self, checkpoint: str) -> list[str]:
+        folders = ["--ckpt-dir", str(self.ckpt), "--ckpt", str(self.ckpt / checkpoint), "--lora-dir", str(self.lora)]
+        return [*FLAGS, *folders]
 
     def wait(self, starts: int) -> None:
         """Until the log tells of so many starts: the API answers earlier, without the scripts' default arguments."""

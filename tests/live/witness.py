@@ -17,7 +17,7 @@ class Witness:
         self.images = [host.image(job) for job in self.jobs]
         assert difference(*self.images) > FAR
         assert (host.weights(), host.state()) == (self.weights, self.state)
-        assert self.state["changed"] == []
+        assert self.state["changed"] == self.state["unexplained"] == []
         assert all(hook.endswith("_state_dict_hooks") for hook in self.state["hooks"])
 
     def assert_unchanged(self) -> None:

@@ -100,6 +100,25 @@ def host_backups(model):
     return out
 
 
+def unexplained(model):
+    """Layers that no loaded network touches, and that are not their backup all the same
+
+    The host takes their weight for its own merge: it would put the next merge right, and leave this one wrong.
+    """
+    networks = sys.modules["networks"]
+    loaded = networks.loaded_networks
+    names = tuple((x.name, x.te_multiplier, x.unet_multiplier, x.dyn_dim) for x in loaded)
+    touched = {name for network in loaded for name in network.modules}
+    out = []
+    for path, module in model.named_modules():
+        backup = getattr(module, "network_weights_backup", None)
+        if not torch.is_tensor(backup) or module.network_current_names != names:
+            continue
+        if module.network_layer_name not in touched and not torch.equal(module.weight.cpu(), backup):
+            out.append(path)
+    return out
+
+
 def raw_bytes(tensor):
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
@@ -125,6 +144,7 @@ def state(functions_before):
         "checkpoint": model.sd_checkpoint_info.name,
         "structure": structure(model),
         "hooks": hooks(model),
+        "unexplained": unexplained(model),
         "changed": changed(functions_before),
         "callbacks": callbacks(),
     }
