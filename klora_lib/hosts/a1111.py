@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -34,12 +35,17 @@ NEEDED = (
 
 
 def lacks() -> list[str]:
-    """What of this family's LoRA loader is not there.  Forks keep the names as stubs: only A1111's has ``originals``."""
+    """What of this family's LoRA loader is not there.
+
+    reForge keeps every one of these names, as empty stubs: what tells the Forges apart is the package they all share.
+    """
     networks = sys.modules.get("networks")
     if networks is None:
         return ["built-in Lora extension"]
     missing = [name for name in NEEDED if not hasattr(networks, name)]
-    return missing if missing or getattr(networks, "originals", None) is not None else ["patched layers"]
+    if getattr(networks, "originals", None) is None or find_spec("modules_forge") is not None:
+        missing.append("layers that merge at their own forward")
+    return missing
 
 
 def make() -> A1111:

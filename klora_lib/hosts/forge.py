@@ -54,6 +54,8 @@ class Forge(Family):
 
         if not hasattr(shared.sd_model, "forge_objects"):
             raise HostError("no checkpoint is loaded")
+        if not hasattr(shared.sd_model.forge_objects.unet, "lora_patches"):
+            raise HostError("this WebUI's LoRA loader has changed: its model patcher has no lora_patches")
         return shared.sd_model
 
     def device(self) -> torch.device:

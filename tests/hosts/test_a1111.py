@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import pytest
@@ -33,11 +34,19 @@ def test_the_real_thing(host: FakeA1111) -> None:
 
 
 def test_a_forks_empty_stubs(host: FakeA1111, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forge's descendants keep the module and every name in it; only the patched layers are missing."""
+    """Forge's descendants keep the module and every name in it; reForge even an object where the patched layers were."""
     stubs = types.ModuleType("networks")
     vars(stubs).update({name: {} for name in a1111.NEEDED})
     monkeypatch.setitem(sys.modules, "networks", stubs)
-    with pytest.raises(HostError, match="it lacks AUTOMATIC1111's patched layers"):
+    with pytest.raises(HostError, match="it lacks AUTOMATIC1111's layers that merge at their own forward"):
+        detect()
+
+
+def test_a_forge_that_keeps_the_names(host: FakeA1111, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = types.ModuleType("modules_forge")
+    shared.__spec__ = ModuleSpec("modules_forge", None)
+    monkeypatch.setitem(sys.modules, "modules_forge", shared)
+    with pytest.raises(HostError, match="it lacks AUTOMATIC1111's layers that merge at their own forward"):
         detect()
 
 

@@ -161,6 +161,12 @@ def test_before_a_checkpoint_is_loaded(host: Any) -> None:
         host.sites()
 
 
+def test_a_patcher_of_another_design_is_refused(host: Any) -> None:
+    host.test_model.forge_objects.unet = types.SimpleNamespace(patches={})
+    with pytest.raises(HostError, match="LoRA loader has changed: its model patcher has no lora_patches"):
+        host.sites()
+
+
 def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "networks", raising=False)
     assert forge.lacks() == ["built-in Lora extension"]
