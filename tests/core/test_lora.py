@@ -31,7 +31,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 def pair(layer: str, seed: int) -> tuple[Tensor, Tensor, float | None]:
     """(up, down, alpha) of the right kind for the layer; fused rows are as many as members need."""
-    if "conv" in layer and "resnets" in layer:
+    if "resnets" in layer and "conv" in layer:
         return rand(6, 2, 1, 1, seed=seed), rand(2, 4, 3, 3, seed=seed), 1.0
     rows = {"to_qkv": 12, "to_added_qkv": 12, "to_qkv_mlp_proj": 20}.get(layer.rpartition(".")[2], 6)
     return rand(rows, 2, seed=seed), rand(2, 4, seed=seed), None if seed % 2 else 3.0
@@ -238,9 +238,8 @@ def test_a_header_as_long_as_a_pickle_begins_is_no_pickle(length: int, tmp_path:
 
 @pytest.mark.parametrize("data", [b"12", b"<html>", b"\x01" * 999, (2**40).to_bytes(8, "little") + b"{}", header([1])])
 def test_bytes_without_a_header(data: bytes, tmp_path: Path) -> None:
-    assert refusal(written(tmp_path, data)) == (
-        f"'x' is truncated or not a safetensors file ({len(data)} bytes, no readable header)"
-    )
+    said = f"'x' is truncated or not a safetensors file ({len(data)} bytes, no readable header)"
+    assert refusal(written(tmp_path, data)) == said
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
@@ -261,10 +260,10 @@ def test_random_bytes_are_refused(data: bytes, tmp_path_factory: pytest.TempPath
 def test_nothing_inside(tmp_path: Path) -> None:
     assert refusal(written(tmp_path, header({}))) == "'x' holds no tensors"
     assert refusal(written(tmp_path, header({"__metadata__": {"a": "b"}}))) == "'x' holds no tensors"
-    entry = {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}
-    assert refusal(written(tmp_path, header({"unet.a": entry}))) == "'x' holds 1 empty tensor: unet.a"
-    strange = {"dtype": "F5", "shape": [1], "data_offsets": [0, 1]}
-    assert refusal(written(tmp_path, header({"unet.a": strange}, b"1"))).startswith("'x' is truncated or damaged (")
+    empty = header({"unet.a": {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}})
+    assert refusal(written(tmp_path, empty)) == "'x' holds 1 empty tensor: unet.a"
+    strange = header({"unet.a": {"dtype": "F5", "shape": [1], "data_offsets": [0, 1]}}, b"1")
+    assert refusal(written(tmp_path, strange)).startswith("'x' is truncated or damaged (")
 
 
 def test_files_that_are_no_denoiser_lora(tmp_path: Path) -> None:
