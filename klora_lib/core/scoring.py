@@ -54,9 +54,23 @@ def topk_sum(x: Tensor, k: int) -> Tensor:
     return torch.topk(candidates, k, sorted=False).values.sum()
 
 
-def magnitude(delta: Delta, k: int, device: torch.device) -> tuple[float, float]:
+def absolute(delta: Delta, room: Tensor) -> Tensor:
+    """|ΔW|, fp32 [out, in·kh·kw], on the device of ``room``: where two factors make it, inside ``room`` (fp32, flat).
+
+    A product of some MB in memory that is new each time costs as much again in page faults.
+    """
+    low_rank = delta.factors()
+    if low_rank is None:
+        return delta.dense(room.device).abs_()
+    up, down, scale = low_rank  # up: [out, rank], down: [rank, in·kh·kw]
+    product = room[: up.shape[0] * down.shape[1]].view(up.shape[0], down.shape[1])
+    torch.mm(up.to(room.device, torch.float32) * scale, down.to(room.device, torch.float32), out=product)
+    return product.abs_()
+
+
+def magnitude(delta: Delta, k: int, room: Tensor) -> tuple[float, float]:
     """(sum of the k largest |ΔW|, sum of all |ΔW|), in fp32 from ΔW = scale·up @ down."""
-    size = delta.dense(device).abs_()
+    size = absolute(delta, room)
     return float(topk_sum(size, k)), float(size.sum())
 
 
@@ -67,9 +81,10 @@ def score(units: Sequence[Unit], k: str | int, device: torch.device) -> Scores:
     """
     ks, rows = [], []
     with exact_math(device):
+        room = torch.empty(max((unit.elements for unit in units), default=0), device=device)
         for unit in units:
             n = choose_k(unit, k)
-            pair = [magnitude(d, n, device) if d is not None else (0.0, 0.0) for d in (unit.content, unit.style)]
+            pair = [magnitude(d, n, room) if d is not None else (0.0, 0.0) for d in (unit.content, unit.style)]
             ks.append(n)
             rows.append([pair[0][0], pair[1][0], pair[0][1], pair[1][1]])
     table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)

@@ -51,7 +51,7 @@ def timed(host: Host, job: dict, runs: int) -> float:
     return median(times)
 
 
-def measure(rounds: int = 5, runs: int = 3) -> dict[str, float]:
+def measure(rounds: int = 3, runs: int = 3) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="klora-bench-") as folder:
         host = started(Path(folder))
         try:
