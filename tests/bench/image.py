@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
 from tests.live.host import Host
-from tests.live.jobs import SDXL, Model, plain
+from tests.live.jobs import Model, plain
+from tests.live.kinds import A1111, install, missing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def available() -> bool:
-    return all(os.environ.get(f"KLORA_A1111_{x}") for x in ("DIR", "PYTHON", "MODELS"))
+    return not missing(A1111)
 
 
 def started(folder: Path) -> Host:
-    places = {x: Path(os.environ[f"KLORA_A1111_{x}"]).absolute() for x in ("DIR", "PYTHON", "MODELS")}
-    models = places["MODELS"]
-    host = Host(folder, places["DIR"], places["PYTHON"], models / "ckpt", models / "lora", {"klora": REPOSITORY})
-    host.start(SDXL.checkpoint)
+    host = install(A1111, folder, {"klora": REPOSITORY})
+    host.start(A1111.sdxl.checkpoint)
     return host
 
 
@@ -55,7 +53,7 @@ def measure(rounds: int = 3, runs: int = 3) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="klora-bench-") as folder:
         host = started(Path(folder))
         try:
-            short, long = jobs(SDXL, 20), jobs(SDXL, 40)
+            short, long = jobs(A1111.sdxl, 20), jobs(A1111.sdxl, 40)
             table = [
                 {
                     "merged": timed(host, short["merged"], runs),

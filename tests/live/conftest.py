@@ -1,88 +1,63 @@
-"""One real WebUI for all live tests. Needs an installed AUTOMATIC1111 and tiny models; skips where they are not."""
+"""One real WebUI of each kind for all live tests. Needs installed ones and tiny models; skips where they are not."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from . import files
 from .host import Host
-from .jobs import SD15, SD15_OTHER, SDXL, Model
+from .jobs import Model
+from .kinds import KINDS, install, missing
 from .witness import Witness
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-VARIABLES = {
-    "KLORA_A1111_DIR": "the folder of an installed AUTOMATIC1111 WebUI",
-    "KLORA_A1111_PYTHON": "the Python that runs it",
-    "KLORA_A1111_MODELS": "a folder with ckpt/tiny-sd15, ckpt/tiny-sdxl and lora/{subject,style,…}",
-}
-MODELS = {model.name: model for model in (SD15, SDXL)}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a WebUI one test says so for all."""
-    missing = [f"{name} ({what})" for name, what in VARIABLES.items() if not os.environ.get(name)]
-    live = [item for item in items if Path(__file__).parent in item.path.parents]
-    if missing and live:
-        live[0].add_marker(pytest.mark.skip(reason="not set: " + ", ".join(missing)))
-        config.hook.pytest_deselected(items=live[1:])
-        items[:] = [item for item in items if item not in live[1:]]
+    """Without a WebUI of some kind one test says so for all; marked tests are left to the kinds they are for."""
+    dropped, told = set(), set()
+    for item in items:
+        if Path(__file__).parent not in item.path.parents or "kind" not in getattr(item, "fixturenames", ()):
+            continue
+        name = item.callspec.params["kind"]
+        only = item.get_closest_marker("hosts")
+        if only is not None and name not in only.args:
+            dropped.add(item)
+        elif lacking := missing(KINDS[name]):
+            if name in told:
+                dropped.add(item)
+            told.add(name)
+            item.add_marker(pytest.mark.skip(reason="not set: " + ", ".join(lacking)))
+    config.hook.pytest_deselected(items=list(dropped))
+    items[:] = [item for item in items if item not in dropped]
 
 
-@pytest.fixture(scope="session")
-def places() -> dict[str, Path]:
-    return {name: Path(os.environ[name]).absolute() for name in VARIABLES}
+@pytest.fixture(scope="session", params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-@pytest.fixture(scope="session")
-def ckpt(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Links to the checkpoints, and a third that shares SD1.5's config file."""
-    folder = tmp_path_factory.mktemp("ckpt")
-    for source in (places["KLORA_A1111_MODELS"] / "ckpt").iterdir():
-        (folder / source.name).symlink_to(source)
-    weights = {k: v * 1.25 if ".attn" in k else v for k, v in load_file(folder / SD15.checkpoint).items()}
-    # the WebUI's own unpickler knows the old layout only
-    torch.save({"state_dict": weights}, folder / SD15_OTHER, _use_new_zipfile_serialization=False)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def lora(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lora")
-    for source in (places["KLORA_A1111_MODELS"] / "lora").glob("*.safetensors"):
-        (folder / source.name).symlink_to(source)
-    for model in MODELS.values():
-        for seed, role in enumerate(("content", "style")):
-            tensors = files.read(folder / f"{getattr(model.full, role)}.safetensors")
-            files.write(folder / f"{getattr(model.uneven, role)}.safetensors", files.uneven(tensors, seed))
-    return folder
-
-
-def started(folder: Path, places: dict, ckpt: Path, lora: Path, extensions: dict[str, Path]) -> Iterator[Host]:
-    host = Host(folder, places["KLORA_A1111_DIR"], places["KLORA_A1111_PYTHON"], ckpt, lora, extensions)
+def running(host: Host) -> Iterator[Host]:
     try:
-        host.start(SD15.checkpoint)
+        host.start(host.sd15.checkpoint)
         yield host
     finally:
         host.stop()
 
 
 @pytest.fixture(scope="session")
-def host(places, ckpt, lora, tmp_path_factory) -> Iterator[Host]:
+def host(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     # the probe's name comes first, so that it sees the WebUI before the extension does
     extensions = {"a-probe": Path(__file__).parent / "extension", "klora": REPOSITORY}
-    yield from started(tmp_path_factory.mktemp("host"), places, ckpt, lora, extensions)
+    yield from running(install(KINDS[kind], tmp_path_factory.mktemp(kind), extensions))
 
 
 @pytest.fixture(scope="session")
-def bare_host(places, ckpt, lora, tmp_path_factory) -> Iterator[Host]:
+def bare_host(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """The WebUI without any extension of ours."""
-    yield from started(tmp_path_factory.mktemp("bare"), places, ckpt, lora, {})
+    yield from running(install(KINDS[kind], tmp_path_factory.mktemp(f"bare_{kind}"), {}))
 
 
 @pytest.fixture(scope="session", params=["sd15", "sdxl"])
@@ -92,7 +67,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def witnesses() -> dict[Model, Witness]:
+def witnesses(host: Host) -> dict[Model, Witness]:
     return {}
 
 
@@ -105,12 +80,12 @@ def ready(host: Host, model: Model, witnesses: dict[Model, Witness]) -> Model:
 
 @pytest.fixture
 def model(host: Host, family: str, witnesses: dict[Model, Witness]) -> Model:
-    return ready(host, MODELS[family], witnesses)
+    return ready(host, host.models[family], witnesses)
 
 
 @pytest.fixture
 def sd15(host: Host, witnesses: dict[Model, Witness]) -> Model:
-    return ready(host, SD15, witnesses)
+    return ready(host, host.sd15, witnesses)
 
 
 @pytest.fixture

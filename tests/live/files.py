@@ -58,6 +58,22 @@ def uneven(tensors: Tensors, seed: int) -> Tensors:
     return out
 
 
+def attention_only(tensors: Tensors) -> Tensors:
+    """The denoiser's attention layers, alpha = rank."""
+    names = [name for name in modules(tensors, DENOISER) if name.endswith(ATTENTION)]
+    return only(tensors, names) | {name + ALPHA: torch.tensor(float(tensors[name + DOWN].shape[0])) for name in names}
+
+
+def twin(tensors: Tensors) -> Tensors:
+    """Another LoRA of the same denoiser layers: half the rank, the input channels in reverse."""
+    out = {}
+    for name in modules(tensors, DENOISER):
+        down, up = tensors[name + DOWN], tensors[name + UP]
+        half = down.shape[0] // 2
+        out |= {name + DOWN: down[:half].flip(1), name + UP: up[:, :half], name + ALPHA: tensors[name + ALPHA]}
+    return out
+
+
 # dialects
 
 

@@ -1,4 +1,4 @@
-"""A real AUTOMATIC1111 WebUI on this machine: start it with its own folders, ask it, stop it."""
+"""A real WebUI on this machine: start it with its own folders, ask it, stop it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .jobs import Model
+
 CONFIG = {
     "show_progress_type": "Approx cheap",  # the other previews download a model
     "samples_save": False,
@@ -24,10 +26,6 @@ CONFIG = {
     "lora_add_hashes_to_infotext": True,
     "lora_functional": False,
 }
-FLAGS = [
-    "--skip-prepare-environment", "--skip-python-version-check", "--skip-torch-cuda-test", "--skip-install",
-    "--use-cpu", "all", "--no-half", "--precision", "full", "--api", "--no-download-sd-model", "--do-not-download-clip",
-]  # fmt: skip
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -72,22 +70,43 @@ class Refused(AssertionError):
 
 
 class Host:
-    def __init__(self, folder: Path, a1111: Path, python: Path, ckpt: Path, lora: Path, extensions: dict[str, Path]):
-        self.folder, self.a1111, self.python = folder, a1111, python
-        self.ckpt, self.lora = ckpt, lora
+    """One installed WebUI. The kinds say how it is started, and which models are made for it."""
+
+    prefix: str
+    checkpoints: str
+    loras: str
+    sd15: Model
+    sdxl: Model
+    sd15_other: str  # a checkpoint of the same architecture
+    further: tuple[Model, ...] = ()  # of architectures that not every kind has
+    hires: dict = {}  # what a job with hires fix must say beside the usual
+    config: dict = {}
+
+    def __init__(self, folder: Path, webui: Path, python: Path, models: Path, extensions: dict[str, Path]):
+        self.folder, self.webui, self.python, self.models_folder = folder, webui, python, models
+        self.ckpt, self.lora = folder / "ckpt", folder / "lora"
         self.log = folder / "host.log"
         self.process: subprocess.Popen | None = None
         self.checkpoint: str | None = None
         self.known: dict[str, np.ndarray] = {}
         self.data = folder / "data"
         (self.data / "extensions").mkdir(parents=True)
-        (self.data / "config.json").write_text(json.dumps(CONFIG))
+        (self.data / "config.json").write_text(json.dumps(CONFIG | self.config))
         for name, source in extensions.items():
             (self.data / "extensions" / name).symlink_to(source, target_is_directory=True)
 
-    def options_file(self, options: dict) -> None:
-        """Options to start with, beside the tests' own."""
-        (self.data / "config.json").write_text(json.dumps(CONFIG | options))
+    @property
+    def models(self) -> dict[str, Model]:
+        return {model.name: model for model in (self.sd15, self.sdxl)}
+
+    def flags(self, checkpoint: str) -> list[str]:
+        raise NotImplementedError
+
+    def write_other(self, path: Path, weights: dict) -> None:
+        raise NotImplementedError
+
+    def add_loras(self) -> None:
+        """Files that the maker did not make."""
 
     def start(self, checkpoint: str) -> None:
         self.port = free_port()
@@ -97,15 +116,11 @@ class Host:
         command += ["--ui-config-file", str(self.data / "ui-config.json"), *self.flags(checkpoint)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.a1111, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command, cwd=self.webui, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self.checkpoint = checkpoint
         self.wait(starts=1)
-
-    def flags(self, checkpoint: str) -> list[str]:
-        folders = ["--ckpt-dir", str(self.ckpt), "--ckpt", str(self.ckpt / checkpoint), "--lora-dir", str(self.lora)]
-        return [*FLAGS, *folders]
 
     def wait(self, starts: int) -> None:
         """Until the log tells of so many starts: the API answers earlier, without the scripts' default arguments."""
@@ -141,6 +156,8 @@ class Host:
         return "\n".join(self.log_text().splitlines()[-40:])
 
     def ask(self, path: str, body: object = None, seconds: float = 300) -> Answer:
+        if isinstance(body, dict) and body.get("enable_hr"):
+            body = self.hires | body
         data = None if body is None else json.dumps(body).encode()
         url, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
         request = urllib.request.Request(url, data, headers)

@@ -17,7 +17,9 @@ PLAIN = {
     "cfg_scale": 5,
     "sampler_name": "Euler a",
 }
-WEIGHTS = ("content_weight", "style_weight")
+HIRES = {
+    "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 4, "denoising_strength": 0.5,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,13 @@ class Model:
 
     name: str
     checkpoint: str
-    tail: str
-
-    @property
-    def attention(self) -> Pair:
-        """attention layers only, alpha = rank, no text encoder"""
-        return Pair(f"subject{self.tail}", f"style{self.tail}")
-
-    @property
-    def full(self) -> Pair:
-        """ff and proj layers too; the content has text encoder parts, the style half its rank as alpha"""
-        return Pair(f"subject_full{self.tail}", f"style_half_alpha{self.tail}")
+    attention: Pair  # attention layers only, no text encoder
+    full: Pair  # the content has ff layers too, and text encoder parts; in one of them alpha is half the rank
 
     @property
     def uneven(self) -> Pair:
         """`full` with strengths that differ from layer to layer, so that switches spread over the steps"""
-        return Pair(f"uneven_content{self.tail}", f"uneven_style{self.tail}")
-
-
-SD15 = Model("sd15", "tiny-sd15.safetensors", "")
-SDXL = Model("sdxl", "tiny-sdxl.safetensors", "_xl")
-SD15_OTHER = "tiny-sd15.ckpt"  # shares the config file: the WebUI loads it into the same modules, in place
+        return Pair(f"uneven_content_{self.name}", f"uneven_style_{self.name}")
 
 
 def plain(**fields: object) -> dict:

@@ -13,6 +13,7 @@ class Witness:
     def __init__(self, host: Host, model: Model):
         self.host, self.model = host, model
         self.jobs = (plain(), plain(prompt=PLAIN["prompt"] + tag(model.full.content)))
+        host.image(plain())  # Forge loads a checkpoint at its first job only
         self.weights, self.state = host.weights(), host.state()
         self.images = [host.image(job) for job in self.jobs]
         assert difference(*self.images) > FAR

@@ -72,9 +72,9 @@ def test_hires_and_img2img(forge: Forge) -> None:
     before = forge.image(plain())
     still = {"alpha": 0, "beta": 1e6}
     tags = tag(pair.content, 1, 0) + tag(pair.style, 1, 1)
-    assert difference(
-        forge.image(klora(pair, still, **HIRES)), forge.image(plain(prompt=PLAIN["prompt"] + tags, **HIRES))
-    ) <= 1
+    assert (
+        difference(forge.image(klora(pair, still, **HIRES)), forge.image(plain(prompt=PLAIN["prompt"] + tags, **HIRES))) <= 1
+    )
     image = {"init_images": [encode(before)], "denoising_strength": 0.6}
     # Forge draws the encoder's noise from torch's own generator: two equal img2img jobs differ a little of themselves
     own = difference(forge.image(plain(**image)), forge.image(plain(**image)))

@@ -6,12 +6,15 @@ Written from the rule alone; it shares no line with the extension and is not mea
 import functools
 import os
 
-import networks  # the WebUI's Lora extension
 import safetensors.torch
 import torch
+from torch.nn.functional import linear
 
-from modules import processing, shared
+from modules import processing
 
+from . import webui
+
+PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 ATTENTION = ("_to_q", "_to_k", "_to_v", "_to_out_0")
 DEFAULTS = {
     "alpha": 1.5, "beta": None, "gamma": "auto", "scale": "s", "k": "auto", "layers": "all", "progress": "steps",
@@ -40,12 +43,6 @@ def read_lora_as_of(path, _):
     return out
 
 
-def find_layer(name):
-    mapping = shared.sd_model.network_layer_mapping
-    key = networks.convert_diffusers_name_to_compvis(name, False)
-    return mapping.get(key) or mapping[name.replace("lora_unet_", "diffusion_model_")]
-
-
 def largest_sum(delta, k):
     values = delta.flatten().abs()
     return float(values.topk(min(k, values.numel())).values.double().sum())
@@ -55,13 +52,29 @@ def absolute_sum(delta):
     return float(delta.abs().sum(dtype=torch.float64))
 
 
-def settle(layer):
-    """Before its first forward in a job a layer still carries the previous job's merge."""
-    if shared.opts.lora_functional:
-        networks.network_restore_weights_from_backup(layer)
-        networks.network_reset_cached_weight(layer)
-    else:
-        networks.network_apply_weights(layer)
+class Written:
+    """One layer with W + dW in its place, for one denoiser call: a quantised weight stays, the forward is replaced."""
+
+    @torch.inference_mode()
+    def __init__(self, layer, delta):
+        webui.settle(layer)
+        self.layer = layer
+        self.clean = layer.weight.clone() if layer.weight.dtype in PLAIN and not hasattr(layer.weight, "gguf_cls") else None
+        base = webui.numbers(layer.weight)
+        dense = base + (delta.reshape(base.shape) if torch.is_tensor(delta) else delta)
+        self.change = float((dense - base).abs().max())
+        if self.clean is not None:
+            layer.weight.copy_(dense)
+        else:
+            bias = layer.bias.detach().float() if layer.bias is not None else None
+            layer.forward = lambda x: linear(x.float(), dense, bias).to(x.dtype)
+
+    @torch.inference_mode()
+    def restore(self):
+        if self.clean is not None:
+            self.layer.weight.copy_(self.clean)
+        else:
+            del self.layer.forward
 
 
 class Reference:
@@ -77,7 +90,7 @@ class Reference:
         assert self.decided
         self.sums = {name: self.top_sums(name) for name in self.decided}
         self.gamma = self.find_gamma()
-        self.clean = []  # (layer, weight before this call)
+        self.written = []
         self.passes = []
         self.margin = float("inf")
         self.largest_change = 0.0
@@ -115,7 +128,7 @@ class Reference:
 
     def noise_progress(self, params):
         """A k-diffusion noise level lies between two entries of the model's table, and so does its timestep."""
-        table = params.denoiser.inner_model.log_sigmas.tolist()
+        table = webui.log_sigmas(params.denoiser).tolist()
         log_sigma = min(max(float(params.sigma[0].log()), table[0]), table[-1])
         after = next(i for i in range(1, len(table)) if log_sigma <= table[i])
         timestep = after - (table[after] - log_sigma) / (table[after] - table[after - 1])
@@ -146,26 +159,20 @@ class Reference:
             out = out + self.settings["style_weight"] * self.style[name][0]
         return out
 
-    @torch.no_grad()
     def write(self, params):
         if params.denoiser.step == 0:
             self.passes.append({name: [] for name in self.names})
-        scale = self.scale(self.progress(params))
+        scale, layers = self.scale(self.progress(params)), webui.layers()
         for name in self.names:
-            layer, choice = find_layer(name), self.choose(name, scale)
+            choice = self.choose(name, scale)
             self.passes[-1][name].append(choice)
-            settle(layer)
-            clean = layer.weight.clone()
-            self.clean.append((layer, clean))
-            if choice != "N":
-                layer.weight.copy_(clean + self.delta(name, choice).reshape(clean.shape))
-            self.largest_change = max(self.largest_change, float((layer.weight - clean).abs().max()))
+            self.written.append(Written(layers[name], self.delta(name, choice)))
+            self.largest_change = max(self.largest_change, self.written[-1].change)
 
-    @torch.no_grad()
     def restore(self):
-        for layer, clean in self.clean:
-            layer.weight.copy_(clean)
-        self.clean = []
+        for layer in self.written:
+            layer.restore()
+        self.written = []
 
     def report(self):
         return [

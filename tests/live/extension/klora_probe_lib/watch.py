@@ -3,10 +3,13 @@
 import hashlib
 import inspect
 import sys
+import zlib
 
 import torch
 
 from modules import script_callbacks, shared
+
+from . import webui
 
 WATCHED_MODULES = (
     "networks", "extra_networks_lora", "lora_patches", "network", "network_lora",
@@ -79,27 +82,6 @@ def structure(model):
     return digest.hexdigest()
 
 
-def host_backups(model):
-    """id of a parameter -> what it is without the host's own lazy merge
-
-    A layer whose `network_current_names` is empty is held to be clean by the host: there the weight itself counts.
-    """
-    out = {}
-    for module in model.modules():
-        if not getattr(module, "network_current_names", ()):
-            continue
-        weight, bias = getattr(module, "network_weights_backup", None), getattr(module, "network_bias_backup", None)
-        if isinstance(module, torch.nn.MultiheadAttention):
-            weights, biased = (module.in_proj_weight, module.out_proj.weight), module.out_proj.bias
-        else:
-            weights, biased = (getattr(module, "weight", None),), getattr(module, "bias", None)
-        saved = weight if isinstance(weight, tuple) else (weight,)
-        out |= {id(w): s for w, s in zip(weights, saved, strict=True) if s is not None}
-        if bias is not None:
-            out[id(biased)] = bias
-    return out
-
-
 def unexplained(model):
     """Layers that no loaded network touches, and that are not their backup all the same
 
@@ -119,32 +101,31 @@ def unexplained(model):
     return out
 
 
-def raw_bytes(tensor):
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+def checksum(tensor):
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return zlib.crc32(flat.view(torch.uint8).numpy()) if flat.numel() else 0
 
 
-def weights_hash(model):
-    """sha256 over all parameters and buffers but the VAE's, the host's own merge undone"""
-    backups = host_backups(model)
-    named = dict(model.named_parameters()) | dict(model.named_buffers())
+def weights_hash():
+    """sha256 over the sums of all parameters and buffers but the VAE's, the host's own merge undone"""
     digest = hashlib.sha256()
-    for name in sorted(named):
-        if name.startswith("first_stage_model."):
-            continue
-        tensor = backups.get(id(named[name]), named[name])
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.numel():
-            digest.update(raw_bytes(tensor if tensor.dim() else tensor[None]))
+    for root_name, root in webui.roots().items():
+        named = dict(root.named_parameters()) | dict(root.named_buffers()) | webui.host_backups(root_name, root)
+        for name in sorted(named):
+            if name.startswith("first_stage_model."):
+                continue
+            tensor = named[name]
+            digest.update(f"{root_name} {name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
     return digest.hexdigest()
 
 
 def state(functions_before):
-    model = shared.sd_model
+    roots = webui.roots().values()
     return {
-        "checkpoint": model.sd_checkpoint_info.name,
-        "structure": structure(model),
-        "hooks": hooks(model),
-        "unexplained": unexplained(model),
+        "checkpoint": shared.sd_model.sd_checkpoint_info.name,
+        "structure": [structure(root) for root in roots],
+        "hooks": [hook for root in roots for hook in hooks(root)],
+        "unexplained": [] if webui.is_forge() else unexplained(shared.sd_model),
         "changed": changed(functions_before),
         "callbacks": callbacks(),
     }

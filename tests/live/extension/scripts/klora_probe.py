@@ -4,7 +4,7 @@ import gradio as gr
 import psutil
 import torch
 from fastapi import Body, FastAPI
-from klora_probe_lib import watch
+from klora_probe_lib import watch, webui
 from klora_probe_lib.reference import Reference
 
 from modules import script_callbacks, scripts, shared
@@ -31,7 +31,7 @@ class Probe:
 
     def aim(self):
         if "fail" in self.fault:
-            self.hook = shared.sd_model.model.diffusion_model.register_forward_pre_hook(self.before_unet)
+            self.hook = webui.denoiser().register_forward_pre_hook(self.before_unet)
 
     def end(self):
         if self.reference is not None:
@@ -100,7 +100,7 @@ def add_endpoints(_: gr.Blocks, app: FastAPI):
 
     @app.get("/klora-probe/weights")
     def weights():
-        return watch.weights_hash(shared.sd_model)
+        return watch.weights_hash()
 
     @app.get("/klora-probe/memory")
     def memory():

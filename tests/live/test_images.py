@@ -7,12 +7,9 @@ import pytest
 
 from .checks import FAR, assert_like_reference, assert_reference_at_work, same
 from .host import Host, difference, encode
-from .jobs import PLAIN, SD15_OTHER, Model, Pair, klora, plain, reference, tag
+from .jobs import HIRES, PLAIN, Model, Pair, klora, plain, reference, tag
 
 SAMPLERS = ("Euler a", "Heun", "DPM++ 2M", "UniPC", "DDIM", "Restart", "DPM++ SDE")
-HIRES = {
-    "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 4, "denoising_strength": 0.5,
-}  # fmt: skip
 
 
 def only_denoiser_of(pair, role: str, **fields: object) -> dict:
@@ -21,6 +18,8 @@ def only_denoiser_of(pair, role: str, **fields: object) -> dict:
     return plain(prompt=PLAIN["prompt"] + tag(pair.content, 1, weights[0]) + tag(pair.style, 1, weights[1]), **fields)
 
 
+# what the rule does with its settings is the same code everywhere: two kinds of host are enough
+TWO_KINDS = pytest.mark.hosts("a1111", "forge")
 EXTREMES = pytest.mark.parametrize(("role", "beta"), [("content", 1e-6), ("style", 1e6)])
 
 
@@ -58,9 +57,10 @@ def test_defaults(host: Host, model: Model):
     assert_like_reference(host, model.uneven)
 
 
-@pytest.mark.parametrize("kind", ["attention", "full"])
-def test_even_pairs(host: Host, sd15: Model, kind: str):
-    assert_like_reference(host, getattr(sd15, kind))
+@TWO_KINDS
+@pytest.mark.parametrize("which", ["attention", "full"])
+def test_even_pairs(host: Host, sd15: Model, which: str):
+    assert_like_reference(host, getattr(sd15, which))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS[1:])
@@ -78,7 +78,7 @@ def test_hires_fix(host: Host, model: Model):
 
 
 def test_hires_checkpoint(host: Host, sd15: Model):
-    fields = HIRES | {"hr_checkpoint_name": SD15_OTHER}
+    fields = HIRES | {"hr_checkpoint_name": host.sd15_other}
     got = assert_like_reference(host, sd15.uneven, passes=2, **fields)
     assert difference(got.image, host.image(klora(sd15.uneven, **HIRES))) > FAR
 
@@ -102,6 +102,7 @@ def test_inpainting(host: Host, sd15: Model):
     assert_like_reference(host, sd15.uneven, **fields, steps=8)
 
 
+@TWO_KINDS
 @pytest.mark.parametrize(
     "settings",
     [
@@ -131,16 +132,19 @@ def test_several_settings_at_once(host: Host, model: Model):
     assert_like_reference(host, model.uneven, settings, prompt=prompt)
 
 
+@TWO_KINDS
 def test_k_beyond_every_layer_takes_all_elements(host: Host, sd15: Model):
     assert_like_reference(host, sd15.uneven, {"k": 10**9})
 
 
+@TWO_KINDS
 def test_layers_of_one_lora_only(host: Host, sd15: Model):
     """ff and proj are in the content's file alone: they carry it at every step."""
     pair = Pair(sd15.uneven.content, sd15.attention.style)
     assert_like_reference(host, pair)
 
 
+@TWO_KINDS
 @pytest.mark.parametrize("written", ["0.6", "0.6:0.6", "0.6:0.9", "te=0.3:unet=0.8"])
 def test_tag_supplies_the_weight(host: Host, sd15: Model, written: str):
     text, denoiser = {"0.6": (0.6, 0.6), "0.6:0.6": (0.6, 0.6), "0.6:0.9": (0.6, 0.9)}.get(written, (0.3, 0.8))
@@ -167,6 +171,7 @@ def functional(host: Host):
     host.options(lora_functional=False)
 
 
+@pytest.mark.hosts("a1111")
 def test_lora_functional(host: Host, sd15: Model, functional):
     prompt = PLAIN["prompt"] + tag(sd15.attention.content, 0.5, 0.5)
     assert_like_reference(host, sd15.uneven)

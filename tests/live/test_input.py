@@ -12,7 +12,7 @@ import pytest
 from . import files
 from .checks import FAR, same
 from .host import Answer, Host, difference, encode
-from .jobs import PLAIN, SD15, SDXL, Model, Pair, klora, plain, tag
+from .jobs import PLAIN, Model, Pair, klora, plain, tag
 
 WRONG_SETTINGS = [
     ({"colour": 1}, ["colour"]),
@@ -86,7 +86,7 @@ FAULTS_OF_A_PAIR = ("too_wide", "all_zero")
 @pytest.fixture(scope="module")
 def wrong_files(host: Host) -> dict[str, str]:
     """name of the fault -> LoRA name"""
-    tensors = files.read(host.lora / f"{SD15.full.content}.safetensors")
+    tensors = files.read(host.lora / f"{host.sd15.full.content}.safetensors")
     names = {fault: make(host.lora / f"wrong_{fault}.safetensors", tensors) for fault, make in WRONG_FILES.items()}
     for half in (0, 1):
         names[f"half{half}"] = files.write(host.lora / f"half{half}.safetensors", files.half_of_layers(tensors, half))
@@ -112,13 +112,14 @@ def assert_refused(answer: Answer, words: list[str]) -> None:
     assert "images" not in answer.body
 
 
-@pytest.mark.parametrize(("settings", "words"), WRONG_SETTINGS, ids=lambda x: str(x)[:40])
-def test_wrong_setting(host: Host, sd15: Model, unharmed, settings: dict, words: list[str]):
-    assert_refused(host.ask("/sdapi/v1/txt2img", klora(sd15.attention, settings)), words)
+def test_wrong_settings(host: Host, sd15: Model, unharmed, subtests: pytest.Subtests):
+    for settings, words in WRONG_SETTINGS:
+        with subtests.test(settings=str(settings)):
+            assert_refused(host.ask("/sdapi/v1/txt2img", klora(sd15.attention, settings)), words)
 
 
 def test_absolute_path_is_no_name(host: Host, sd15: Model, unharmed):
-    path = str(host.lora / "subject.safetensors")
+    path = str(host.lora / f"{host.sd15.attention.content}.safetensors")
     assert_refused(host.ask("/sdapi/v1/txt2img", klora(sd15.attention, {"content": path})), ["content"])
 
 
@@ -128,16 +129,17 @@ def test_img2img_refuses_as_well(host: Host, sd15: Model, unharmed):
 
 
 @pytest.mark.parametrize("role", ["content", "style"])
-@pytest.mark.parametrize("fault", WRONG_FILES)
-def test_wrong_file(host: Host, sd15: Model, unharmed, wrong_files, fault: str, role: str):
-    name = wrong_files[fault]
-    words = [name] if fault in FAULTS_OF_A_PAIR else [name, role]
-    assert_refused(host.ask("/sdapi/v1/txt2img", klora(sd15.full, {role: name})), words)
+def test_wrong_files(host: Host, sd15: Model, unharmed, wrong_files, role: str, subtests: pytest.Subtests):
+    for fault in WRONG_FILES:
+        name = wrong_files[fault]
+        words = [name] if fault in FAULTS_OF_A_PAIR else [name, role]
+        with subtests.test(fault=fault):
+            assert_refused(host.ask("/sdapi/v1/txt2img", klora(sd15.full, {role: name})), words)
 
 
 def test_file_gone_after_listing(host: Host, sd15: Model, unharmed):
     path = host.lora / "soon_gone.safetensors"
-    files.write(path, files.read(host.lora / "subject.safetensors"))
+    files.write(path, files.read(host.lora / f"{host.sd15.attention.content}.safetensors"))
     host.refresh_loras()
     path.unlink()
     answer = host.ask("/sdapi/v1/txt2img", klora(sd15.attention, {"content": "soon_gone"}))
@@ -159,9 +161,9 @@ def test_no_common_attention_layer(host: Host, sd15: Model, unharmed):
     assert difference(host.image(klora(pair)), host.image(plain())) > FAR
 
 
-@pytest.mark.parametrize("kind", ["attention", "full"])
-def test_pair_of_another_family(host: Host, model: Model, kind: str):
-    pair = getattr(SDXL if model is SD15 else SD15, kind)
+@pytest.mark.parametrize("which", ["attention", "full"])
+def test_pair_of_another_family(host: Host, model: Model, which: str):
+    pair = getattr(host.models["sdxl" if model.name == "sd15" else "sd15"], which)
     before = host.known_image(plain())
     assert_refused(host.ask("/sdapi/v1/txt2img", klora(pair)), [pair.content, pair.style])
     assert same(host.image(plain()), before)
@@ -169,7 +171,7 @@ def test_pair_of_another_family(host: Host, model: Model, kind: str):
 
 @pytest.mark.parametrize("role", ["content", "style"])
 def test_one_lora_of_another_family(host: Host, sd15: Model, unharmed, role: str):
-    name = getattr(SDXL.attention, role)
+    name = getattr(host.sdxl.attention, role)
     assert_refused(host.ask("/sdapi/v1/txt2img", klora(sd15.attention, {role: name})), [name])
 
 

@@ -6,15 +6,14 @@ import pytest
 
 from .checks import FAR, same
 from .host import Host, difference, encode
-from .jobs import PLAIN, SD15, SD15_OTHER, SDXL, Model, klora, plain, tag
-from .test_a1111_images import HIRES
+from .jobs import HIRES, PLAIN, Model, klora, plain, tag
 from .witness import Witness
 
 
 def plain_jobs(model: Model) -> dict[str, dict]:
     tagged = {"prompt": PLAIN["prompt"] + tag(model.full.content) + tag(model.full.style, 0.5, 0.5)}
     jobs = {"plain": plain(), "tags": plain(**tagged)}
-    if model is SD15:
+    if model.name == "sd15":
         jobs |= {"heun": plain(sampler_name="Heun"), "hires": plain(**HIRES, **tagged)}
     return jobs
 
@@ -23,7 +22,7 @@ def plain_jobs(model: Model) -> dict[str, dict]:
 def bare_images(bare_host: Host) -> dict[tuple[str, str], object]:
     """What the WebUI makes without our extension."""
     out = {}
-    for model in (SD15, SDXL):
+    for model in bare_host.models.values():
         bare_host.use(model.checkpoint)
         out |= {(model.name, name): bare_host.image(job) for name, job in plain_jobs(model).items()}
     bare_host.stop()
@@ -48,16 +47,16 @@ def test_finished(host: Host, witness: Witness):
 
 
 def test_finished_bypass(host: Host, sd15_witness: Witness):
-    assert difference(host.image(klora(SD15.uneven, {"engine": "bypass"})), sd15_witness.images[0]) > FAR
+    assert difference(host.image(klora(host.sd15.uneven, {"engine": "bypass"})), sd15_witness.images[0]) > FAR
     sd15_witness.assert_unchanged()
 
 
 @ENGINES
 @pytest.mark.parametrize("order", ["interrupt", "skip"])
 def test_stopped_at_call_3(host: Host, sd15_witness: Witness, engine: str, order: str):
-    whole = host.image(klora(SD15.uneven, {"engine": engine}))
+    whole = host.image(klora(host.sd15.uneven, {"engine": engine}))
     host.arm(**{order: 3})
-    assert difference(host.image(klora(SD15.uneven, {"engine": engine})), whole) > FAR
+    assert difference(host.image(klora(host.sd15.uneven, {"engine": engine})), whole) > FAR
     sd15_witness.assert_unchanged()
 
 
@@ -74,74 +73,76 @@ def test_failed_inside_the_unet(host: Host, witness: Witness):
 
 
 def test_failed_inside_the_unet_bypass(host: Host, sd15_witness: Witness):
-    assert_fails(host, 3, klora(SD15.uneven, {"engine": "bypass"}))
+    assert_fails(host, 3, klora(host.sd15.uneven, {"engine": "bypass"}))
     sd15_witness.assert_unchanged()
 
 
 def test_failed_at_the_first_call(host: Host, sd15_witness: Witness):
-    assert_fails(host, 1, klora(SD15.uneven))
+    assert_fails(host, 1, klora(host.sd15.uneven))
     sd15_witness.assert_unchanged()
 
 
 def test_failed_in_the_second_of_three_images(host: Host, sd15_witness: Witness):
-    assert_fails(host, 8, klora(SD15.uneven, n_iter=3))
+    assert_fails(host, 8, klora(host.sd15.uneven, n_iter=3))
     sd15_witness.assert_unchanged()
 
 
 def test_failed_in_the_hires_pass(host: Host, sd15_witness: Witness):
-    assert_fails(host, 8, klora(SD15.uneven, **HIRES))
+    assert_fails(host, 8, klora(host.sd15.uneven, **HIRES))
     sd15_witness.assert_unchanged()
 
 
 @ENGINES
 def test_failed_then_another_klora_job(host: Host, sd15_witness: Witness, engine: str):
     """The next job is the first that can undo what a crash left, also where it is no plain one."""
-    whole = host.image(klora(SD15.uneven, {"engine": engine}))
-    assert_fails(host, 3, klora(SD15.uneven, {"engine": engine}))
-    assert same(host.image(klora(SD15.uneven, {"engine": engine})), whole)
+    whole = host.image(klora(host.sd15.uneven, {"engine": engine}))
+    assert_fails(host, 3, klora(host.sd15.uneven, {"engine": engine}))
+    assert same(host.image(klora(host.sd15.uneven, {"engine": engine})), whole)
     sd15_witness.assert_unchanged()
 
 
-@pytest.mark.parametrize(("other", "fail"), [(SD15_OTHER, 0), (SD15_OTHER, 3), (SDXL.checkpoint, 3)])
+@pytest.mark.parametrize(("other", "fail"), [("sd15", 0), ("sd15", 3), ("sdxl", 3)])
 def test_another_checkpoint_next(host: Host, sd15_witness: Witness, other: str, fail: int):
+    other = host.sd15_other if other == "sd15" else host.models[other].checkpoint
     host.use(other)
     elsewhere = host.known_image(plain())
-    host.use(SD15.checkpoint)
+    host.use(host.sd15.checkpoint)
     if fail:
-        assert_fails(host, fail, klora(SD15.uneven))
+        assert_fails(host, fail, klora(host.sd15.uneven))
     else:
-        host.image(klora(SD15.uneven))
+        host.image(klora(host.sd15.uneven))
     host.use(other)
     assert same(host.image(plain()), elsewhere)
     sd15_witness.assert_unchanged()
 
 
 def test_hires_checkpoint_leaves_both_models(host: Host, sd15_witness: Witness):
-    host.image(klora(SD15.uneven, **HIRES, hr_checkpoint_name=SD15_OTHER))
+    host.image(klora(host.sd15.uneven, **HIRES, hr_checkpoint_name=host.sd15_other))
     sd15_witness.assert_unchanged()
 
 
 def test_refiner_steps_aside(host: Host, sd15_witness: Witness):
-    fields = {"refiner_checkpoint": SD15_OTHER, "refiner_switch_at": 0.5}
-    refined = host.run(klora(SD15.uneven, **fields))
+    fields = {"refiner_checkpoint": host.sd15_other, "refiner_switch_at": 0.5}
+    refined = host.run(klora(host.sd15.uneven, **fields))
     said = [f"{k}: {v}" for k, v in refined.info["extra_generation_params"].items() if k.startswith("K-LoRA")]
     assert any("refiner" in x.lower() for x in said), refined.said
     assert difference(refined.image, host.image(plain(**fields))) > FAR
     sd15_witness.assert_unchanged()
 
 
+@pytest.mark.hosts("a1111")
 def test_lora_functional_leaves_nothing(host: Host, sd15_witness: Witness):
     host.options(lora_functional=True)
     try:
-        host.image(klora(SD15.uneven))
-        assert_fails(host, 3, klora(SD15.uneven))
+        host.image(klora(host.sd15.uneven))
+        assert_fails(host, 3, klora(host.sd15.uneven))
     finally:
         host.options(lora_functional=False)
     sd15_witness.assert_unchanged()
 
 
 def test_refused_job_changes_nothing(host: Host, sd15_witness: Witness):
-    assert host.ask("/sdapi/v1/txt2img", klora(SD15.uneven, {"alpha": "abc"})).status == 422
+    assert host.ask("/sdapi/v1/txt2img", klora(host.sd15.uneven, {"alpha": "abc"})).status == 422
     sd15_witness.assert_unchanged()
 
 
@@ -169,16 +170,16 @@ def test_memory_stays_level(host: Host, sd15: Model):
 
 
 def test_reload_ui(host: Host, sd15_witness: Witness):
-    whole = host.image(klora(SD15.uneven))
+    whole = host.image(klora(host.sd15.uneven))
     host.reload_ui()
     assert host.state()["callbacks"] == sd15_witness.state["callbacks"]
-    assert same(host.image(klora(SD15.uneven)), whole)
+    assert same(host.image(klora(host.sd15.uneven)), whole)
     sd15_witness.assert_unchanged()
 
 
 def test_reload_ui_after_a_crash(host: Host, sd15_witness: Witness):
-    whole = host.image(klora(SD15.uneven))
-    assert_fails(host, 3, klora(SD15.uneven))
+    whole = host.image(klora(host.sd15.uneven))
+    assert_fails(host, 3, klora(host.sd15.uneven))
     host.reload_ui()
     sd15_witness.assert_unchanged()
-    assert same(host.image(klora(SD15.uneven)), whole)
+    assert same(host.image(klora(host.sd15.uneven)), whole)
