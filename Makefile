@@ -25,11 +25,11 @@ types: .venv/installed
 unit live: export OMP_NUM_THREADS = 1
 
 unit: .venv/installed
-	$(BIN)/python -m pytest --quiet --ignore=tests/live --ignore=tests/live_forge
+	$(BIN)/python -m pytest --quiet --ignore=tests/live
 
-# needs an installed WebUI: see tests/live/conftest.py for the variables that say where it is
+# needs an installed WebUI: see tests/live/kinds.py for the variables that say where it is
 live: .venv/installed
-	$(BIN)/python -m pytest tests/live tests/live_forge
+	$(BIN)/python -m pytest tests/live
 
 # with the variables of the live tests set, an image's times are in the table too
 bench: .venv/installed

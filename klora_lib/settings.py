@@ -84,9 +84,7 @@ def _lora(name: str, label: str) -> Field:
     return Field(name, "", label, read, "the name of a LoRA as the WebUI lists it")
 
 
-def _real(
-    name: str, default: float | None, label: str, range: tuple[float, float, float], low: float, high: float
-) -> Field:
+def _real(name: str, default: float | None, label: str, range: tuple[float, float, float], low: float, high: float) -> Field:
     def read(value: Any) -> float | None:
         if default is None and (value is None or value == ""):
             return None

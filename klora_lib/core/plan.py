@@ -59,9 +59,7 @@ def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: 
         raise PairError(f"{names} have no attention layer in common, and layers is {settings.layers!r}")
     gamma = balance(scores, decided, settings.gamma, (pair.content.name, pair.style.name))
     star = settings.scale == "s*"
-    facts = Facts(
-        scores, gamma, present, decided, settings.alpha, settings.offset, star, steps, settings.switch_every, seed
-    )
+    facts = Facts(scores, gamma, present, decided, settings.alpha, settings.offset, star, steps, settings.switch_every, seed)
     return Plan(pair.units, facts, settings.method, settings.layers)
 
 

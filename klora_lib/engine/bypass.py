@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..core.deltas import Delta
+from ..core.numerics import exact_math
+from .room import Room
 from .site import Load, Loads, Site
 
 
@@ -21,18 +23,20 @@ class Ready(NamedTuple):
 class Bypassed:
     """One site whose weight we must not write (quantised, streamed).  The hook is there from the first choice on."""
 
-    def __init__(self, site: Site, loads: Loads):
+    def __init__(self, site: Site, loads: Loads, room: Room | None = None):
         self.site = site
         self.loads = loads
+        self.room = room or Room(float("inf"))
         self.chosen: list[Load] = []
         self.hook: Any = None
         self.made: dict[Any, Ready] = {}  # of the current choice
+        self.taken = 0  # bytes of the room
 
     def show(self, mask: int) -> None:
         """From the next forward on, the output carries Σ w·Δ(x) of the loads in ``mask``."""
         chosen = self.loads.chosen(mask)
         if chosen != self.chosen:
-            self.made.clear()
+            self.forget()
             self.chosen = chosen
         if chosen and self.hook is None:
             self.hook = self.site.module.register_forward_hook(self.add)
@@ -43,7 +47,12 @@ class Bypassed:
             self.hook.remove()
         self.hook = None
         self.chosen = []
+        self.forget()
+
+    def forget(self) -> None:
         self.made.clear()
+        self.room.give_back(self.taken)
+        self.taken = 0
 
     def add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """The forward hook.  args[0]: [..., in] or [batch, in, h, w]; output likewise with out."""
@@ -82,13 +91,24 @@ class Bypassed:
         return x
 
     def ready(self, load: Load, x: Tensor) -> Ready:
-        """The load as ``x`` needs it: on its device, in its type."""
+        """The load as ``x`` needs it: on its device, in its type.
+
+        Two factors are small and kept while chosen.  A whole matrix is as large as the weight: where a GPU that streams
+        its weights has no room for it, it is made anew at every forward.
+        """
         key = id(load), x.device, x.dtype
-        if key not in self.made:
+        if key in self.made:
+            return self.made[key]
+        with exact_math(x.device):
             weights, bias = self.weights(load.delta, load.weight), self.bias(load.delta, load.weight)
             moved = tuple(t.to(x.device, x.dtype) for t in weights)
-            self.made[key] = Ready(moved, bias.to(x.device, x.dtype) if bias is not None else None)
-        return self.made[key]
+            ready = Ready(moved, bias.to(x.device, x.dtype) if bias is not None else None)
+        if len(moved) != 1:
+            self.made[key] = ready
+        elif self.room.take(moved[0].nbytes):
+            self.taken += moved[0].nbytes
+            self.made[key] = ready
+        return ready
 
     def weights(self, delta: Delta, w: float) -> tuple[Tensor, ...]:
         """fp32, to be applied in turn: (down, w·scale·up); (w·Δ,) without two factors; () for a bias alone."""
@@ -112,7 +132,7 @@ class Bypassed:
         """[rows, in·kh·kw] as this site's layer takes it: [rows, in, kh, kw] for a convolution."""
         if not isinstance(self.site.module, nn.Conv2d):
             return matrix
-        window = self.site.module.weight.shape[2:]
+        window = self.site.shape[2:]
         kernel = matrix.reshape(matrix.shape[0], -1, *window)
         extra = self.site.module.in_channels - kernel.shape[1]
         return nn.functional.pad(kernel, (0, 0, 0, 0, 0, extra)) if extra else kernel

@@ -5,32 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .room import Room
 from .site import Load, Loads, Site
 
 PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-SPARE = 3 << 30  # bytes of a GPU left to the sampler's activations
-
-
-class Room:
-    """How many bytes of a device may hold backups and factors; what no longer fits stays in host memory."""
-
-    def __init__(self, free: float):
-        self.free = free
-
-    @classmethod
-    def on(cls, device: torch.device) -> Room:
-        """What is free on ``device`` now (torch's own cache included), less SPARE; host memory has no bound here."""
-        if device.type != "cuda":
-            return cls(float("inf"))
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return cls(torch.cuda.mem_get_info(device)[0] + cached - SPARE)
-
-    def take(self, size: int) -> bool:
-        """Claim ``size`` bytes; False where they do not fit."""
-        if size > self.free:
-            return False
-        self.free -= size
-        return True
 
 
 class Factors:
@@ -74,6 +52,7 @@ class Merged:
         if not chosen:
             self.restore()
             return
+        self.wait()
         self.back_up()
         if self.weight is not None:
             self.write_weight(chosen, self.weight)
@@ -82,7 +61,7 @@ class Merged:
 
     def write_weight(self, chosen: list[Load], backup: Tensor) -> None:
         target = self.site.part(self.site.module.weight.detach())
-        work = torch.promote_types(target.dtype, torch.float32)
+        work = wide_type(target)
         base = backup.to(self.device, work).reshape(target.shape[0], -1)
         columns = self.loads.columns
         plain = target.dtype == work and target.device == self.device and target.is_contiguous()
@@ -95,7 +74,7 @@ class Merged:
             target.copy_(out.view(target.shape))
 
     def write_bias(self, chosen: list[Load], backup: Tensor) -> None:
-        total = backup.to(torch.promote_types(backup.dtype, torch.float32))
+        total = backup.to(wide_type(backup))
         for load in chosen:
             if load.delta.bias is not None:
                 total = total + load.weight * load.delta.bias.to(total)
@@ -118,9 +97,18 @@ class Merged:
         self.backed_up = True
 
     def kept(self, tensor: Tensor) -> Tensor:
-        return tensor.clone() if self.room.take(tensor.nbytes) else tensor.to("cpu", copy=True)
+        """A copy beside ``tensor``, or in host memory where the device has no room for it."""
+        beside = tensor.device.type == "cpu" or self.room.take(tensor.nbytes)
+        return tensor.clone() if beside else tensor.to("cpu", copy=True)
+
+    def wait(self) -> None:
+        """A weight in host memory may still be on its way to the GPU (copies from pinned memory return at once)."""
+        if self.device.type == "cuda" and self.site.module.weight.device.type == "cpu":
+            torch.cuda.synchronize(self.device)
 
     def restore(self) -> None:
+        if self.backed_up:
+            self.wait()
         if self.weight is not None:
             self.site.part(self.site.module.weight.detach()).copy_(self.weight)
         if self.bias is not None:
@@ -132,3 +120,8 @@ class Merged:
         self.weight = self.bias = None
         self.backed_up = False
         self.factors.clear()
+
+
+def wide_type(tensor: Tensor) -> torch.dtype:
+    """fp32, or fp64 for fp64.  (torch does not promote fp8, in which a norm's weight may be.)"""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,8 @@ from ..core.numerics import exact_math
 from ..core.plan import Plan
 from ..errors import HostError
 from .bypass import Bypassed
-from .merge import PLAIN, Merged, Room
+from .merge import PLAIN, Merged
+from .room import Room
 from .site import Actor, Loads, Site
 
 
@@ -27,19 +29,22 @@ class Placed:
 
 
 def make_actor(placed: Placed, engine: str, device: torch.device, room: Room) -> Actor:
-    """Merge where the weight is plain numbers we can write exactly, bypass elsewhere, or as ``engine`` says.
+    """Merge where the weight is plain numbers where it computes, bypass elsewhere, or as ``engine`` says.
 
+    A weight in host memory is on its way to the device at every forward (or about to be, when asked before a pass).
     Norms have no product to add beside them and are always merged.  Raises HostError for "merge" on packed weights.
     """
     site, weight = placed.site, placed.site.module.weight
-    plain = weight.dtype in PLAIN and weight.device.type != "meta"
-    norm = len(weight.shape) == 1  # a packed weight has dimensions of its own
+    plain = site.packed is None and weight.dtype in PLAIN and weight.device.type != "meta"
+    there = engine == "merge" or weight.device.type == device.type
+    norm = len(site.shape) == 1
     has_bias = getattr(site.module, "bias", None) is not None
     if engine == "merge" and not plain:
-        raise HostError(f"merge cannot write {weight.dtype} weights; choose auto or bypass", "engine")
-    if norm or (engine != "bypass" and plain and (has_bias or not placed.loads.with_bias)):
+        kind = site.packed.kind if site.packed else f"{weight.dtype} weights"
+        raise HostError(f"merge cannot write {kind}; choose auto or bypass", "engine")
+    if norm or (engine != "bypass" and plain and there and (has_bias or not placed.loads.with_bias)):
         return Merged(site, placed.loads, device, room)
-    return Bypassed(site, placed.loads)
+    return Bypassed(site, placed.loads, room)
 
 
 class Session:
@@ -60,15 +65,18 @@ class Session:
         """Bring every site to the plan's choice at ``progress``; only sites whose choice changes are touched."""
         if self.closed:
             return
-        wanted = self.wanted(progress)
+        self.switches += self.show(self.wanted(progress))
+
+    def show(self, wanted: Tensor) -> int:
+        """Every site as ``wanted`` says; how many had to change."""
         changed = (wanted != self.masks).nonzero().flatten().tolist()
         if not changed:
-            return
+            return 0
         with exact_math(self.device):
             for i in changed:
                 self.actors[i].show(int(wanted[i]))
                 self.masks[i] = wanted[i]
-        self.switches += len(changed)
+        return len(changed)
 
     def wanted(self, progress: float) -> Tensor:
         return torch.where(self.rows < 0, self.fixed, self.plan.at(progress)[self.rows])
@@ -76,12 +84,26 @@ class Session:
     def close(self) -> None:
         """Undo everything; safe to call again.  A site that fails does not keep the others from being restored."""
         self.closed = True
+        self.undo()
+        self.actors = []
+
+    def undo(self) -> None:
+        """The model as it was, everything ready to act again."""
         with exact_math(self.device):
             errors = list(close_all(reversed(self.actors)))
             self.masks.zero_()
         if errors:
             raise errors[0]
-        self.actors = []
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While open the model is as it was, for a host that rewrites weights within a pass; then the choice acts again."""
+        shown = self.masks.clone()
+        if not self.closed:
+            self.undo()
+        yield
+        if not self.closed:
+            self.show(shown)
 
 
 def close_all(actors: Iterable[Actor]) -> Iterable[Exception]:

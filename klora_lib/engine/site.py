@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -18,6 +18,13 @@ def stored_weight(module: nn.Module) -> Tensor:
     return module.weight.detach().float()  # type: ignore[operator]
 
 
+class Packed(NamedTuple):
+    """What a host tells of a weight that is not plain numbers of its own shape: such a weight is read, never written."""
+
+    kind: str  # as a refusal calls it, "bitsandbytes nf4 weights"
+    shape: tuple[int, ...]  # of the numbers
+
+
 @dataclass(frozen=True)
 class Site:
     """A weight of the loaded denoiser, or the output ``rows`` [first, last) of a fused one."""
@@ -25,6 +32,7 @@ class Site:
     module: Any  # an nn.Module with a weight; torch types its attributes as Tensor | Module
     rows: tuple[int, int] | None = None
     read: Callable[[nn.Module], Tensor] = stored_weight
+    packed: Packed | None = None
 
     def part(self, tensor: Tensor) -> Tensor:
         """The rows of ``tensor`` ([out, …]) that belong to this site, as a view."""
@@ -33,7 +41,7 @@ class Site:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of this site's part of the weight."""
-        shape = tuple(self.module.weight.shape)
+        shape = self.packed.shape if self.packed else tuple(self.module.weight.shape)
         return shape if self.rows is None else (self.rows[1] - self.rows[0], *shape[1:])
 
 

@@ -88,6 +88,9 @@ class Host(Protocol):
     def before_model_swap(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
         """While open: call ``act`` before another checkpoint replaces the model in the middle of a pass (refiner)."""
 
+    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+        """While open: whatever the host itself writes into weights within a pass, it writes inside ``aside()``."""
+
     def start(self, p: Any) -> float:
         """Where the coming pass begins: 1 − denoising strength for img2img and hires, 0 for txt2img."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -126,6 +126,10 @@ class Family:
             yield
         finally:
             setattr(sd_models, self.reload, reload)
+
+    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+        """Nothing is written within a pass once a layer is settled."""
+        return nullcontext()
 
     def call(self, params: Any) -> Call:
         denoiser = params.denoiser

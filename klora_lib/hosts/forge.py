@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +16,7 @@ from ..engine.site import Site
 from ..errors import HostError
 from .contract import TextPart
 from .family import Family
+from .forge_weights import numbers, packing
 from .layers import sites_of
 
 NAME = "Forge"
@@ -26,6 +29,7 @@ NEEDED = (
     "load_lora_for_models",
     "list_available_networks",
 )
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # storage the host always merges into
 
 
 def lacks() -> list[str]:
@@ -62,7 +66,8 @@ class Forge(Family):
         return torch.device(self.model().forge_objects.unet.load_device)
 
     def sites(self) -> Mapping[str, Site]:
-        return sites_of(self.model().forge_objects.unet.model.diffusion_model, numbers)
+        denoiser = self.model().forge_objects.unet.model.diffusion_model
+        return sites_of(denoiser, partial(numbers, device=self.device()), packing)
 
     def settle(self, modules: Iterable[nn.Module]) -> None:
         """Nothing is pending: a sampler is launched after the model has been loaded and its LoRAs merged."""
@@ -75,16 +80,40 @@ class Forge(Family):
         parts, model = list(parts), self.model()
         paths = {part.entry.path for part in parts}
         after = model.forge_objects_after_applying_lora
-        after.unet, after.clip = without(after.unet, paths), without_text(after.clip, paths)
+        after.unet, after.clip = with_room(without(after.unet, paths), parts), without_text(after.clip, paths)
         for part in parts:
             if part.file.text:
                 name = f"{part.entry.path} {part.file.digest[:16]} (K-LoRA text encoder)"
-                text = dict(part.file.text)
-                _, after.clip = self.networks.load_lora_for_models(None, after.clip, text, 0.0, part.te, filename=name)
+                _, after.clip = self.networks.load_lora_for_models(
+                    None, after.clip, dict(part.file.text), 0.0, part.te, filename=name, online_mode=self.online()
+                )
         model.forge_objects.unet, model.forge_objects.clip = after.unet, after.clip
         model.current_lora_hash = f"K-LoRA {id(p)} {model.current_lora_hash}"
         self.key_prompt_cache(network_data, parts)
         self.add_hashes(p, parts)
+
+    def online(self) -> bool:
+        """Does the host add LoRAs at every forward ("fp16 LoRA")?  As it decides itself: never to plain weights."""
+        from backend.args import dynamic_args
+
+        packed = self.model().forge_objects.unet.model.storage_dtype not in FLOATS
+        return packed and dynamic_args.get("online_lora", False)
+
+    @contextmanager
+    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Fooocus inpaint loads a patcher with other LoRAs within a pass: the host then puts its backups back and merges."""
+        loader = self.model().forge_objects.unet.lora_loader
+        refresh = loader.refresh
+
+        def refresh_aside(*args: Any, **kwargs: Any) -> Any:
+            with aside():
+                return refresh(*args, **kwargs)
+
+        loader.refresh = refresh_aside
+        try:
+            yield
+        finally:
+            del loader.refresh
 
     def noise(self, denoiser: Any, sigma: Tensor) -> float:
         """1 − timestep/last timestep, by the model's own predictor (discrete or flow)."""
@@ -115,15 +144,10 @@ def without_text(clip: Any, paths: set[str]) -> Any:
     return clone
 
 
-def numbers(module: nn.Module) -> Tensor:
-    """The weight as numbers, fp32, whatever it is packed in (gguf, bitsandbytes)."""
-    weight = module.weight
-    if hasattr(weight, "gguf_cls"):
-        from backend.operations_gguf import dequantize_tensor
-
-        return dequantize_tensor(weight).detach().float()
-    if hasattr(weight, "bnb_quantized"):
-        from backend.operations_bnb import functional_dequantize_4bit
-
-        return functional_dequantize_4bit(weight).detach().float()
-    return weight.detach().float()  # type: ignore[operator]
+def with_room(patcher: Any, parts: Iterable[TextPart]) -> Any:
+    """A clone that asks for GPU memory for both LoRAs' factors when the host shares it out, before it loads the model."""
+    clone = patcher.clone()
+    factors = [d.factors() for part in parts for d in part.file.modules.values()]
+    count = sum(up.numel() + down.numel() for up, down, _ in filter(None, factors))
+    clone.add_extra_preserved_memory_during_sampling(count * patcher.model.computation_dtype.itemsize)
+    return clone

@@ -64,7 +64,10 @@ class Job:
             raise self.error
         self.session = self.open(p, steps)
         try:
-            with self.host.before_model_swap(p, lambda: self.step_aside(p)):
+            with (
+                self.host.before_model_swap(p, lambda: self.step_aside(p)),
+                self.host.around_rewrites(self.session.aside),
+            ):
                 yield
         finally:
             self.close()

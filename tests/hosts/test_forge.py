@@ -6,6 +6,7 @@ import copy
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,11 +25,14 @@ Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 class Patcher:
     load_device = "cpu"
 
-    def __init__(self, model: Any, patches: dict[tuple, Any]):
-        self.model, self.lora_patches = model, patches
+    def __init__(self, model: Any, patches: dict[tuple, Any], preserved: int = 0):
+        self.model, self.lora_patches, self.preserved = model, patches, preserved
 
     def clone(self) -> Patcher:
-        return Patcher(self.model, self.lora_patches.copy())
+        return Patcher(self.model, self.lora_patches.copy(), self.preserved)
+
+    def add_extra_preserved_memory_during_sampling(self, memory_in_bytes: int) -> None:
+        self.preserved += memory_in_bytes
 
 
 class Clip:
@@ -67,7 +71,9 @@ def key(path: str) -> tuple[str, float, float, bool]:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A model whose patchers carry both LoRAs of the pair and one more."""
-    unet = types.SimpleNamespace(diffusion_model=nn.Module(), predictor=Predictor())
+    unet = types.SimpleNamespace(
+        diffusion_model=nn.Module(), predictor=Predictor(), storage_dtype="nf4", computation_dtype=torch.bfloat16
+    )
     paths = [*(e.path for e in ENTRIES), "/loras/other.safetensors"]
     objects = types.SimpleNamespace(
         unet=Patcher(unet, {key(p): p for p in paths}), clip=Clip(Patcher(None, {key(p): p for p in paths}))
@@ -77,8 +83,10 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     )
     loads: list[tuple] = []
 
-    def load_lora_for_models(unet: None, clip: Clip, lora: dict, strength: float, te: float, filename: str) -> tuple:
-        loads.append((unet, sorted(lora), strength, te, filename))
+    def load_lora_for_models(
+        unet: None, clip: Clip, lora: dict, strength: float, te: float, filename: str, online_mode: bool
+    ) -> tuple:
+        loads.append((unet, sorted(lora), strength, te, online_mode))
         clip = clip.clone()
         clip.patcher.lora_patches[key(filename)] = "text"
         return None, clip
@@ -94,7 +102,9 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     vars(shared).update(sd_model=model, opts=types.SimpleNamespace(lora_add_hashes_to_infotext=True))
     modules = types.ModuleType("modules")
     vars(modules).update(shared=shared, extra_networks=extra)
-    for module in (networks, modules, shared, extra):
+    backend, args = types.ModuleType("backend"), types.ModuleType("backend.args")
+    vars(args)["dynamic_args"] = {}
+    for module in (networks, modules, shared, extra, backend, args):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     found = forge.make()
     found.test_model = model  # type: ignore[attr-defined]
@@ -122,13 +132,57 @@ def test_text_encoders_carry_the_text_part_alone(host: Any) -> None:
     host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts())
     names = [k[0] for k in host.test_model.forge_objects.clip.patcher.lora_patches]
     assert names[0] == "/loras/other.safetensors" and "style" in names[1] and len(names) == 2
-    ((unet, keys, strength, te, _),) = host.networks.loads
-    assert (unet, strength, te) == (None, 0.0, 0.5) and all(k.startswith("lora_te_") for k in keys)
+    ((unet, keys, strength, te, online),) = host.networks.loads
+    assert (unet, strength, te, online) == (None, 0.0, 0.5, False) and all(k.startswith("lora_te_") for k in keys)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "storage", "online"), [(True, "nf4", True), (True, torch.float16, False), (False, "gguf", False)]
+)
+def test_text_parts_are_added_as_the_host_adds_loras(host: Any, chosen: bool, storage: object, online: bool) -> None:
+    """With "fp16 LoRA" at every forward where weights are packed: some gguf types cannot be packed again."""
+    sys.modules["backend.args"].dynamic_args["online_lora"] = chosen  # type: ignore[attr-defined]
+    host.test_model.forge_objects.unet.model.storage_dtype = storage
+    host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts())
+    assert [load[-1] for load in host.networks.loads] == [online]
+
+
+def test_gpu_memory_for_the_factors_is_asked_of_the_host_once_a_job(host: Any) -> None:
+    """Two files of 2×4 and 4×2 factors, two bytes a number; the next activation starts from the host's own patcher."""
+    before = host.test_model.forge_objects.unet
+    for _ in range(2):
+        host.test_model.forge_objects_after_applying_lora.unet = before
+        host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts(text=False))
+        assert host.test_model.forge_objects.unet.preserved == 2 * (8 + 8) * 2
+    assert before.preserved == 0
 
 
 def test_the_host_loads_afresh_for_the_next_job(host: Any) -> None:
     host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts(text=False))
     assert host.test_model.current_lora_hash != "hash" and host.networks.loads == []
+
+
+def test_what_the_host_merges_within_a_pass_it_merges_aside(host: Any) -> None:
+    """The wrap is on the model's one loader, and gone when the pass ends, however that is."""
+    seen: list[str] = []
+
+    class Loader:
+        def refresh(self, lora_patches: dict, offload_device: str = "cpu") -> str:
+            seen.append(f"refresh {lora_patches} {offload_device}")
+            return "done"
+
+    @contextmanager
+    def aside() -> Iterator[None]:
+        seen.append("aside")
+        yield
+        seen.append("back")
+
+    loader = host.test_model.forge_objects.unet.lora_loader = Loader()
+    with pytest.raises(MemoryError), host.around_rewrites(aside):
+        assert loader.refresh({}, offload_device="meta") == "done"
+        assert seen == ["aside", "refresh {} meta", "back"]
+        raise MemoryError
+    assert vars(loader) == {}
 
 
 def test_the_prompt_cache_and_the_infotext_know(host: Any) -> None:

@@ -13,6 +13,9 @@ from .host import Host
 from .jobs import Model, Pair
 
 PREPARED = ("--skip-prepare-environment", "--skip-python-version-check", "--skip-torch-cuda-test", "--skip-install")
+FLUX_JOB = {
+    "sampler_name": "Euler", "cfg_scale": 1, "distilled_cfg_scale": 3.5, "scheduler": "Simple", "negative_prompt": "",
+}  # fmt: skip
 FLUX_PARTS = ("VAE/flux_ae.safetensors", "text_encoder/flux_clip_l.safetensors", "text_encoder/flux_t5_tiny.safetensors")
 
 
@@ -104,14 +107,20 @@ def missing(kind: type[Host]) -> list[str]:
     return [f"{name} ({what})" for name, what in variables(kind).items() if not os.environ.get(name)]
 
 
-def install(kind: type[Host], folder: Path, extensions: dict[str, Path]) -> Host:
-    """A host with own links to the maker's models, and with what the tests derive from these."""
+def installed(kind: type[Host], folder: Path, extensions: dict[str, Path]) -> Host:
+    """A host with folders of its own, in which are links to the models."""
     webui, python, models = (Path(os.environ[name]).absolute() for name in variables(kind))
     host = kind(folder, webui, python, models, extensions)
     for own, source in ((host.ckpt, models / kind.checkpoints), (host.lora, models / kind.loras)):
         own.mkdir()
         for path in source.iterdir():
             (own / path.name).symlink_to(path)
+    return host
+
+
+def install(kind: type[Host], folder: Path, extensions: dict[str, Path]) -> Host:
+    """The same with the maker's tiny models, and with what the tests derive from these."""
+    host = installed(kind, folder, extensions)
     weights = load_file(host.ckpt / host.sd15.checkpoint)
     host.write_other(host.ckpt / host.sd15_other, {k: v * 1.25 if ".attn" in k else v for k, v in weights.items()})
     host.add_loras()

@@ -7,12 +7,12 @@ import pytest
 from .checks import FAR, assert_like_reference, same
 from .host import Host, difference
 from .jobs import PLAIN, klora, plain, tag
+from .kinds import FLUX_JOB as FLUX
 from .kinds import Forge
 from .test_safety import assert_fails
 
 pytestmark = pytest.mark.hosts("forge")
 PAIR = Forge.flux.full
-FLUX = {"sampler_name": "Euler", "cfg_scale": 1, "distilled_cfg_scale": 3.5, "scheduler": "Simple", "negative_prompt": ""}
 CHECKPOINTS = ("tiny-flux.safetensors", "tiny-flux-q8_0.gguf", "tiny-flux-q4_0.gguf")
 # merging a LoRA into a packed weight packs the sum anew, which the host does for tags and we never do
 MERGED_BY_TAG = {"tiny-flux-q4_0.gguf": 6}

@@ -1,0 +1,120 @@
+"""Theorem: every way Forge keeps a weight is told apart, has the shape of its numbers, and is read as Forge computes."""
+
+from __future__ import annotations
+
+import sys
+import types
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from klora_lib.engine.site import Packed, Site
+from klora_lib.hosts.forge_weights import numbers, packing
+from klora_lib.hosts.layers import sites_of
+
+from ..engine.storages import IN, OUT, Cast, Linear4bit, LinearGGUF, ParameterGGUF, Params4bit, base, pack, unpack
+
+CPU = torch.device("cpu")
+SHAPE = (OUT, IN)
+
+
+def layer(kind: str) -> nn.Module:
+    """A layer as Forge has it, of that kind."""
+    made: dict[str, Any] = {
+        "plain": lambda: Cast(base().half()),
+        "fp8": lambda: Cast(base().to(torch.float8_e4m3fn)),
+        "scaled": lambda: Cast((base() * 8).to(torch.float8_e4m3fn), 1 / 8),
+        "bnb": lambda: Linear4bit(Params4bit(base()).packed()),
+        "bnb, not yet packed": lambda: Linear4bit(Params4bit(base())),
+        "gguf": lambda: LinearGGUF(ParameterGGUF(*pack(base()), SHAPE)),
+    }
+    return made[kind]()
+
+
+KINDS = {
+    "plain": None,
+    "fp8": None,
+    "scaled": "torch.float8_e4m3fn weights with a scale",
+    "bnb": "bitsandbytes nf4 weights",
+    "bnb, not yet packed": "bitsandbytes nf4 weights",
+    "gguf": "gguf weights",
+}
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forge's own reader by its contract: to the device, unpacked, to the type, scaled, LoRAs of the layer added."""
+
+    def get_weight_and_bias(layer: Any, weight_args: dict, bias_args: None = None, weight_fn: Any = None) -> tuple:
+        weight = layer.weight
+        if weight_fn is not None:
+            weight = weight_fn(weight.to(device=weight_args["device"]) if weight.device != weight_args["device"] else weight)
+        weight = weight.to(**weight_args)
+        if layer.scale_weight is not None:
+            weight = weight * layer.scale_weight.to(weight)
+        for patch in getattr(layer, "forge_online_loras", {}).get("weight", []):
+            weight = weight + patch
+        return weight, layer.bias
+
+    def functional_dequantize_4bit(weight: Params4bit) -> Tensor:
+        return unpack(weight.data, weight.quant_state.step, weight.quant_state.shape) if weight.bnb_quantized else weight
+
+    contents = {
+        "backend.operations": {"get_weight_and_bias": get_weight_and_bias},
+        "backend.operations_gguf": {"dequantize_tensor": lambda w: unpack(w.data, w.step, w.shape)},
+        "backend.operations_bnb": {"functional_dequantize_4bit": functional_dequantize_4bit},
+    }
+    monkeypatch.setitem(sys.modules, "backend", types.ModuleType("backend"))
+    for name, members in contents.items():
+        module = types.ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_packing_is_named_and_has_the_shape_of_its_numbers(kind: str) -> None:
+    wanted = KINDS[kind]
+    assert packing(layer(kind)) == (None if wanted is None else Packed(wanted, SHAPE))
+    assert Site(layer(kind), None, packed=packing(layer(kind))).shape == SHAPE
+
+
+def test_a_lora_that_acts_at_every_forward() -> None:
+    """With one on the bias alone the weight is as plain as before."""
+    module = layer("plain")
+    module.forge_online_loras = {"bias": []}  # type: ignore[assignment]
+    assert packing(module) is None
+    module.forge_online_loras = {"weight": []}  # type: ignore[assignment]
+    assert packing(module) == Packed("torch.float16 weights under a LoRA that acts at every forward", SHAPE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("backend")
+def test_the_numbers_are_those_the_layer_computes_with(kind: str) -> None:
+    """Asked of the layer itself: its answers to the unit vectors."""
+    module = layer(kind)
+    if not hasattr(module, "scale_weight"):
+        module.scale_weight = None
+    eye = torch.eye(IN)
+    computed = (module(eye) - module(torch.zeros(IN))).T
+    got = numbers(module, CPU)
+    assert got.dtype == torch.float32 and not got.requires_grad
+    assert torch.allclose(got, computed, atol=1e-6)
+    module.forge_online_loras = {"weight": [torch.ones(SHAPE)]}  # type: ignore[assignment]
+    assert torch.allclose(numbers(module, CPU), computed + 1, atol=1e-6)
+
+
+def test_a_packed_fused_projection_is_cut_by_its_numbers() -> None:
+    """A packed [N, 1] tensor has neither its rows nor its width."""
+    root = nn.Module()
+    root.add_module("single_blocks", nn.ModuleList([nn.Module()]))
+    weight = Params4bit(torch.randn(3 * 6 + 24, 6)).packed()
+    root.single_blocks[0].linear1 = Linear4bit(weight)
+    assert tuple(weight.shape) == (42 * 6 // 2, 1)
+    sites = sites_of(root, partial(numbers, device=CPU), packing)
+    stem = "single_transformer_blocks.0"
+    rows = [sites[f"{stem}.{part}"].rows for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+    assert rows == [(0, 6), (6, 12), (12, 18), (18, 42)]
+    assert sites[f"{stem}.proj_mlp"].shape == (24, 6) and sites[f"{stem}.attn.to_qkv_mlp_proj"].shape == (42, 6)
