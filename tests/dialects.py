@@ -167,6 +167,8 @@ SD3_JOINT = {
     "attn.to_added_qkv": "context_block.attn.qkv",
     "attn.to_out.0": "x_block.attn.proj",
     "attn.to_add_out": "context_block.attn.proj",
+    "attn2.to_qkv": "x_block.attn2.qkv",
+    "attn2.to_out.0": "x_block.attn2.proj",
     "ff.net.0.proj": "x_block.mlp.fc1",
     "ff.net.2": "x_block.mlp.fc2",
     "ff_context.net.0.proj": "context_block.mlp.fc1",
@@ -196,13 +198,18 @@ def sd3(layer: str) -> str:
     return block_name(layer, ("transformer_blocks", "joint_blocks", SD3_JOINT))
 
 
+XLABS_DOUBLE = {"attn.to_qkv": "qkv_lora1", "attn.to_added_qkv": "qkv_lora2", "attn.to_out.0": "proj_lora1",
+                "attn.to_add_out": "proj_lora2"}  # fmt: skip
+XLABS_SINGLE = {"attn.to_qkv": "qkv_lora", "proj_out": "proj_lora"}  # its qkv is linear1 without the mlp
+
+
 def xlabs(layer: str) -> tuple[str, str, None]:
-    words = {"img_attn.qkv": "qkv_lora1", "txt_attn.qkv": "qkv_lora2", "img_attn.proj": "proj_lora1",
-             "txt_attn.proj": "proj_lora2"}  # fmt: skip
-    _, n, word = flux(layer).split(".", 2)
-    if word not in words:
-        raise ValueError(f"{layer} has no xlabs-flux name")
-    module = f"double_blocks.{n}.processor.{words[word]}"
+    block, n, word = block_name(
+        layer,
+        ("transformer_blocks", "double_blocks", XLABS_DOUBLE),
+        ("single_transformer_blocks", "single_blocks", XLABS_SINGLE),
+    ).split(".")
+    module = f"{block}.{n}.processor.{word}"
     return f"{module}.up.weight", f"{module}.down.weight", None
 
 

@@ -26,6 +26,8 @@ COMPVIS_TOP = {
     "time_embed.2": "time_embedding.linear_2",
     "label_emb.0.0": "add_embedding.linear_1",
     "label_emb.0.2": "add_embedding.linear_2",
+    "class_embedding.linear_1": "add_embedding.linear_1",  # diffusers' other name for it (unCLIP, refiners)
+    "class_embedding.linear_2": "add_embedding.linear_2",
 }
 
 COMPVIS_BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)\.(.+)")
@@ -101,6 +103,7 @@ TRANSFORMERS: Table = (
     }),
     *table("", "", {
         "img_in": "x_embedder",
+        "img_in.proj": "x_embedder",  # OneTrainer's
         "txt_in": "context_embedder",
         "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
         "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
@@ -110,6 +113,11 @@ TRANSFORMERS: Table = (
         "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
         "final_layer.linear": "proj_out",
         # final_layer.adaLN_modulation.1 keeps its name: diffusers' norm_out.linear has shift and scale swapped
+    }),
+    # Chroma, else as Flux
+    *table(r"distilled_guidance_layer\.layers\.(\d+)\.", r"distilled_guidance_layer.layers.\1.", {
+        "in_layer": "linear_1",
+        "out_layer": "linear_2",
     }),
     # SD3
     *table(JOINT, r"transformer_blocks.\1.", {

@@ -76,13 +76,14 @@ DOTTED = (
     (re.compile(r"(?:(?:text_encoder_3|te3|lora_te3)\.)+(.+)"), "text_encoder_3"),
     (re.compile(rf"{CLIP}clip_[lh]\.(?:transformer\.)?(.+)"), "text_encoder"),
     (re.compile(rf"{CLIP}clip_g\.(?:transformer\.)?(.+)"), "text_encoder_2"),
-    (re.compile(rf"{CLIP}t5xxl\.(?:transformer\.)?(.+)"), "text_encoder_3"),
+    (re.compile(rf"{CLIP}t5(?:xxl)?\.(?:transformer\.)?(.+)"), "text_encoder_3"),
     # no prefix at all: known by the first word
     (re.compile(
-        r"((?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block|conv_in|conv_out|"
-        r"time_embedding|add_embedding|transformer_blocks|single_transformer_blocks|double_blocks|single_blocks|"
-        r"joint_blocks|layers|noise_refiner|context_refiner|x_embedder|context_embedder|time_text_embed|norm_out|"
-        r"proj_out)(?:\..+)?)"
+        r"((?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block|conv_in|conv_out|conv_norm_out|"
+        r"time_embedding|add_embedding|class_embedding|time_embed|label_emb|transformer_blocks|single_transformer_blocks|"
+        r"double_blocks|single_blocks|joint_blocks|layers|noise_refiner|context_refiner|x_embedder|context_embedder|"
+        r"time_text_embed|norm_out|proj_out|img_in|txt_in|time_in|vector_in|guidance_in|final_layer|pos_embed|t_embedder|"
+        r"y_embedder|distilled_guidance_layer)(?:\..+)?)"
     ), "denoiser"),
     (re.compile(r"(text_model\..+)"), "text_encoder"),
 )  # fmt: skip
@@ -120,7 +121,17 @@ def parse_key(key: str) -> Key | None:
 
 
 def named(role: str, path: str, part: str) -> Key:
-    return Key(role, canonical(path) if role == "denoiser" else text_layer(path), part)
+    return Key(role, member(path) or canonical(path) if role == "denoiser" else text_layer(path), part)
+
+
+NUMBERED = re.compile(r"(.+\.(?:qkv|linear1))\.(\d)")  # OneTrainer: qkv.0 is the query of a fused qkv, linear1.3 the mlp
+
+
+def member(path: str) -> str | None:
+    """`double_blocks.3.img_attn.qkv.1` -> `transformer_blocks.3.attn.to_k`; None where no slice is named."""
+    found = NUMBERED.fullmatch(path)
+    names = members(canonical(found[1])) if found else ()
+    return names[int(found[2])] if found and int(found[2]) < len(names) else None
 
 
 # --- fused layers ---

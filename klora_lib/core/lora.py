@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ..errors import LoraFileError
 from .build import build_delta, finite
-from .deltas import Delta, Lora, Norm
-from .keys import Key, members, natural, parse_key
+from .deltas import Delta, Norm
+from .keys import Key, natural, parse_key
 from .peft import Adapter, adapters
+from .rows import as_in_the_model
 
 SHOWN = 3  # offenders named in a sentence
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
@@ -120,6 +121,7 @@ def lora_file(
     if not tensors:
         raise LoraFileError(f"{name!r} holds no tensors")
     layers: dict[str, dict[str, Tensor]] = {}
+    written: dict[str, str] = {}  # layer -> one of its keys
     texts: list[Text] = []
     unknown: list[str] = []
     wrong: list[str] = []
@@ -132,6 +134,7 @@ def lora_file(
             if key.part in parts:
                 wrong.append(f"{key.layer} has {key.part} twice, once as {raw}")
             parts[key.part] = tensor
+            written[key.layer] = raw
         elif key.role != "bundled":
             texts.append(Text(raw, key, tensor))
     if not layers:
@@ -140,7 +143,7 @@ def lora_file(
     if "denoiser" in known:
         layers = {layer: with_alpha(known["denoiser"], layer, parts) for layer, parts in layers.items()}
     texts += missing_alphas(known, texts)
-    deltas, misfits = build_all(layers)
+    deltas, misfits = build_all(layers, written)
     wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
     if wrong:
         raise LoraFileError(f"{name!r} cannot be used: {listed(wrong)}")
@@ -181,25 +184,17 @@ def nothing_to_use(texts: int, unknown: list[str]) -> str:
     return "has no denoiser layers, only embeddings"
 
 
-def build_all(layers: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Delta], list[str]]:
-    """(layer -> Delta, sorted by layer; what is wrong with the others)."""
+def build_all(layers: Mapping[str, Mapping[str, Tensor]], written: Mapping[str, str]) -> tuple[dict[str, Delta], list[str]]:
+    """(layer -> Delta with its rows as in the model, sorted by layer; what is wrong with the others)."""
     deltas: dict[str, Delta] = {}
     wrong: list[str] = []
     for layer, parts in layers.items():
         try:
-            deltas.update(split_single(layer, build_delta(layer, parts)))
+            deltas[layer] = build_delta(layer, parts)
         except LoraFileError as error:
             wrong.append(error.message)
+    deltas = as_in_the_model(deltas, written)
     return {layer: deltas[layer] for layer in sorted(deltas, key=natural)}, wrong
-
-
-def split_single(layer: str, delta: Delta) -> list[tuple[str, Delta]]:
-    """XLabs' qkv of a Flux single block as its three projections: no model and no other file has that weight."""
-    names = members(layer) if layer.startswith("single_") and layer.endswith(".to_qkv") else ()
-    if not names or not isinstance(delta, Lora) or delta.shape[0] % 3:
-        return [(layer, delta)]
-    shape = delta.shape[0] // 3, *delta.shape[1:]
-    return [(one, replace(delta, up=up, shape=shape)) for one, up in zip(names, delta.up.chunk(3), strict=True)]
 
 
 # --- text encoders ---
@@ -216,8 +211,8 @@ class Text(NamedTuple):
 
     @property
     def foreign(self) -> bool:
-        """Whether the key is not as kohya writes it."""
-        return not self.raw.partition(".")[0].startswith(KOHYA_TEXT)
+        """Whether the key is not as kohya writes it; Chroma's T5 as OneTrainer's `lora_te_` is known to no WebUI."""
+        return not self.raw.startswith(KOHYA_TEXT) or self.raw.startswith("lora_te_encoder_block_")
 
 
 def kohya_named(texts: list[Text], deltas: Mapping[str, Delta]) -> dict[str, Tensor]:

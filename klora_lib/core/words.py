@@ -10,8 +10,8 @@ from __future__ import annotations
 VOCABULARY: dict[str, str] = {
     "UNet, diffusers names": (
         "down_blocks up_blocks mid_block transformer_blocks proj_in proj_out to_q to_k to_v to_out conv_in conv_out "
-        "conv_shortcut conv_norm_out time_emb_proj time_embedding add_embedding linear_1 linear_2 group_norm "
-        "motion_modules temporal_transformer"
+        "conv_shortcut conv_norm_out time_emb_proj time_embedding add_embedding class_embedding linear_1 linear_2 "
+        "group_norm motion_modules temporal_transformer"
     ),
     "UNet, compvis names": (
         "input_blocks output_blocks middle_block in_layers out_layers emb_layers skip_connection time_embed label_emb"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..errors import HostError
-from . import a1111, forge
+from . import a1111, forge, ldm_patched
 from .contract import Host
 
-FAMILIES = (a1111, forge)
+FAMILIES = (a1111, forge, ldm_patched)
 
 
 def detect() -> Host:

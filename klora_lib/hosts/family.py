@@ -75,17 +75,23 @@ class Family:
         network_data["lora"] = [*network_data.get("lora", []), *tags]
 
     def add_hashes(self, p: Any, parts: Iterable[TextPart]) -> None:
-        """Both LoRAs among the infotext's hashes, as the host writes them for tags."""
+        """Both LoRAs among the infotext's hashes, as the host writes them for tags.
+
+        Classic writes the line alone; the others also keep what it says on ``p``, for the hires pass to add to.
+        """
         from modules import shared
 
         if not shared.opts.lora_add_hashes_to_infotext:
             return
-        hashes = dict(getattr(p, "lora_hashes", {}))
+        line = p.extra_generation_params.get("Lora hashes", "")
+        kept = getattr(p, "lora_hashes", None)
+        hashes = dict(pair.split(": ") for pair in line.split(", ") if pair) if kept is None else dict(kept)
         for part in parts:
             listed = self.networks.available_networks[part.entry.name]
             listed.read_hash()
             hashes[part.entry.name.translate(str.maketrans("", "", ":,"))] = listed.shorthash
-        p.lora_hashes = hashes
+        if kept is not None:
+            p.lora_hashes = hashes
         p.extra_generation_params["Lora hashes"] = ", ".join(f"{k}: {v}" for k, v in hashes.items())
 
     def around_sampling(self, p: Any, context: Callable[[int], AbstractContextManager[None]]) -> None:
@@ -157,6 +163,13 @@ class Family:
         from modules import sd_samplers_common
 
         return sd_samplers_common.InterruptedException()
+
+
+def predicted_progress(predictor: Any, sigma: torch.Tensor) -> float:
+    """1 − timestep/last timestep, by the table or formula of a Forge's model, discrete or flow."""
+    most = predictor.sigma_max() if callable(predictor.sigma_max) else predictor.sigma_max
+    last = float(predictor.timestep(torch.as_tensor(most).reshape(1)).max())
+    return min(max(1.0 - float(predictor.timestep(sigma.reshape(1)).max()) / last, 0.0), 1.0 - 2.0**-53)
 
 
 def read_tag(params: Any) -> Tag:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..engine.site import Site
 from ..errors import HostError
 from .contract import TextPart
-from .family import Family
+from .family import Family, predicted_progress
 from .forge_weights import numbers, packing
 from .layers import sites_of
 
@@ -117,10 +117,7 @@ class Forge(Family):
 
     def noise(self, denoiser: Any, sigma: Tensor) -> float:
         """1 − timestep/last timestep, by the model's own predictor (discrete or flow)."""
-        predictor = self.model().forge_objects.unet.model.predictor
-        most = predictor.sigma_max() if callable(predictor.sigma_max) else predictor.sigma_max
-        last = float(predictor.timestep(torch.as_tensor(most).reshape(1)).max())
-        return min(max(1.0 - float(predictor.timestep(sigma.reshape(1)).max()) / last, 0.0), 1.0 - 2.0**-53)
+        return predicted_progress(self.model().forge_objects.unet.model.predictor, sigma)
 
 
 def without(patcher: Any, paths: set[str]) -> Any:
