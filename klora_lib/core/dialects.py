@@ -1,4 +1,4 @@
-"""Dotted module paths of other naming schemes to the diffusers path: compvis UNet, Flux, SD3, Z-Image.
+"""Dotted module paths of other naming schemes to the diffusers path: compvis UNet, Flux, SD3, Z-Image, Krea 2.
 
 Each scheme is one table of (pattern, replacement). A path none of them knows is already canonical.
 """
@@ -74,6 +74,16 @@ def table(prefix: str, new_prefix: str, names: dict[str, str]) -> Table:
     )
 
 
+KREA_BLOCK = {
+    "attn.wq": "attn.to_q",
+    "attn.wk": "attn.to_k",
+    "attn.wv": "attn.to_v",
+    "attn.gate": "attn.to_gate",
+    "attn.wo": "attn.to_out.0",
+    "mlp.gate": "ff.gate",
+    "mlp.up": "ff.up",
+    "mlp.down": "ff.down",
+}
 JOINT = r"(?:double_blocks|joint_blocks)\.(\d+)\."
 TRANSFORMERS: Table = (
     # Flux
@@ -151,6 +161,36 @@ TRANSFORMERS: Table = (
         "out": "to_out.0",
         "q_norm": "norm_q",
         "k_norm": "norm_k",
+    }),
+    *table("", "", {
+        "all_x_embedder.2-1": "x_embedder",
+        "all_final_layer.2-1.linear": "proj_out",
+        "all_final_layer.2-1.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
+    }),
+    # Flux.2: diffusers' names on the left, where they are not Flux's
+    *table(r"transformer_blocks\.(\d+)\.(ff|ff_context)\.", r"transformer_blocks.\1.\2.", {
+        "linear_in": "net.0.proj",
+        "linear_out": "net.2",
+    }),
+    *table(r"single_transformer_blocks\.(\d+)\.", r"single_transformer_blocks.\1.", {"attn.to_out": "proj_out"}),
+    *table(r"single_blocks\.(\d+)\.", r"single_transformer_blocks.\1.", {"linear1_qkv": "attn.to_qkv"}),
+    *table(r"time_guidance_embed\.(timestep|guidance)_embedder\.", r"time_text_embed.\1_embedder.", {
+        "linear_1": "linear_1",
+        "linear_2": "linear_2",
+    }),
+    *table(r"((?:double|single)_stream_modulation\w*)\.", r"\1.", {"linear": "lin"}),
+    # Krea 2
+    *table(r"blocks\.(\d+)\.", r"transformer_blocks.\1.", KREA_BLOCK),
+    *table(r"txtfusion\.(layerwise|refiner)_blocks\.(\d+)\.", r"text_fusion.\1_blocks.\2.", KREA_BLOCK),
+    *table("", "", {
+        "first": "x_embedder",
+        "tmlp.0": "time_embed.linear_1",
+        "tmlp.2": "time_embed.linear_2",
+        "tproj.1": "time_mod_proj",
+        "txtmlp.1": "txt_in.linear_1",
+        "txtmlp.3": "txt_in.linear_2",
+        "txtfusion.projector": "text_fusion.projector",
+        "last.linear": "proj_out",
     }),
 )  # fmt: skip
 

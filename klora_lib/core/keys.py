@@ -14,7 +14,10 @@ from .words import dotted
 
 
 class Key(NamedTuple):
-    """role: "denoiser" | "text_encoder" | "text_encoder_2" | "text_encoder_3" | "bundled"."""
+    """role: "denoiser" | "text_encoder" | "text_encoder_2" | "text_encoder_3" | "language_model" | "bundled".
+
+    A language model encodes the text for newer denoisers; its keys have no kohya names that hosts agree on.
+    """
 
     role: str
     layer: str
@@ -77,13 +80,15 @@ DOTTED = (
     (re.compile(rf"{CLIP}clip_[lh]\.(?:transformer\.)?(.+)"), "text_encoder"),
     (re.compile(rf"{CLIP}clip_g\.(?:transformer\.)?(.+)"), "text_encoder_2"),
     (re.compile(rf"{CLIP}t5(?:xxl)?\.(?:transformer\.)?(.+)"), "text_encoder_3"),
+    (re.compile(r"text_encoders\.(.+)"), "language_model"),
     # no prefix at all: known by the first word
     (re.compile(
         r"((?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block|conv_in|conv_out|conv_norm_out|"
         r"time_embedding|add_embedding|class_embedding|time_embed|label_emb|transformer_blocks|single_transformer_blocks|"
         r"double_blocks|single_blocks|joint_blocks|layers|noise_refiner|context_refiner|x_embedder|context_embedder|"
         r"time_text_embed|norm_out|proj_out|img_in|txt_in|time_in|vector_in|guidance_in|final_layer|pos_embed|t_embedder|"
-        r"y_embedder|distilled_guidance_layer)(?:\..+)?)"
+        r"y_embedder|distilled_guidance_layer|cap_embedder|all_x_embedder|all_final_layer|text_fusion|time_mod_proj|"
+        r"txt_norm)(?:\..+)?)"
     ), "denoiser"),
     (re.compile(r"(text_model\..+)"), "text_encoder"),
 )  # fmt: skip
@@ -121,6 +126,8 @@ def parse_key(key: str) -> Key | None:
 
 
 def named(role: str, path: str, part: str) -> Key:
+    if role == "language_model" or path.startswith("llm_adapter."):  # Anima's adapter, filed under the denoiser
+        return Key("language_model", path, part)
     return Key(role, member(path) or canonical(path) if role == "denoiser" else text_layer(path), part)
 
 
@@ -167,9 +174,9 @@ def fused_name(layer: str) -> str | None:
 
 
 ATTENTION = re.compile(
-    r".*\b(?:attn\d*|attention)\."
+    r".*\b(?:attn\d*|(?:self_)?attention)\."
     r"(?:to_[qkv]|to_out(?:\.0)?|add_[qkv]_proj|to_add_out|to_qkv|to_added_qkv|to_qkv_mlp_proj)"
-    r"|.*\b(?:self_attn|cross_attn)\.[qkvo]"
+    r"|.*\b(?:self_attn|cross_attn)\.(?:[qkvo]|[kv]_img|[qkv]_proj|output_proj)"
 )
 
 

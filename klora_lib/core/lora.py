@@ -33,7 +33,8 @@ class LoraFile:
 
     modules: denoiser layers the rule chooses between, canonical name -> Delta.
     added: denoiser norms and lone biases, which are added and not chosen.
-    text: text-encoder tensors under kohya names (`lora_te_…`, `lora_te1_…`, `lora_te2_…`), as the file stores them.
+    text: text-encoder tensors under kohya names (`lora_te_…`, `lora_te1_…`, `lora_te2_…`), as the file stores them;
+        those of a language model under the file's own names.
     foreign_text: the file's own text keys were of another dialect, so a WebUI does not load them by itself.
     unknown: keys no dialect resolves.
     """
@@ -211,7 +212,12 @@ class Text(NamedTuple):
 
     @property
     def foreign(self) -> bool:
-        """Whether the key is not as kohya writes it; Chroma's T5 as OneTrainer's `lora_te_` is known to no WebUI."""
+        """Whether the key is not as kohya writes it, though kohya has a name for it.
+
+        Chroma's T5 as OneTrainer's `lora_te_` is known to no WebUI.
+        """
+        if self.key.role == "language_model":
+            return False
         return not self.raw.startswith(KOHYA_TEXT) or self.raw.startswith("lora_te_encoder_block_")
 
 

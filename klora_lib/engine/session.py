@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.numerics import exact_math
 from ..core.plan import Plan
@@ -35,16 +35,21 @@ def make_actor(placed: Placed, engine: str, device: torch.device, room: Room) ->
     Norms have no product to add beside them and are always merged.  Raises HostError for "merge" on packed weights.
     """
     site, weight = placed.site, placed.site.module.weight
-    plain = site.packed is None and weight.dtype in PLAIN and weight.device.type != "meta"
+    packed = site.packed.kind if site.packed else foreign(weight)
+    plain = not packed and weight.dtype in PLAIN and weight.device.type != "meta"
     there = engine == "merge" or weight.device.type == device.type
     norm = len(site.shape) == 1
     has_bias = getattr(site.module, "bias", None) is not None
     if engine == "merge" and not plain:
-        kind = site.packed.kind if site.packed else f"{weight.dtype} weights"
-        raise HostError(f"merge cannot write {kind}; choose auto or bypass", "engine")
+        raise HostError(f"merge cannot write {packed or f'{weight.dtype} weights'}; choose auto or bypass", "engine")
     if norm or (engine != "bypass" and plain and there and (has_bias or not placed.loads.with_bias)):
         return Merged(site, placed.loads, device, room)
     return Bypassed(site, placed.loads, room)
+
+
+def foreign(weight: Tensor) -> str:
+    """A tensor of a type of its own may say that it is bfloat16 and be packed all the same: what to call it; or ""."""
+    return "" if type(weight) in (Tensor, nn.Parameter) else f"{type(weight).__name__} weights"
 
 
 class Session:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..errors import HostError
-from . import a1111, forge, ldm_patched
+from . import a1111, forge, ldm_patched, neo
 from .contract import Host
 
-FAMILIES = (a1111, forge, ldm_patched)
+FAMILIES = (a1111, forge, neo, ldm_patched)
 
 
 def detect() -> Host:

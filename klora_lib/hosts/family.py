@@ -165,6 +165,26 @@ class Family:
         return sd_samplers_common.InterruptedException()
 
 
+@contextmanager
+def loading_aside(management: Any, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """While open, everything that is loaded by ``management`` (the host's module of that task) is loaded in ``aside()``.
+
+    Loading within a pass (Fooocus inpaint, a full preview) may unpatch the denoiser and patch it anew: these hosts do both
+    by putting other parameters in the place of those that we write.
+    """
+    load = management.load_models_gpu
+
+    def load_aside(*args: Any, **kwargs: Any) -> Any:
+        with aside():
+            return load(*args, **kwargs)
+
+    management.load_models_gpu = load_aside
+    try:
+        yield
+    finally:
+        management.load_models_gpu = load
+
+
 def predicted_progress(predictor: Any, sigma: torch.Tensor) -> float:
     """1 − timestep/last timestep, by the table or formula of a Forge's model, discrete or flow."""
     most = predictor.sigma_max() if callable(predictor.sigma_max) else predictor.sigma_max

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ NEEDED = (
     "list_available_networks",
 )
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # storage the host always merges into
+REFRESH = "ModelPatcher.refresh_loras"
 
 
 def lacks() -> list[str]:
@@ -38,9 +38,16 @@ def lacks() -> list[str]:
     if networks is None:
         return ["built-in Lora extension"]
     missing = [name for name in NEEDED if not hasattr(networks, name)]
-    if find_spec("backend") is None or find_spec("backend.patcher") is None:
+    if model_patcher() is None:
         missing.append("backend.patcher")
+    if not hasattr(model_patcher(), "refresh_loras"):
+        missing.append(REFRESH)
     return missing
+
+
+def model_patcher() -> Any:
+    """The host's class of patchers; None where there is none."""
+    return getattr(sys.modules.get("backend.patcher.base"), "ModelPatcher", None)
 
 
 def make() -> Forge:

@@ -23,6 +23,8 @@ def packing(module: nn.Module) -> Packed | None:
         return Packed(f"bitsandbytes {weight.quant_type} weights", tuple(state.shape) if state is not None else shape)
     if hasattr(weight, "gguf_cls"):
         return Packed("gguf weights", shape)
+    if hasattr(weight, "layout_cls"):
+        return Packed(f"{type(weight).__name__} weights", shape)
     if getattr(module, "scale_weight", None) is not None:
         return Packed(f"{weight.dtype} weights with a scale", shape)
     if "weight" in getattr(module, "forge_online_loras", ()):
@@ -49,4 +51,11 @@ def unpacker(weight: Any) -> Any:
         from backend.operations_bnb import functional_dequantize_4bit
 
         return functional_dequantize_4bit
+    if hasattr(weight, "layout_cls"):  # comfy-kitchen's, in Forge Neo
+        return type(weight).dequantize
     return None
+
+
+def readable(weight: Any) -> bool:
+    """Whether ``numbers`` can read it: plain, or packed in a way that has an unpacker."""
+    return type(weight) in (Tensor, nn.Parameter) or unpacker(weight) is not None

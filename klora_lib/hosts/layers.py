@@ -35,11 +35,15 @@ def sites_of(
 
 
 def slices(name: str, site: Site) -> dict[str, Site]:
-    """The members of a fused projection as rows of its weight: q, k and v are as tall as the layer is wide."""
+    """The members of a fused projection as rows of its weight.
+
+    q is as tall as the layer is wide; so are k and v where an mlp follows, and otherwise they share what is left
+    (Lumina 2 has fewer heads there).
+    """
     parts = members(name)
     if not parts:
         return {}
     out, width = site.shape[:2]
-    height = out // 3 if len(parts) == 3 else width
-    edges = [i * height for i in range(len(parts))] + [out]
+    height = width if len(parts) > 3 else (out - width) // 2
+    edges = [0, *(width + i * height for i in range(len(parts) - 1)), out]
     return {part: replace(site, rows=(edges[i], edges[i + 1])) for i, part in enumerate(parts)}

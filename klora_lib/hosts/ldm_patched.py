@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from ..engine.site import Site
 from ..errors import HostError
 from .contract import TextPart
-from .family import Family, predicted_progress
+from .family import Family, loading_aside, predicted_progress
 from .layers import sites_of
 
 NAME = "reForge / Forge Classic"
@@ -102,25 +102,10 @@ class LdmPatched(Family):
             unet, clip = self.networks.load_lora_for_models(unet, clip, lora, weight, te, filename=path)
         return unet, clip
 
-    @contextmanager
-    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-        """Loading anything within a pass (Fooocus inpaint, a full preview) may unpatch the denoiser and patch it anew.
-
-        The host does both by putting other parameters in the place of ours.
-        """
+    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
         from ldm_patched.modules import model_management
 
-        load = model_management.load_models_gpu
-
-        def load_aside(*args: Any, **kwargs: Any) -> Any:
-            with aside():
-                return load(*args, **kwargs)
-
-        model_management.load_models_gpu = load_aside
-        try:
-            yield
-        finally:
-            model_management.load_models_gpu = load
+        return loading_aside(model_management, aside)
 
     def noise(self, denoiser: Any, sigma: torch.Tensor) -> float:
         """By the model's own table: here DDIM, PLMS and UniPC, too, hand over a noise level and no timestep."""

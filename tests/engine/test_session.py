@@ -241,6 +241,21 @@ def test_merge_refuses_packed_weights_in_one_sentence() -> None:
     assert str(refusal.value) == "engine: merge cannot write torch.float8_e4m3fn weights; choose auto or bypass"
 
 
+class Quantised(Tensor):
+    """Packs its numbers, and says that it is what it unpacks to."""
+
+
+def test_packed_weights_are_not_taken_for_what_they_say() -> None:
+    stack = make_stack()
+    name = next(iter(NAMES))
+    stack[name].weight = nn.Parameter(stack[name].weight.detach().as_subclass(Quantised), requires_grad=False)
+    run = prepare(Settings(), stack=stack)
+    kinds = {type(actor) for actor in run.session.actors if actor.site.module is stack[name]}
+    assert kinds == {Bypassed}
+    with pytest.raises(HostError, match="merge cannot write Quantised weights; choose auto or bypass"):
+        prepare(Settings(), "merge", stack=stack)
+
+
 def test_bypass_is_for_every_layer_but_norms() -> None:
     run = prepare(engine="bypass")
     kinds = {u.name: type(a) for u, a in zip((*run.pair.units, *run.pair.added), run.session.actors)}

@@ -10,16 +10,18 @@ import pytest
 
 from klora_lib import hosts
 from klora_lib.errors import HostError
-from klora_lib.hosts import a1111, forge, ldm_patched
+from klora_lib.hosts import a1111, forge, ldm_patched, neo
 
 LISTS = ("available_networks", "available_network_aliases", "forbidden_network_aliases", "list_available_networks")
 COMMON = (*LISTS, "loaded_networks", "load_network", "load_networks", "load_lora_for_models", "load_lora_state_dict")
 STUBS = ("network_apply_weights", "network_restore_weights_from_backup", "network_reset_cached_weight")
 A1111 = (*LISTS, "loaded_networks", "load_network", "load_networks", *STUBS)
+FORGE = ("clone", "add_patches", "refresh_loras")
 # what is in networks.py and which packages stand in the WebUI's folder; ``originals`` is None where nothing is patched
 LAYOUTS = {
     "a1111": (A1111, object(), [], a1111),
     "forge": (COMMON, None, ["backend/patcher", "modules_forge"], forge),
+    "neo": (COMMON, None, ["backend/patcher", "modules_forge"], neo),
     "reforge": ((*COMMON, *STUBS), None, ["ldm_patched/modules", "modules_forge"], ldm_patched),
     "classic": (COMMON, None, ["ldm_patched/modules", "modules_forge"], ldm_patched),
     "unknown": (COMMON, None, ["modules_forge"], None),
@@ -32,6 +34,13 @@ def lay(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> object:
     networks = types.ModuleType("networks")
     vars(networks).update(dict.fromkeys(functions), originals=originals)
     monkeypatch.setitem(sys.modules, "networks", networks)
+    if "backend/patcher" in packages:
+        base = types.ModuleType("backend.patcher.base")
+        methods = FORGE if name == "forge" else FORGE[:2]
+        base.ModelPatcher = type("ModelPatcher", (), dict.fromkeys(methods))  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, base.__name__, base)
+    else:
+        monkeypatch.delitem(sys.modules, "backend.patcher.base", raising=False)
     for package in packages:
         (folder / package).mkdir(parents=True)
     if "ldm_patched/modules" in packages:

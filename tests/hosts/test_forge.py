@@ -225,4 +225,4 @@ def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "networks", raising=False)
     assert forge.lacks() == ["built-in Lora extension"]
     monkeypatch.setitem(sys.modules, "networks", types.ModuleType("networks"))
-    assert forge.lacks() == [*forge.NEEDED, "backend.patcher"]
+    assert forge.lacks() == [*forge.NEEDED, "backend.patcher", forge.REFRESH]

@@ -123,6 +123,13 @@ def test_fluxs_single_stream_ends_with_the_mlp() -> None:
     assert sites[f"{stem}.proj_mlp"].shape == (20, 5)
 
 
+def test_fewer_heads_for_keys_and_values() -> None:
+    """Lumina 2: q is as tall as the layer is wide, k and v are a third of that each."""
+    module = linear(6 + 2 + 2, 6)
+    sites = sites_of(tree({"layers.0.attention.qkv": module}))
+    assert [sites[f"layers.0.attention.to_{x}"].rows for x in "qkv"] == [(0, 6), (6, 8), (8, 10)]
+
+
 def test_the_small_unet_loses_nothing() -> None:
     net = UNet()
     sites = sites_of(net)
