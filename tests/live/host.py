@@ -79,7 +79,7 @@ class Host:
     sdxl: Model
     sd15_other: str  # a checkpoint of the same architecture
     further: tuple[Model, ...] = ()  # of architectures that not every kind has
-    hires: dict = {}  # what a job with hires fix must say beside the usual
+    hires: dict = {}  # what a job with hires fix must say here
     config: dict = {}
 
     def __init__(self, folder: Path, webui: Path, python: Path, models: Path, extensions: dict[str, Path]):
@@ -157,7 +157,7 @@ class Host:
 
     def ask(self, path: str, body: object = None, seconds: float = 300) -> Answer:
         if isinstance(body, dict) and body.get("enable_hr"):
-            body = self.hires | body
+            body = body | self.hires
         data = None if body is None else json.dumps(body).encode()
         url, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
         request = urllib.request.Request(url, data, headers)

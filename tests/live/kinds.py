@@ -52,13 +52,13 @@ class Forge(Host):
     further = (flux,)
     hires = {"hr_additional_modules": ["Use same choices"], "hr_cfg": 5}
     config = {"live_previews_enable": False, "sd_model_checkpoint": sd15.checkpoint}
-    device_flags: tuple[str, ...] = ("--always-cpu",)
-    folder_flags = {"vae": "VAE", "text-encoder": "text_encoder"}
+    fixed_flags: tuple[str, ...] = ("--always-cpu", *PREPARED, "--api", "--no-download-sd-model")
+    folder_flags = {"ckpt-dir": "", "lora-dir": "", "vae-dir": "VAE", "text-encoder-dir": "text_encoder"}
 
     def flags(self, checkpoint: str) -> list[str]:
-        folders = {"ckpt": self.ckpt, "lora": self.lora} | {k: self.models_folder / v for k, v in self.folder_flags.items()}
-        named = [x for flag, folder in folders.items() for x in (f"--{flag}-dir", str(folder))]
-        return [*self.device_flags, *PREPARED, "--api", "--no-download-sd-model", *named]
+        own = {"ckpt": self.ckpt, "lora": self.lora}
+        folders = {flag: own.get(flag.split("-")[0], self.models_folder / name) for flag, name in self.folder_flags.items()}
+        return [*self.fixed_flags, *(x for flag, folder in folders.items() for x in (f"--{flag}", str(folder)))]
 
     def use(self, checkpoint: str) -> None:
         if self.checkpoint != checkpoint:
@@ -78,17 +78,32 @@ class Forge(Host):
 
 
 class ReForge(Forge):
+    """reForge.  The models' folder has Stable-diffusion/, Lora/ and VAE/."""
+
     prefix = "KLORA_REFORGE"
+    further = ()
     hires: dict = {}
-    folder_flags = {"vae": "VAE"}
+    folder_flags = {"ckpt-dir": "", "lora-dir": "", "vae-dir": "VAE"}
+
+    def use(self, checkpoint: str) -> None:
+        Host.use(self, checkpoint)
 
 
 class Classic(ReForge):
+    """Forge Classic, started as reForge is."""
+
     prefix = "KLORA_CLASSIC"
 
 
 class Neo(Forge):
+    """Forge Neo: own words for the folders, a question unless its version is known, no latent upscaler."""
+
     prefix = "KLORA_NEO"
+    further = ()
+    hires = Forge.hires | {"hr_upscaler": "None"}
+    config = Forge.config | {"VERSION_UID": "PY313"}
+    fixed_flags = ("--cpu", *PREPARED, "--skip-version-check", "--api")
+    folder_flags = {"ckpt-dirs": "", "lora-dir": "", "vae-dirs": "VAE", "text-encoder-dirs": "text_encoder"}
 
 
 KINDS: dict[str, type[Host]] = {"a1111": A1111, "forge": Forge, "reforge": ReForge, "classic": Classic, "neo": Neo}

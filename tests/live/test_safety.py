@@ -56,7 +56,7 @@ def test_finished_bypass(host: Host, sd15_witness: Witness):
 def test_stopped_at_call_3(host: Host, sd15_witness: Witness, engine: str, order: str):
     whole = host.image(klora(host.sd15.uneven, {"engine": engine}))
     host.arm(**{order: 3})
-    assert difference(host.image(klora(host.sd15.uneven, {"engine": engine})), whole) > FAR
+    assert difference(host.image(klora(host.sd15.uneven, {"engine": engine})), whole) > 2
     sd15_witness.assert_unchanged()
 
 
