@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -21,14 +22,23 @@ def make_panel(script: Any) -> list[Any]:
     from modules.ui_common import create_refresh_button
     from modules.ui_components import InputAccordion
 
-    made = panel.build(InputAccordion, script.elem_id, loras, create_refresh_button, refresh)
+    made = panel.build(InputAccordion, script.elem_id, loras, create_refresh_button, refresh, notice())
     script.infotext_fields = made.infotext_fields
     script.paste_field_names = made.names
     return made.components
 
 
+def notice() -> str:
+    """Why no job can run in this WebUI, in one sentence; empty where jobs can run."""
+    try:
+        detect()
+    except HostError as e:
+        return f"K-LoRA cannot run here: {e}."
+    return ""
+
+
 def loras() -> list[str]:
-    """The listed LoRAs; none where the WebUI is one we do not know (a job then says so)."""
+    """The listed LoRAs; none where the WebUI is one we do not know (panel and jobs say so)."""
     try:
         return detect().loras()
     except HostError:
@@ -36,8 +46,9 @@ def loras() -> list[str]:
 
 
 def refresh() -> None:
-    """Look for new LoRA files."""
-    detect().refresh()
+    """Look for new LoRA files; a button does not say a second time what the panel's notice says."""
+    with suppress(HostError):
+        detect().refresh()
 
 
 def add_axes() -> None:

@@ -49,7 +49,7 @@ def component(field: Field, choices: Sequence[str], elem_id: str) -> Any:
     if field.range and (field.default is not None or field.name == "beta"):
         least, most, step = field.range
         return gr.Slider(minimum=least, maximum=most, step=step, **common)
-    return gr.Textbox(**common)
+    return gr.Textbox(max_lines=1, **common)
 
 
 def build(
@@ -58,15 +58,18 @@ def build(
     loras: Callable[[], list[str]],
     refresh_button: Callable[..., Any] | None = None,
     refresh: Callable[[], None] = lambda: None,
+    notice: str = "",
 ) -> Panel:
     """The panel inside the WebUI's own ``accordion``, whose open state is the field ``enabled``.
 
     Args: elem_id: the script's namer.  loras: the listed names.  refresh_button: the host's maker of a button that calls
-    ``refresh`` and then asks for ``loras`` again.
+    ``refresh`` and then asks for ``loras`` again.  notice: a warning above everything else, if any.
     """
     made: dict[str, Any] = {}
     names = loras()
     with accordion(False, label=BY_NAME["enabled"].label, elem_id=elem_id("enabled")) as made["enabled"]:
+        if notice:
+            gr.Markdown(notice, elem_id=elem_id("notice"), elem_classes=["klora-notice"])
         with gr.Row():
             for name in ("content", "style"):
                 made[name] = component(BY_NAME[name], names, elem_id(name))
@@ -76,7 +79,8 @@ def build(
         place(made, ("method", "scale", "gamma"), elem_id)
         place(made, ("alpha", "beta"), elem_id)
         with gr.Accordion("More", open=False):
-            place(made, ("layers", "progress", "engine", "k"), elem_id)
+            place(made, ("layers", "progress"), elem_id)
+            place(made, ("engine", "k"), elem_id)
             place(made, ("content_te_weight", "style_te_weight", "switch_every"), elem_id)
             place(made, ("show_map",), elem_id)
     link_beta(made)

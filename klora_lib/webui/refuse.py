@@ -1,4 +1,4 @@
-"""How a refusal reaches the user: HTTP 422 from the API, the red line under the image in the UI, no image in both."""
+"""How a refusal reaches the user: HTTP 422 from the API, the error line under the image in the UI, no image in both."""
 
 from __future__ import annotations
 

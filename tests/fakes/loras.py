@@ -48,7 +48,7 @@ def lora_tensors(
 
 
 def write_loras(folder: Path) -> None:
-    """subject and style (attention only), subject_full and style_full (every layer; the subject has text), deep (SDXL's)."""
+    """subject and style (attention only), subject_full and style_full (every layer and text), deep (SDXL's)."""
     net, deep = UNet(), UNet(context=10, depth=2)
     files = {
         "subject": lora_tensors(net, attention_layers(net), seed=1),

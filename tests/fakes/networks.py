@@ -33,9 +33,7 @@ class Module:
         return self.network.te_multiplier if self.key.startswith("transformer") else self.network.unet_multiplier
 
     def updown(self, weight: Tensor) -> Tensor:
-        up, down = self.tensors["lora_up.weight"].flatten(1), self.tensors["lora_down.weight"].flatten(1)
-        scale = float(self.tensors["alpha"]) / down.shape[0]
-        return (up @ down).reshape(weight.shape) * (scale * self.multiplier)
+        return updown(self.tensors, weight) * self.multiplier
 
 
 class Network:
@@ -59,14 +57,12 @@ def wanted_names(loaded: list[Network]) -> tuple[Any, ...]:
     return tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in loaded)
 
 
-def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
-    """The module ``networks``.  It patches nothing before ``patch`` is called."""
+def listing(lora_dir: Path) -> types.ModuleType:
+    """The module ``networks`` with the files that it lists, as every host keeps them."""
     module = types.ModuleType("networks")
     listed: dict[str, OnDisk] = {}
     aliases: dict[str, OnDisk] = {}
     forbidden: dict[str, int] = {}
-    loaded: list[Network] = []
-    in_memory: dict[str, Network] = {}
 
     def list_available_networks() -> None:
         """An alias is what the trainer called the file (ss_output_name); one that two files share is forbidden."""
@@ -81,13 +77,48 @@ def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
                 forbidden[entry.alias.lower()] = 1
             aliases[entry.name] = aliases[entry.alias] = entry
 
+    module.__dict__.update(
+        available_networks=listed,
+        available_network_aliases=aliases,
+        forbidden_network_aliases=forbidden,
+        loaded_networks=[],
+        list_available_networks=list_available_networks,
+    )
+    list_available_networks()
+    return module
+
+
+def read(filename: str) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(filename)
+
+
+def by_layer(file: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a kohya file by layer, which is named as in the model, with _ for every dot."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for full, tensor in file.items():
+        layer, _, part = full.partition(".")
+        name = layer.replace("lora_unet", "diffusion_model").replace("lora_te_text_model", "transformer_text_model")
+        layers.setdefault(name, {})[part] = tensor
+    return layers
+
+
+def updown(tensors: dict[str, Tensor], weight: Tensor) -> Tensor:
+    """ΔW in the shape of ``weight``."""
+    up, down = tensors["lora_up.weight"].flatten(1), tensors["lora_down.weight"].flatten(1)
+    return (up @ down).reshape(weight.shape) * (float(tensors["alpha"]) / down.shape[0])
+
+
+def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
+    """The module ``networks`` of A1111.  It patches nothing before ``patch`` is called."""
+    module = listing(lora_dir)
+    loaded: list[Network] = module.loaded_networks
+    in_memory: dict[str, Network] = {}
+
     def load_network(name: str, network_on_disk: OnDisk) -> Network:
         network = Network(name, network_on_disk)
-        for full, tensor in safetensors.torch.load_file(network_on_disk.filename).items():
-            layer, _, part = full.partition(".")
-            key = layer.replace("lora_unet", "diffusion_model").replace("lora_te_text_model", "transformer_text_model")
+        for key, tensors in by_layer(read(network_on_disk.filename)).items():
             if key in shared.sd_model.network_layer_mapping:
-                network.modules.setdefault(key, Module(network, key, {})).tensors[part] = tensor
+                network.modules[key] = Module(network, key, tensors)
         return network
 
     def load_networks(names: list[str], te: list[float], unet: list[float], dyn: list[int | None]) -> None:
@@ -160,13 +191,8 @@ def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
         module.originals = None
 
     module.__dict__.update(
-        available_networks=listed,
-        available_network_aliases=aliases,
-        forbidden_network_aliases=forbidden,
-        loaded_networks=loaded,
         networks_in_memory=in_memory,
         originals=None,
-        list_available_networks=list_available_networks,
         load_network=load_network,
         load_networks=load_networks,
         network_apply_weights=apply,
@@ -175,7 +201,6 @@ def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
         patch=patch,
         undo=undo,
     )
-    list_available_networks()
     return module
 
 

@@ -1,4 +1,4 @@
-"""One generation, in the order in which A1111 asks its scripts."""
+"""One generation, in the order in which A1111 and Forge ask their scripts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .a1111 import Checkpoint, ExtraNetworkParams, FakeA1111, parse_prompt
+from .host import Checkpoint, ExtraNetworkParams, FakeHost, parse_prompt
 
 
 @dataclass
 class Processing:
     """``p``.  ``init_latent`` makes it an img2img job, ``enable_hr`` gives it a hires pass."""
 
-    host: FakeA1111
+    host: FakeHost
     prompt: str = "a cat"
     seed: int = 11
     steps: int = 6
@@ -54,16 +54,16 @@ class Processing:
         cache = self.host.cond_cache
         if cache[0] is None or cache[0] != key:
             self.host.text_calls += 1
-            cache[:] = key, self.host.sd_model.cond_stage_model(prompt)
+            cache[:] = key, self.host.encode(prompt)
         self.c = cache[1]
 
     def sample(self) -> Tensor:
         noise = self.noise()
         if self.source is not None:
-            self.host.hook("process_before_every_sampling", self, x=self.source, noise=noise)
+            self.host.before_sampling(self, self.source, noise)
             return self.sampler.sample_img2img(self, self.source, noise, self.c)
         self.sampler = self.host.create_sampler(self.sampler_name)
-        self.host.hook("process_before_every_sampling", self, x=noise, noise=noise)
+        self.host.before_sampling(self, noise, noise)
         samples = self.sampler.sample(self, noise, self.c)
         return self.sample_hr_pass(samples) if self.enable_hr else samples
 
@@ -74,7 +74,7 @@ class Processing:
             activate(self, self.hr_extra_network_data)
         self.setup_conds()
         noise = self.noise()
-        self.host.hook("process_before_every_sampling", self, x=samples, noise=noise)
+        self.host.before_sampling(self, samples, noise)
         steps = self.hr_second_pass_steps or self.steps
         samples = self.sampler.sample_img2img(self, samples, noise, self.c, steps=steps)
         self.sampler = None
@@ -114,12 +114,19 @@ def process_images(p: Processing) -> Processed:
     host = p.host
     p.all_seeds = [p.seed + i for i in range(p.n_iter * p.batch_size)]
     host.hook("process", p)
-    images, infotexts = [], []
+    with host.generating():
+        processed = Processed(*batches(p))
+    host.hook("postprocess", p, processed)
+    return processed
+
+
+def batches(p: Processing) -> tuple[list[Any], list[str]]:
+    host, images, infotexts = p.host, [], []
     p.init([p.prompt], p.all_seeds)
     for n in range(p.n_iter):
         if host.shared.state.interrupted:
             break
-        host.sd_models.reload_model_weights()
+        host.begin_batch()
         p.seeds = p.all_seeds[n * p.batch_size : (n + 1) * p.batch_size]
         text, p.extra_network_data = parse_prompt(p.prompt)
         p.prompts = [text] * p.batch_size
@@ -127,9 +134,8 @@ def process_images(p: Processing) -> Processed:
         p.hr_prompts = [text] * p.batch_size
         if not p.disable_extra_networks:
             activate(p, p.extra_network_data)
+        host.networks_active()
         p.setup_conds()
         images.append(p.sample())
         infotexts.append(", ".join(f"{k}: {v}" for k, v in p.extra_generation_params.items()))
-    processed = Processed(images, infotexts)
-    host.hook("postprocess", p, processed)
-    return processed
+    return images, infotexts

@@ -18,8 +18,7 @@ SIGMAS = ((1 - ALPHAS) / ALPHAS).sqrt()
 class SigmaWrap:
     """k-diffusion's wrapper: it knows the sigma of every training timestep."""
 
-    def __init__(self, model: Any):
-        self.model, self.sigmas = model, SIGMAS
+    sigmas = SIGMAS
 
     def sigma_to_t(self, sigma: Tensor, quantize: bool = True) -> Tensor:
         distance = (sigma.log() - self.sigmas.log()).abs()
@@ -31,15 +30,9 @@ class SigmaWrap:
         share = (sigma.log() - self.sigmas[low].log()) / (self.sigmas[low + 1].log() - self.sigmas[low].log())
         return low + share.clamp(0, 1)
 
-    def __call__(self, x: Tensor, cond: Tensor) -> Tensor:
-        return self.model.model.diffusion_model(x, cond)
-
 
 class TimestepWrap:
-    def __init__(self, model: Any):
-        self.model = model
-
-    __call__ = SigmaWrap.__call__
+    """What DDIM and UniPC have instead."""
 
 
 class Denoiser:
@@ -60,9 +53,11 @@ class Denoiser:
         if host.shared.state.interrupted:
             raise host.sd_samplers_common.InterruptedException
         host.apply_refiner(self)
+        if isinstance(self.inner_model, TimestepWrap) and not host.sigma_is_a_timestep:
+            sigma = SIGMAS[sigma]
         params = types.SimpleNamespace(x=x, sigma=sigma.expand(2), sampling_step=max(self.step - 1, 0), denoiser=self)
         host.script_callbacks.cfg_denoiser_callback(params)
-        out = self.inner_model(x, self.p.c)
+        out = host.unet(x, self.p.c)
         host.called(self)
         self.step += 1
         return out
@@ -72,7 +67,7 @@ class Sampler:
     def __init__(self, name: str, host: Any):
         self.func, wrap, self.second_order = SAMPLERS[name]
         self.host = host
-        self.model_wrap_cfg = Denoiser(self, host, wrap(host.shared.sd_model))
+        self.model_wrap_cfg = Denoiser(self, host, wrap())
         self.last_latent: Tensor | None = None
 
     def launch_sampling(self, steps: int, func: Callable[[], Tensor]) -> Tensor | None:
@@ -100,12 +95,14 @@ class Sampler:
         return {name: known[name] for name in inspect.signature(self.func).parameters if name in known}
 
     def sample(self, p: Any, x: Tensor, cond: Tensor) -> Tensor | None:
+        self.host.sampling_prepare()
         self.initialise(p, x)
         given = self.arguments(p.steps)
         return self.launch_sampling(p.steps, lambda: self.func(self.model_wrap_cfg, x, cond, **given))
 
     def sample_img2img(self, p: Any, x: Tensor, noise: Tensor, cond: Tensor, steps: int | None = None) -> Tensor | None:
         """``steps`` model calls as asked for (hires), or the share of p.steps that the strength leaves (img2img)."""
+        self.host.sampling_prepare()
         strength = min(p.denoising_strength, 0.999)
         planned = steps or int(strength * p.steps) + 1
         whole = int(planned / strength) if steps else p.steps

@@ -17,7 +17,8 @@ from klora_lib.errors import HostError, KLoraError
 from klora_lib.hosts import a1111, detect
 from klora_lib.hosts.contract import Entry, Tag, TextPart
 
-from ..fakes.a1111 import ExtraNetworkParams, FakeA1111, installed, parse_prompt
+from ..fakes.a1111 import FakeA1111
+from ..fakes.host import ExtraNetworkParams, installed, parse_prompt
 from ..fakes.processing import Processing, activate
 
 # --- detection ---
@@ -25,7 +26,7 @@ from ..fakes.processing import Processing, activate
 
 def test_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "networks", raising=False)
-    with pytest.raises(HostError, match="it lacks AUTOMATIC1111's built-in Lora extension"):
+    with pytest.raises(HostError, match="built-in Lora extension, through which K-LoRA works, is not loaded"):
         detect()
 
 
@@ -38,7 +39,7 @@ def test_a_forks_empty_stubs(host: FakeA1111, monkeypatch: pytest.MonkeyPatch) -
     stubs = types.ModuleType("networks")
     vars(stubs).update({name: {} for name in a1111.NEEDED})
     monkeypatch.setitem(sys.modules, "networks", stubs)
-    with pytest.raises(HostError, match="it lacks AUTOMATIC1111's layers that merge at their own forward"):
+    with pytest.raises(HostError, match="compared with AUTOMATIC1111's, it lacks layers that merge at their own forward"):
         detect()
 
 
@@ -46,7 +47,7 @@ def test_a_forge_that_keeps_the_names(host: FakeA1111, monkeypatch: pytest.Monke
     shared = types.ModuleType("modules_forge")
     shared.__spec__ = ModuleSpec("modules_forge", None)
     monkeypatch.setitem(sys.modules, "modules_forge", shared)
-    with pytest.raises(HostError, match="it lacks AUTOMATIC1111's layers that merge at their own forward"):
+    with pytest.raises(HostError, match="compared with AUTOMATIC1111's, it lacks layers that merge at their own forward"):
         detect()
 
 
@@ -68,7 +69,7 @@ def test_found_by_name_and_alias_and_never_by_path(tmp_path: Any) -> None:
     write("one", "twin")
     write("two", "twin")
     write("dog", "Cat v2")
-    with installed(tmp_path):
+    with installed(FakeA1111, tmp_path):
         host = detect()
         assert host.loras() == ["Cat v2", "dog", "one", "two"]
         for name in ("Cat v2", "cat"):

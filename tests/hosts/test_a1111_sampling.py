@@ -16,7 +16,8 @@ from klora_lib.errors import HostError
 from klora_lib.hosts import detect
 from klora_lib.hosts.layers import sites_of
 
-from ..fakes.a1111 import BASE, REFINER, FakeA1111, InterruptedException
+from ..fakes.a1111 import FakeA1111
+from ..fakes.host import BASE, REFINER, InterruptedException
 from ..fakes.processing import Processing, process_images
 from ..fakes.samplers import SIGMAS, TIMESTEPS
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from klora_lib.core.lora import lora_file
 from klora_lib.errors import HostError
-from klora_lib.hosts import ldm_patched
+from klora_lib.hosts import ldm_patched, neo
 from klora_lib.hosts.contract import Entry, TextPart
 
 ENTRIES = [Entry(name, f"/loras/{name}.safetensors") for name in ("subject", "style")]
@@ -230,14 +230,18 @@ def test_before_a_checkpoint_is_loaded(host: Any) -> None:
         host.sites()
 
 
-def test_what_the_host_loads_within_a_pass_it_loads_aside(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("make", "package"), [(ldm_patched.make, "ldm_patched.modules"), (neo.make, "backend")])
+def test_what_the_host_loads_within_a_pass_it_loads_aside(
+    host: Any, monkeypatch: pytest.MonkeyPatch, make: Any, package: str
+) -> None:
+    """reForge and Classic; Neo, too."""
     said: list[str] = []
-    management = types.ModuleType("ldm_patched.modules.model_management")
+    management = types.ModuleType("management")
     management.load_models_gpu = load = lambda models: said.append(f"load {models}")  # type: ignore[attr-defined]
-    modules = types.ModuleType("ldm_patched.modules")
-    modules.model_management = management  # type: ignore[attr-defined]
-    for module in (types.ModuleType("ldm_patched"), modules, management):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for path in ("ldm_patched", package):
+        parent = types.ModuleType(path)
+        vars(parent).update(model_management=management, memory_management=management)
+        monkeypatch.setitem(sys.modules, path, parent)
 
     @contextmanager
     def aside() -> Iterator[None]:
@@ -245,7 +249,7 @@ def test_what_the_host_loads_within_a_pass_it_loads_aside(host: Any, monkeypatch
         yield
         said.append("back")
 
-    with pytest.raises(MemoryError), ldm_patched.make().around_rewrites(aside):
+    with pytest.raises(MemoryError), make().around_rewrites(aside):
         management.load_models_gpu(["preview"])
         raise MemoryError
     assert said == ["aside", "load ['preview']", "back"]

@@ -1,4 +1,4 @@
-"""The fake host, with LoRA files and our script loaded."""
+"""The fake hosts, with LoRA files and our script loaded."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # gradio's own, at import
     import gradio  # noqa: F401
 
-from ..fakes.a1111 import FakeA1111, installed
-from ..fakes.loras import write_loras
-
-torch.set_num_threads(1)  # the tensors are too small to share
-
-
-@pytest.fixture(scope="session")
-def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("loras")
-    write_loras(folder)
-    return folder
+from ..fakes.a1111 import FakeA1111
+from ..fakes.forge import FakeForge
+from ..fakes.host import FakeHost, installed
 
 
 @pytest.fixture
-def host(loras: Path) -> Iterator[FakeA1111]:
-    with installed(loras) as host:
+def a1111(loras: Path) -> Iterator[FakeA1111]:
+    with installed(FakeA1111, loras) as host:
         host.load_script()
         yield host
+
+
+@pytest.fixture
+def forge(loras: Path) -> Iterator[FakeForge]:
+    with installed(FakeForge, loras) as host:
+        host.load_script()
+        yield host
+
+
+@pytest.fixture(params=["a1111", "forge"])
+def host(request: pytest.FixtureRequest) -> FakeHost:
+    """A test that asks for this one holds on both."""
+    return request.getfixturevalue(request.param)

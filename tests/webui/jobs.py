@@ -12,24 +12,24 @@ from klora_lib.core.plan import Plan, make_plan
 from klora_lib.hosts.layers import sites_of
 from klora_lib.settings import read_settings
 
-from ..fakes.a1111 import FakeA1111
+from ..fakes.host import FakeHost
 from ..fakes.processing import Processing
 from ..fakes.samplers import Denoiser
 
 CPU = torch.device("cpu")
 
 
-def job(host: FakeA1111, settings: dict[str, Any] | None = None, **fields: Any) -> Processing:
+def job(host: FakeHost, settings: dict[str, Any] | None = None, **fields: Any) -> Processing:
     """An enabled job with the attention pair, unless ``settings`` say otherwise."""
     chosen = {"enabled": True, "content": "subject", "style": "style", **(settings or {})}
     return Processing(host, script_args=(chosen,), **fields)
 
 
-def plain(host: FakeA1111, **fields: Any) -> Processing:
+def plain(host: FakeHost, **fields: Any) -> Processing:
     return Processing(host, script_args=({},), **fields)
 
 
-def weights(host: FakeA1111) -> dict[str, Tensor]:
+def weights(host: FakeHost) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in host.unet.state_dict().items()}
 
 
@@ -37,20 +37,20 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
     return {name: t.contiguous().view(torch.int32).flatten().tolist() for name, t in tensors.items()}
 
 
-def untouched(host: FakeA1111, before: dict[str, Tensor]) -> bool:
+def untouched(host: FakeHost, before: dict[str, Tensor]) -> bool:
     """Every parameter bit for bit, no hook, no open session."""
     hooks = sum(len(m._forward_hooks) for m in host.unet.modules())
     return bits(weights(host)) == bits(before) and hooks == 0
 
 
-def watch(host: FakeA1111) -> list[dict[str, Tensor]]:
+def watch(host: FakeHost) -> list[dict[str, Tensor]]:
     """The UNet's weights right after each of its calls."""
     seen: list[dict[str, Tensor]] = []
     host.on_call.append(lambda denoiser: seen.append(weights(host)))
     return seen
 
 
-def plan_of(host: FakeA1111, p: Processing, steps: int, seed: int | None = None) -> Plan:
+def plan_of(host: FakeHost, p: Processing, steps: int, seed: int | None = None) -> Plan:
     """The plan that the job's settings make, found without the job."""
     settings = read_settings(p.script_args[0])
     library = Library()
@@ -60,7 +60,7 @@ def plan_of(host: FakeA1111, p: Processing, steps: int, seed: int | None = None)
 
 
 def expected(
-    host: FakeA1111, base: dict[str, Tensor], plan: Plan, progress: float, users: tuple[float, float] = (1.0, 1.0)
+    host: FakeHost, base: dict[str, Tensor], plan: Plan, progress: float, users: tuple[float, float] = (1.0, 1.0)
 ) -> dict[str, Tensor]:
     """W0 + w·ΔW of what the plan chooses at ``progress``, in fp64, under the UNet's own names."""
     modules = {id(m): path for path, m in host.unet.named_modules()}
@@ -78,7 +78,7 @@ def close(got: dict[str, Tensor], want: dict[str, Tensor]) -> bool:
     return all(torch.allclose(got[name].double(), want[name].double(), atol=1e-6) for name in want)
 
 
-def interrupt_at(host: FakeA1111, step: int) -> None:
+def interrupt_at(host: FakeHost, step: int) -> None:
     def look(denoiser: Denoiser) -> None:
         if denoiser.step == step:
             host.shared.state.interrupted = True

@@ -10,13 +10,15 @@ from fastapi import HTTPException
 
 from klora_lib.settings import FIELDS, Settings
 
-from ..fakes.a1111 import FakeA1111, installed
+from ..fakes.a1111 import FakeA1111
+from ..fakes.forge import FakeForge
+from ..fakes.host import FakeHost, installed
 from ..fakes.processing import Processing, process_images
 from ..fakes.samplers import Sampler
 from .jobs import close, job, plain, untouched, watch, weights
 
 
-def test_the_script(host: FakeA1111) -> None:
+def test_the_script(host: FakeHost) -> None:
     assert host.script.title() == "K-LoRA"
     assert host.script.show(False) is host.script.show(True) is host.scripts.AlwaysVisible
     assert {kind: len(found) for kind, found in host.script_callbacks.registered.items()} == {
@@ -24,7 +26,7 @@ def test_the_script(host: FakeA1111) -> None:
     }  # fmt: skip
 
 
-def refused(host: FakeA1111, p: Processing) -> str:
+def refused(host: FakeHost, p: Processing) -> str:
     """The sentence by which the job ended: status 422, nothing sampled, nothing changed."""
     before, calls = weights(host), watch(host)
     with pytest.raises(HTTPException) as refusal:
@@ -49,20 +51,20 @@ def refused(host: FakeA1111, p: Processing) -> str:
         ({"scale": "s*", "alpha": 0}, "K-LoRA: alpha: must be above 0 with scale s*, which is taken modulo alpha"),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_refused_before_sampling(host: FakeA1111, settings: dict[str, Any], sentence: str) -> None:
+def test_wrong_settings_are_refused_before_sampling(host: FakeHost, settings: dict[str, Any], sentence: str) -> None:
     assert refused(host, job(host, settings)) == sentence
 
 
-def test_a_pair_without_a_common_layer_is_refused(host: FakeA1111) -> None:
+def test_a_pair_without_a_common_layer_is_refused(host: FakeHost) -> None:
     assert "have no denoiser layer in common" in refused(host, job(host, {"style": "conv_only"}))
 
 
-def test_a_pair_for_another_model_is_refused(host: FakeA1111) -> None:
+def test_a_pair_for_another_model_is_refused(host: FakeHost) -> None:
     sentence = refused(host, job(host, {"content": "subject", "style": "other_family"}))
     assert "are made for different models" in sentence and "attn2.to_k is 8×6 and 8×10" in sentence
 
 
-def test_merge_on_packed_weights_is_refused(host: FakeA1111) -> None:
+def test_merge_on_packed_weights_is_refused(host: FakeHost) -> None:
     layer = host.unet.middle_block[1].transformer_blocks[0].attn1.to_q
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
     calls = watch(host)
@@ -71,34 +73,35 @@ def test_merge_on_packed_weights_is_refused(host: FakeA1111) -> None:
     assert calls == []
 
 
-def test_a_model_replaced_by_another_runtime_is_refused(host: FakeA1111) -> None:
-    host.sd_unet.current_unet = type("TRT", (), {"option": type("Option", (), {"label": "TensorRT"})})
-    assert "'TensorRT'" in refused(host, job(host))
+def test_a_model_replaced_by_another_runtime_is_refused(a1111: FakeHost) -> None:
+    a1111.sd_unet.current_unet = type("TRT", (), {"option": type("Option", (), {"label": "TensorRT"})})
+    assert "'TensorRT'" in refused(a1111, job(a1111))
 
 
-def test_an_unknown_host_is_refused(host: FakeA1111) -> None:
-    del host.networks.network_apply_weights
-    with pytest.raises(HTTPException, match="it lacks AUTOMATIC1111's network_apply_weights"):
-        process_images(job(host))
+def test_an_unknown_host_is_refused(host: FakeHost) -> None:
+    delattr(host.networks, host.part)
+    sentence = f"K-LoRA: this WebUI's LoRA loader has changed: compared with {host.name}'s, it lacks {host.part}"
+    assert refused(host, job(host)) == sentence
 
 
-def test_a_refusal_in_the_middle_of_a_job_has_the_same_form(host: FakeA1111) -> None:
+def test_a_refusal_in_the_middle_of_a_job_has_the_same_form(host: FakeHost) -> None:
     """What only a prompt's tag or a hires model can show."""
     before = weights(host)
     with pytest.raises(HTTPException) as refusal:
         process_images(job(host, prompt="a cat <lora:subject:1:1:4>"))
     assert refusal.value.status_code == 422 and "<lora:subject:1:1:4>" in refusal.value.detail
+    process_images(plain(host))  # Forge has by then merged what the tag says
     assert untouched(host, before)
 
 
-def test_the_next_job_is_not_refused(host: FakeA1111) -> None:
+def test_the_next_job_is_not_refused(host: FakeHost) -> None:
     with pytest.raises(HTTPException):
         process_images(job(host, {"content": "nobody"}))
     assert len(process_images(job(host)).images) == 1
     assert len(process_images(plain(host)).images) == 1
 
 
-def test_a_model_that_cannot_be_cleaned_is_not_drawn_with(host: FakeA1111) -> None:
+def test_a_model_that_cannot_be_cleaned_is_not_drawn_with(host: FakeHost) -> None:
     """The host swallows what ``process`` raises; an image would be a silent mix of two jobs."""
     p = job(host)
     host.hook("process", p)
@@ -122,34 +125,34 @@ def positional(settings: Settings) -> tuple[Any, ...]:
     return tuple(getattr(settings, f.name) for f in FIELDS)
 
 
-def test_names_and_positions_mean_the_same(host: FakeA1111) -> None:
+def test_names_and_positions_mean_the_same(host: FakeHost) -> None:
     by_name, by_place = job(host, {"alpha": 2.0, "gamma": 0.7}), job(host)
     by_place.script_args = positional(Settings(True, "subject", "style", alpha=2.0, gamma=0.7))
     assert torch.equal(process_images(by_name).images[0], process_images(by_place).images[0])
     assert by_name.extra_generation_params == by_place.extra_generation_params
 
 
-def test_fewer_positions_than_fields_are_enough(host: FakeA1111) -> None:
+def test_fewer_positions_than_fields_are_enough(host: FakeHost) -> None:
     """Requests written for an older version: the list is append-only."""
     short, whole = job(host), job(host)
     short.script_args = (True, "subject", "style")
     assert torch.equal(process_images(short).images[0], process_images(whole).images[0])
 
 
-def test_a_closed_panel_is_not_read(host: FakeA1111) -> None:
+def test_a_closed_panel_is_not_read(host: FakeHost) -> None:
     p = plain(host)
     p.script_args = (False, "a file deleted since", "None", "", "x")
     assert len(process_images(p).images) == 1 and not hasattr(p, "klora_job")
 
 
-def test_a_request_is_read_even_when_it_is_off(host: FakeA1111) -> None:
+def test_a_request_is_read_even_when_it_is_off(host: FakeHost) -> None:
     assert "'alfa': is not a K-LoRA setting" in refused(host, job(host, {"enabled": False, "alfa": 1}))
 
 
 # --- infotext and prompt ---
 
 
-def test_the_infotext_of_a_job(host: FakeA1111) -> None:
+def test_the_infotext_of_a_job(host: FakeHost) -> None:
     p = job(host, {"layers": "attention"})
     process_images(p)
     assert p.extra_generation_params == {
@@ -161,7 +164,7 @@ def test_the_infotext_of_a_job(host: FakeA1111) -> None:
     }  # fmt: skip
 
 
-def test_layers_the_model_lacks_are_told(host: FakeA1111) -> None:
+def test_layers_the_model_lacks_are_told(host: FakeHost) -> None:
     host.unet.out[2] = torch.nn.Identity()
     p = job(host, {"content": "subject_full", "style": "style_full"})
     p.init = stop  # type: ignore[method-assign]
@@ -181,18 +184,19 @@ def stop(*args: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_two_hosts_in_a_row_share_nothing(loras: Any) -> None:
+@pytest.mark.parametrize("kind", [FakeA1111, FakeForge])
+def test_two_hosts_in_a_row_share_nothing(loras: Any, kind: type[FakeHost]) -> None:
     """The whole state of the extension is reachable from its App."""
     images = []
     for _ in range(2):
-        with installed(loras) as host:
+        with installed(kind, loras) as host:
             host.load_script()
             images.append(process_images(job(host)).images[0])
     assert torch.equal(*images)
 
 
 @pytest.mark.parametrize("member", ["subject", "style"])
-def test_the_option_that_adds_a_lora_to_every_prompt(host: FakeA1111, member: str) -> None:
+def test_the_option_that_adds_a_lora_to_every_prompt(host: FakeHost, member: str) -> None:
     """It names no tag, and must not bring the pair in a second time."""
     wanted = process_images(job(host)).images[0]
     host.shared.opts.sd_lora = member
@@ -201,7 +205,7 @@ def test_the_option_that_adds_a_lora_to_every_prompt(host: FakeA1111, member: st
     assert untouched(host, before)
 
 
-def test_loading_the_script_again_leaves_jobs_possible(host: FakeA1111) -> None:
+def test_loading_the_script_again_leaves_jobs_possible(host: FakeHost) -> None:
     before = weights(host)
     first = process_images(job(host)).images[0]
     for found in host.script_callbacks.registered.values():
@@ -211,7 +215,7 @@ def test_loading_the_script_again_leaves_jobs_possible(host: FakeA1111) -> None:
     assert close(weights(host), before) and untouched(host, before)
 
 
-def test_a_sampler_that_is_not_launched_is_refused(host: FakeA1111, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_is_not_launched_is_refused(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Sampler, "launch_sampling")
     with pytest.raises(HTTPException, match="does not run through this WebUI's launch_sampling"):
         process_images(job(host))

@@ -1,30 +1,47 @@
-"""Theorem: the panel is the settings table, one component a field, in its order; it builds under gradio 3 and 4."""
+"""Theorem: the panel is the settings table, one component a field, in its order; it builds under gradio 3.41 and 4.40."""
 
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import pytest
 
 from klora_lib.settings import FIELDS, Settings, named, read_settings
 from klora_lib.webui import panel
 
+from ..fakes import gradio3
 from ..fakes.a1111 import FakeA1111
+from ..fakes.forge import FakeForge
+from ..fakes.host import FakeHost, installed
 
+STYLE = Path(__file__).parents[2] / "style.css"
 LISTED = ["conv_only", "other_family", "style", "style_full", "subject", "subject_full"]
 
 
+# as the WebUIs pin them; the second is the environment's own
+WORLDS = {"A1111, gradio 3.41": (FakeA1111, gradio3.installed), "Forge, gradio 4.40": (FakeForge, nullcontext)}
+
+
+@pytest.fixture(params=WORLDS)
+def host(request: pytest.FixtureRequest, loras: Path) -> Iterator[FakeHost]:
+    kind, gradio = WORLDS[request.param]
+    with gradio(), installed(kind, loras) as host:
+        host.load_script()
+        yield host
+
+
 @contextmanager
-def new_page() -> Iterator[gr.Blocks]:
-    """gradio makes its web app at both ends of a page, and warns of its own ways there."""
+def new_page() -> Iterator[Any]:
+    """gradio 4 makes its web app at both ends of a page, and warns of its own ways there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        page = gr.Blocks()
+        page = sys.modules["gradio"].Blocks()
         page.__enter__()
     try:
         yield page
@@ -35,45 +52,49 @@ def new_page() -> Iterator[gr.Blocks]:
 
 
 @pytest.fixture
-def built(host: FakeA1111) -> Iterator[tuple[gr.Blocks, list[Any]]]:
+def built(host: FakeHost) -> Iterator[tuple[Any, list[Any]]]:
     with new_page() as page:
         components = host.script.ui(False)
     yield page, components
 
 
-def functions(page: gr.Blocks) -> list[Callable[..., Any]]:
+def functions(page: Any) -> list[Callable[..., Any]]:
     known = page.fns.values() if isinstance(page.fns, dict) else page.fns
     return [f.fn for f in known if f.fn is not None]
 
 
-def test_one_component_a_field_in_the_order_of_the_table(built: tuple[gr.Blocks, list[Any]]) -> None:
+def is_a(kind: str, component: Any) -> bool:
+    return isinstance(component, getattr(sys.modules["gradio"], kind))
+
+
+def test_one_component_a_field_in_the_order_of_the_table(built: tuple[Any, list[Any]]) -> None:
     page, components = built
     assert [c.label for c in components] == [f.label for f in FIELDS]
     assert all(c._id in page.blocks for c in components)
 
 
-def test_ids_are_unique_and_the_scripts_own(built: tuple[gr.Blocks, list[Any]]) -> None:
+def test_ids_are_unique_and_the_scripts_own(built: tuple[Any, list[Any]]) -> None:
     _, components = built
     ids = [c.elem_id for c in components]
     assert len(set(ids)) == len(FIELDS)
     assert all(re.fullmatch(rf"script_txt2img_klora_{f.name}(-checkbox)?", i) for i, f in zip(ids, FIELDS))
 
 
-def test_the_untouched_panel_is_the_default_settings(built: tuple[gr.Blocks, list[Any]]) -> None:
+def test_the_untouched_panel_is_the_default_settings(built: tuple[Any, list[Any]]) -> None:
     _, components = built
     values = [c.value for c in components]
     assert read_settings(named(values)) == Settings(beta=0.5)
 
 
-def test_switched_on_it_is_a_job(built: tuple[gr.Blocks, list[Any]]) -> None:
+def test_switched_on_it_is_a_job(built: tuple[Any, list[Any]]) -> None:
     values = [c.value for c in built[1]]
     values[:3] = True, "subject", "style"
     assert read_settings(named(values)) == Settings(True, "subject", "style", beta=0.5)
 
 
-def test_sliders_have_the_tables_ranges(built: tuple[gr.Blocks, list[Any]]) -> None:
+def test_sliders_have_the_tables_ranges(built: tuple[Any, list[Any]]) -> None:
     for field, c in zip(FIELDS, built[1]):
-        if isinstance(c, gr.Slider):
+        if is_a("Slider", c):
             assert (c.minimum, c.maximum, c.step) == field.range
             assert field.read(c.minimum) is not None and field.read(c.maximum) is not None
 
@@ -83,24 +104,22 @@ def options(component: Any) -> list[str]:
     return [c[1] if isinstance(c, (tuple, list)) else c for c in component.choices]
 
 
-def test_dropdowns_offer_what_the_table_accepts(built: tuple[gr.Blocks, list[Any]]) -> None:
+def test_dropdowns_offer_what_the_table_accepts(built: tuple[Any, list[Any]]) -> None:
     by_name = {f.name: c for f, c in zip(FIELDS, built[1])}
     assert options(by_name["content"]) == options(by_name["style"]) == ["None", *LISTED]
     for field in FIELDS:
-        if isinstance(by_name[field.name], gr.Dropdown) and field.choices:
+        if is_a("Dropdown", by_name[field.name]) and field.choices:
             assert tuple(options(by_name[field.name])) == field.choices
     for name in ("gamma", "k"):
         assert by_name[name].allow_custom_value
 
 
-def test_pasting_is_wired_for_every_field(built: tuple[gr.Blocks, list[Any]], host: FakeA1111) -> None:
+def test_pasting_is_wired_for_every_field(built: tuple[Any, list[Any]], host: FakeHost) -> None:
     assert [c for c, _ in host.script.infotext_fields] == built[1]
     assert host.script.paste_field_names == [f.infotext for f in FIELDS]
 
 
-def test_refreshing_lists_new_files(
-    built: tuple[gr.Blocks, list[Any]], host: FakeA1111, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refreshing_lists_new_files(built: tuple[Any, list[Any]], host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     presses = [f for f in functions(built[0]) if f.__name__ == "press"]
     assert len(presses) == 2
     monkeypatch.setattr(host.networks, "list_available_networks", lambda: host.networks.available_networks.update(new=None))
@@ -108,19 +127,71 @@ def test_refreshing_lists_new_files(
         assert press()["choices"] == ["None", *sorted(["new", *LISTED])]
 
 
-def test_beta_follows_the_scale_from_default_to_default(built: tuple[gr.Blocks, list[Any]]) -> None:
+def test_beta_follows_the_scale_from_default_to_default(built: tuple[Any, list[Any]]) -> None:
     (follow,) = [f for f in functions(built[0]) if f.__name__ == "follow"]
     assert follow("s*", 1.5, 0.5) == 1.275 and follow("s", 1.5, 1.275) == 0.5
     assert follow("s*", 2.0, 0.5) == 1.7
     assert follow("s*", 1.5, 0.7) == 0.7 and follow("s", 1.5, 0.7) == 0.7, "a number of the user's own stays"
 
 
-def test_an_unknown_host_still_gets_a_panel(host: FakeA1111) -> None:
-    """A job then says what is missing; the UI must come up."""
-    del host.networks.network_apply_weights
-    with new_page():
+def notices(page: Any) -> list[Any]:
+    return [b for b in page.blocks.values() if is_a("Markdown", b)]
+
+
+def test_a_known_host_gets_no_notice(built: tuple[Any, list[Any]]) -> None:
+    assert notices(built[0]) == []
+
+
+def test_an_unknown_host_gets_a_panel_that_says_why(host: FakeHost) -> None:
+    """The UI must come up, and its buttons work."""
+    delattr(host.networks, host.part)
+    with new_page() as page:
         components = host.script.ui(False)
-    assert len(components) == len(FIELDS) and options(components[1]) == ["None"]
+    (notice,) = notices(page)
+    wanted = f"this WebUI's LoRA loader has changed: compared with {host.name}'s, it lacks {host.part}."
+    assert notice.value == f"K-LoRA cannot run here: {wanted}"
+    assert notice.elem_classes == ["klora-notice"] and ".klora-notice {" in STYLE.read_text(encoding="utf-8")
+    assert len(components) == len(FIELDS) and notice._id < min(c._id for c in components[1:])
+    presses = [f for f in functions(page) if f.__name__ == "press"]
+    assert [press()["choices"] for press in presses] == [["None"], ["None"]]
+
+
+def test_a_host_without_lora_extension_says_so(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "networks")
+    with new_page() as page:
+        host.script.ui(False)
+    assert "built-in Lora extension, through which K-LoRA works, is not loaded" in notices(page)[0].value
+
+
+@pytest.mark.parametrize(
+    ("kind", "keyword"),
+    [("Dropdown", "filterable"), ("Slider", "show_reset_button"), ("Textbox", "max_length"), ("Markdown", "container"),
+     ("Checkbox", "key"), ("Row", "elem_classes"), ("Accordion", "key"), ("Button", "key")],
+)  # fmt: skip
+def test_a_keyword_that_gradio_3_does_not_know_is_caught(kind: str, keyword: str) -> None:
+    with gradio3.installed() as gradio, gradio.Blocks():
+        arguments = {"label": "More"} if kind == "Accordion" else {}
+        getattr(gradio, kind)(**arguments)
+        with pytest.raises(TypeError, match=keyword):
+            getattr(gradio, kind)(**arguments, **{keyword: None})
+
+
+@pytest.mark.parametrize("keyword", ["js", "show_api", "trigger_mode", "concurrency_limit"])
+def test_so_is_one_of_an_event(keyword: str) -> None:
+    with gradio3.installed() as gradio, gradio.Blocks():
+        component = gradio.Dropdown(["s", "s*"])
+        component.input(print, [component], [component], show_progress="hidden", _js=None)
+        with pytest.raises(TypeError, match=keyword):
+            component.input(print, [component], [component], **{keyword: None})
+
+
+def test_so_is_one_that_the_panel_uses(monkeypatch: pytest.MonkeyPatch, loras: Path) -> None:
+    with gradio3.installed(), installed(FakeA1111, loras) as host:
+        host.load_script()
+        told = sys.modules["klora_lib.webui.panel"]
+        monkeypatch.setattr(told, "classes", lambda field: told.gr.Checkbox(filterable=True))
+        with new_page(), pytest.raises(TypeError, match="filterable"):
+            host.script.ui(False)
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)

@@ -13,7 +13,7 @@ from klora_lib.settings import Settings
 from klora_lib.webui.plot import CELL, COLOURS, LEGEND, MARGIN, ROW, draw_plan
 
 from ..engine.stack import prepare
-from ..fakes.a1111 import FakeA1111
+from ..fakes.host import FakeHost
 from ..fakes.processing import process_images
 from .jobs import job, plan_of
 
@@ -58,8 +58,13 @@ def test_colours_are_the_papers() -> None:
     assert content[2] == max(content) and style[1] == max(style)
 
 
-def test_a_job_shows_the_plan_it_ran(host: FakeA1111) -> None:
+def test_a_job_shows_the_plan_it_ran(host: FakeHost) -> None:
     p = job(host, {"show_map": True}, steps=6)
     processed = process_images(p)
     assert processed.images[-1].tobytes() == draw_plan(plan_of(host, p, 6), 6).tobytes()
     assert len(processed.infotexts) == len(processed.images)
+
+
+def test_only_a_job_that_asks_for_the_map_has_one(host: FakeHost) -> None:
+    assert len(process_images(job(host, {"show_map": True}, n_iter=2)).images) == 3
+    assert len(process_images(job(host)).images) == 1

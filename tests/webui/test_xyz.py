@@ -15,7 +15,7 @@ from fastapi import HTTPException
 from klora_lib.settings import FIELDS, Settings, read_settings
 from klora_lib.webui import boot, infotext, xyz
 
-from ..fakes.a1111 import FakeA1111, ScriptData
+from ..fakes.host import FakeHost, ScriptData
 from ..fakes.processing import Processing, process_images
 from .jobs import job, plain, untouched, weights
 
@@ -35,7 +35,7 @@ class AxisOption:
 
 
 @pytest.fixture
-def grid(host: FakeA1111) -> types.ModuleType:
+def grid(host: FakeHost) -> types.ModuleType:
     """The host's plot script, whose module is named after its file."""
     module = types.ModuleType("xyz_grid.py")
     module.AxisOption, module.axis_options = AxisOption, [AxisOption("Seed", int, None)]  # type: ignore[attr-defined]
@@ -82,11 +82,11 @@ def test_adding_twice_adds_once(grid: types.ModuleType) -> None:
     assert grid.axis_options == before
 
 
-def test_a_host_without_the_plot_is_fine(host: FakeA1111) -> None:
+def test_a_host_without_the_plot_is_fine(host: FakeHost) -> None:
     boot.add_axes()
 
 
-def test_choices(grid: types.ModuleType, host: FakeA1111) -> None:
+def test_choices(grid: types.ModuleType, host: FakeHost) -> None:
     assert option(grid, "content").choices() == sorted(host.networks.available_networks)
     assert option(grid, "method").choices()[0] == "klora" and option(grid, "alpha").choices is None
 
@@ -110,7 +110,7 @@ def test_every_setting_is_tried_below() -> None:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_good_values_reach_the_settings(grid: types.ModuleType, host: FakeA1111, name: str) -> None:
+def test_good_values_reach_the_settings(grid: types.ModuleType, host: FakeHost, name: str) -> None:
     axis, p = option(grid, name), plain(host)
     values = [axis.type(v) for v in GOOD[name]]
     axis.confirm(p, values)
@@ -125,14 +125,14 @@ def test_good_values_reach_the_settings(grid: types.ModuleType, host: FakeA1111,
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_values_are_refused_before_any_image(grid: types.ModuleType, host: FakeA1111, name: str) -> None:
+def test_bad_values_are_refused_before_any_image(grid: types.ModuleType, host: FakeHost, name: str) -> None:
     axis, p = option(grid, name), plain(host)
     with pytest.raises(HTTPException, match=f"K-LoRA: {name}: ") as refusal:
         plot(p, [(axis, [*(v for v in GOOD[name]), *BAD[name]])])
     assert refusal.value.status_code == 422 and host.samplers == []
 
 
-def test_cells_are_drawn_with_their_own_values(grid: types.ModuleType, host: FakeA1111) -> None:
+def test_cells_are_drawn_with_their_own_values(grid: types.ModuleType, host: FakeHost) -> None:
     before, values = weights(host), [0.5, 1.5, 4.0]
     cells = plot(job(host), [(option(grid, "alpha"), values)])
     for alpha, cell in zip(values, cells):
@@ -141,14 +141,14 @@ def test_cells_are_drawn_with_their_own_values(grid: types.ModuleType, host: Fak
     assert untouched(host, before)
 
 
-def test_two_axes_meet_in_a_cell(grid: types.ModuleType, host: FakeA1111) -> None:
+def test_two_axes_meet_in_a_cell(grid: types.ModuleType, host: FakeHost) -> None:
     cells = plot(job(host), [(option(grid, "method"), ["content", "direct"]), (option(grid, "content_weight"), [0.5, 1])])
     wanted = [{"method": m, "content_weight": w} for m in ("content", "direct") for w in (0.5, 1.0)]
     for settings, cell in zip(wanted, cells):
         assert torch.equal(cell.images[0], process_images(job(host, settings)).images[0])
 
 
-def test_an_axis_switches_a_closed_panel_on(grid: types.ModuleType, host: FakeA1111) -> None:
+def test_an_axis_switches_a_closed_panel_on(grid: types.ModuleType, host: FakeHost) -> None:
     p = plain(host)
     p.script_args = tuple(getattr(replace(Settings(), content="subject", style="style"), f.name) for f in FIELDS)
     (cell,) = plot(p, [(option(grid, "alpha"), [2])])
@@ -156,19 +156,19 @@ def test_an_axis_switches_a_closed_panel_on(grid: types.ModuleType, host: FakeA1
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_axis_enabled_has_the_last_word(grid: types.ModuleType, host: FakeA1111, order: int) -> None:
+def test_the_axis_enabled_has_the_last_word(grid: types.ModuleType, host: FakeHost, order: int) -> None:
     axes = [(option(grid, "enabled"), ["False"]), (option(grid, "alpha"), [1, 2])][::order]
     without = process_images(plain(host)).images[0]
     assert all(torch.equal(cell.images[0], without) for cell in plot(job(host), axes))
 
 
-def test_a_cell_says_nothing_of_the_cells_before_it(grid: types.ModuleType, host: FakeA1111) -> None:
+def test_a_cell_says_nothing_of_the_cells_before_it(grid: types.ModuleType, host: FakeHost) -> None:
     """Copies of p share one dict of parameters."""
     cells = plot(job(host), [(option(grid, "layers"), ["attention", "all"])])
     assert [cell.written.get("K-LoRA layers") for cell in cells] == ["attention", None]
 
 
-def test_a_cell_without_the_pair_carries_no_trace_of_it(grid: types.ModuleType, host: FakeA1111) -> None:
+def test_a_cell_without_the_pair_carries_no_trace_of_it(grid: types.ModuleType, host: FakeHost) -> None:
     """Neither K-LoRA's words nor the pair's hashes."""
     p = job(host)
     on, off = plot(p, [(option(grid, "enabled"), ["True", "False"])])
@@ -177,7 +177,7 @@ def test_a_cell_without_the_pair_carries_no_trace_of_it(grid: types.ModuleType, 
     assert p.extra_generation_params == {}, "what the cells are copied from stays as it was"
 
 
-def test_reading_back_a_cell(grid: types.ModuleType, host: FakeA1111) -> None:
+def test_reading_back_a_cell(grid: types.ModuleType, host: FakeHost) -> None:
     (cell,) = plot(job(host), [(option(grid, "gamma"), ["0.25"])])
     found = {f.name: infotext.read(cell.written, f, f.default) for f in FIELDS if f.name != "show_map"}
     assert read_settings(found) == Settings(True, "subject", "style", gamma=0.25, beta=0.5)
