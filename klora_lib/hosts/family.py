@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -165,24 +166,36 @@ class Family:
         return sd_samplers_common.InterruptedException()
 
 
+PATCHING = ("load", "patch_model", "unpatch_model", "partially_load", "partially_unload")
+
+
 @contextmanager
-def loading_aside(management: Any, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """While open, everything that is loaded by ``management`` (the host's module of that task) is loaded in ``aside()``.
+def patching_aside(unet: Any, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """While open, every patcher of ``unet``'s model that patches, unpatches or moves weights does so inside ``aside()``.
 
-    Loading within a pass (Fooocus inpaint, a full preview) may unpatch the denoiser and patch it anew: these hosts do both
-    by putting other parameters in the place of those that we write.
+    These hosts do it by putting other parameters in the place of those that we write; within a pass where another patcher
+    is loaded (Fooocus inpaint) or where something else needs the memory (a full preview).
     """
-    load = management.load_models_gpu
-
-    def load_aside(*args: Any, **kwargs: Any) -> Any:
-        with aside():
-            return load(*args, **kwargs)
-
-    management.load_models_gpu = load_aside
+    classes, model = type(unet).__mro__, unet.model
+    found = [(c, name, vars(c)[name]) for name in PATCHING for c in classes if name in vars(c)]
+    for owner, name, method in found:
+        setattr(owner, name, wrapped(method, model, aside))
     try:
         yield
     finally:
-        management.load_models_gpu = load
+        for owner, name, method in found:
+            setattr(owner, name, method)
+
+
+def wrapped(method: Callable[..., Any], model: Any, aside: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def act(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.model is not model:
+            return method(self, *args, **kwargs)
+        with aside():
+            return method(self, *args, **kwargs)
+
+    return act
 
 
 def predicted_progress(predictor: Any, sigma: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ from torch import nn
 from ..engine.site import Site
 from ..errors import HostError
 from .contract import TextPart
-from .family import Family, loading_aside, predicted_progress
+from .family import Family, patching_aside, predicted_progress
 from .layers import sites_of
 
 NAME = "reForge / Forge Classic"
@@ -103,9 +103,7 @@ class LdmPatched(Family):
         return unet, clip
 
     def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
-        from ldm_patched.modules import model_management
-
-        return loading_aside(model_management, aside)
+        return patching_aside(self.model().forge_objects.unet, aside)
 
     def noise(self, denoiser: Any, sigma: torch.Tensor) -> float:
         """By the model's own table: here DDIM, PLMS and UniPC, too, hand over a noise level and no timestep."""

@@ -21,7 +21,7 @@ from ..engine.site import Site
 from ..errors import HostError
 from . import forge
 from .contract import TextPart
-from .family import loading_aside
+from .family import patching_aside
 from .forge_weights import packing, readable, unpacker
 from .layers import sites_of
 
@@ -91,9 +91,7 @@ class Neo(forge.Forge):
         return True
 
     def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
-        from backend import memory_management
-
-        return loading_aside(memory_management, aside)
+        return patching_aside(self.model().forge_objects.unet, aside)
 
     def before_model_swap(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
         from modules import shared

@@ -230,18 +230,29 @@ def test_before_a_checkpoint_is_loaded(host: Any) -> None:
         host.sites()
 
 
-@pytest.mark.parametrize(("make", "package"), [(ldm_patched.make, "ldm_patched.modules"), (neo.make, "backend")])
-def test_what_the_host_loads_within_a_pass_it_loads_aside(
-    host: Any, monkeypatch: pytest.MonkeyPatch, make: Any, package: str
+class Moving(Classic):
+    """Says what is done with it; loading it means patching it."""
+
+    said: list[str]
+
+    def patch_model(self, device: str) -> str:
+        self.said.append(f"patch on {device}")
+        return "patched"
+
+    def partially_load(self, device: str) -> str:
+        return self.patch_model(device)
+
+
+@pytest.mark.parametrize("family", [ldm_patched, neo])
+def test_what_the_host_patches_within_a_pass_it_patches_aside(
+    host: Any, monkeypatch: pytest.MonkeyPatch, family: types.ModuleType
 ) -> None:
-    """reForge and Classic; Neo, too."""
-    said: list[str] = []
-    management = types.ModuleType("management")
-    management.load_models_gpu = load = lambda models: said.append(f"load {models}")  # type: ignore[attr-defined]
-    for path in ("ldm_patched", package):
-        parent = types.ModuleType(path)
-        vars(parent).update(model_management=management, memory_management=management)
-        monkeypatch.setitem(sys.modules, path, parent)
+    """Also by another patcher of the same model; what is done with another model is nobody's concern."""
+    unet, said = Moving(object()), list[str]()
+    monkeypatch.setattr(Moving, "said", said, raising=False)
+    adapter = family.make()
+    monkeypatch.setattr(adapter, "model", lambda: types.SimpleNamespace(forge_objects=Objects(unet=unet)))
+    methods = dict(vars(Moving))
 
     @contextmanager
     def aside() -> Iterator[None]:
@@ -249,8 +260,11 @@ def test_what_the_host_loads_within_a_pass_it_loads_aside(
         yield
         said.append("back")
 
-    with pytest.raises(MemoryError), make().around_rewrites(aside):
-        management.load_models_gpu(["preview"])
+    with pytest.raises(MemoryError), adapter.around_rewrites(aside):
+        assert unet.clone().partially_load("cuda") == "patched"
+        assert said == ["aside", "aside", "patch on cuda", "back", "back"]
+        said.clear()
+        Moving(object()).patch_model("cpu")
+        assert said == ["patch on cpu"]
         raise MemoryError
-    assert said == ["aside", "load ['preview']", "back"]
-    assert management.load_models_gpu is load
+    assert dict(vars(Moving)) == methods
