@@ -48,7 +48,7 @@ class Forge(Host):
     sd15 = Model("sd15", "tiny-sd15.safetensors", Pair("subject", "style_attention"), Pair("style", "twin"))
     sdxl = Model("sdxl", "tiny-sdxl.safetensors", Pair("xl_subject", "xl_style_attention"), Pair("xl_style", "xl_twin"))
     sd15_other = "tiny-sd15-other.safetensors"
-    flux = Model("flux", "tiny-flux.safetensors", Pair("flux_subject", "flux_style"), Pair("flux_style", "flux_subject"))
+    flux = Model("flux", "tiny-flux.safetensors", Pair("flux_subject", "flux_style"), Pair("flux_style", "flux_twin"))
     further = (flux,)
     hires = {"hr_additional_modules": ["Use same choices"], "hr_cfg": 5}
     config = {"live_previews_enable": False, "sd_model_checkpoint": sd15.checkpoint}
@@ -68,10 +68,11 @@ class Forge(Host):
 
     def add_loras(self) -> None:
         """The maker's files are fewer here: two more are cut from the largest."""
-        for model in self.models.values():
+        for model in (*self.models.values(), *self.further):
             tensors = files.read(self.lora / f"{model.full.content}.safetensors")
-            files.write(self.lora / f"{model.attention.style}.safetensors", files.attention_only(tensors))
             files.write(self.lora / f"{model.full.style}.safetensors", files.twin(tensors))
+            if not (self.lora / f"{model.attention.style}.safetensors").exists():
+                files.write(self.lora / f"{model.attention.style}.safetensors", files.attention_only(tensors))
 
     def write_other(self, path: Path, weights: files.Tensors) -> None:
         save_file(weights, path)
@@ -82,7 +83,7 @@ class ReForge(Forge):
 
     prefix = "KLORA_REFORGE"
     further = ()
-    hires: dict = {}
+    hires = {"hr_cfg": 5}
     folder_flags = {"ckpt-dir": "", "lora-dir": "", "vae-dir": "VAE"}
 
     def use(self, checkpoint: str) -> None:

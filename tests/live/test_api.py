@@ -107,12 +107,13 @@ def test_show_map_adds_an_image(host: Host, sd15: Model):
 
 
 def axis(host: Host, label: str, values: list[str], dropdown: bool = False) -> list:
-    """The plot's positional arguments with one axis and the cells among the images."""
-    choices = script_info(host, "x/y/z plot")["args"][0]["choices"]
+    """The plot's positional arguments with one axis and the cells among the images; hosts differ in what comes behind."""
+    args = script_info(host, "x/y/z plot")["args"]
+    choices = args[0]["choices"]
     kind = [choices.index(label), "" if dropdown else ",".join(values), values if dropdown else []]
     nothing = [choices.index("Nothing"), "", []]
-    draw_legend, lone_images, sub_grids = False, True, False
-    return [*kind, *nothing, *nothing, draw_legend, lone_images, sub_grids, False, False, False, False, 0, False]
+    wanted = {"Draw legend": False, "Include Sub Images": True}
+    return [*kind, *nothing, *nothing, *(wanted.get(arg["label"], arg["value"]) for arg in args[9:])]
 
 
 def plot(host: Host, job: dict, *args: object, **kw: object) -> list:
