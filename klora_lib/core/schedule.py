@@ -25,7 +25,7 @@ def step_progress(t: int, total: int, start: float = 0.0) -> float:
     return min(start + (1.0 - start) * (t / total), BELOW_ONE)
 
 
-def noise_progress(timestep: float, timesteps: int) -> float:
+def noise_progress(timestep: float, timesteps: float) -> float:
     """Progress by noise: 1 − timestep/(N−1) for a training schedule of N ``timesteps``, within [0, 1)."""
     return min(max(1.0 - timestep / (timesteps - 1), 0.0), BELOW_ONE)
 

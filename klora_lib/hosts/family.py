@@ -199,10 +199,23 @@ def wrapped(method: Callable[..., Any], model: Any, aside: Callable[[], Abstract
 
 
 def predicted_progress(predictor: Any, sigma: torch.Tensor) -> float:
-    """1 − timestep/last timestep, by the table or formula of a Forge's model, discrete or flow."""
+    """Progress by the table of a Forge's discrete model, or by the formula of one that has none (flow)."""
+    if hasattr(predictor, "log_sigmas"):
+        return noise_progress(timestep_between(predictor.log_sigmas, sigma), len(predictor.log_sigmas))
     most = predictor.sigma_max() if callable(predictor.sigma_max) else predictor.sigma_max
     last = float(predictor.timestep(torch.as_tensor(most).reshape(1)).max())
-    return min(max(1.0 - float(predictor.timestep(sigma.reshape(1)).max()) / last, 0.0), 1.0 - 2.0**-53)
+    return noise_progress(float(predictor.timestep(sigma.reshape(1)).max()), last + 1)
+
+
+def timestep_between(log_sigmas: torch.Tensor, sigma: torch.Tensor) -> float:
+    """Where a noise level lies in the table, between two entries (the host's own answer is the nearer one).
+
+    Args: log_sigmas: [N], rising.  sigma: one element.
+    """
+    table = log_sigmas.double()
+    x = sigma.double().log().reshape(()).to(table.device).clamp(table[0], table[-1])
+    after = int(torch.searchsorted(table, x).clamp(1, len(table) - 1))
+    return after - float((table[after] - x) / (table[after] - table[after - 1]))
 
 
 def read_tag(params: Any) -> Tag:

@@ -16,6 +16,7 @@ from klora_lib.core.lora import lora_file
 from klora_lib.errors import HostError
 from klora_lib.hosts import ldm_patched, neo
 from klora_lib.hosts.contract import Entry, TextPart
+from klora_lib.hosts.family import predicted_progress
 
 ENTRIES = [Entry(name, f"/loras/{name}.safetensors") for name in ("subject", "style")]
 SUBJECT, STYLE, OTHER, LAST = (f"/loras/{name}.safetensors" for name in ("subject", "style", "other", "last"))
@@ -218,6 +219,13 @@ def test_a_list_of_another_design_is_refused(host: Any, written: str) -> None:
 def test_progress_is_by_the_models_own_table_whatever_the_sampler(host: Any, sigma: float, progress: float) -> None:
     timesteps = types.SimpleNamespace(inner_model=object(), alphas=torch.ones(1000))  # what DDIM's denoiser offers
     assert host.noise(timesteps, torch.tensor(sigma)) == pytest.approx(progress, abs=2e-3)
+
+
+def test_a_noise_level_between_two_of_the_table_is_between_their_timesteps() -> None:
+    """A schedule of 5 noise levels e⁰ to e⁴: the timestep of eˣ is x."""
+    table = types.SimpleNamespace(log_sigmas=torch.arange(5.0))
+    got = [predicted_progress(table, torch.tensor(x).exp()) for x in (4.0, 3.5, 1.2, 0.0, -3.0, 9.0)]
+    assert got == pytest.approx([0.0, 0.125, 0.7, 1.0, 1.0, 0.0], abs=1e-6) and max(got) < 1
 
 
 def test_sites_and_device_are_the_loaded_models(host: Any) -> None:
