@@ -208,8 +208,8 @@ class Host:
     def state(self) -> dict:
         return self.must("/klora-probe/state")
 
-    def weights(self) -> str:
-        """A hash over the model, the host's own lazy merge undone."""
+    def weights(self) -> dict[str, str]:
+        """A checksum of every weight of the model, the host's own merge undone."""
         return self.must("/klora-probe/weights")
 
     def memory(self) -> int:

@@ -106,17 +106,15 @@ def checksum(tensor):
     return zlib.crc32(flat.view(torch.uint8).numpy()) if flat.numel() else 0
 
 
-def weights_hash():
-    """sha256 over the sums of all parameters and buffers but the VAE's, the host's own merge undone"""
-    digest = hashlib.sha256()
+def weights():
+    """name -> shape, type and checksum of every parameter and buffer but the VAE's, the host's own merge undone"""
+    out = {}
     for root_name, root in webui.roots().items():
         named = dict(root.named_parameters()) | dict(root.named_buffers()) | webui.host_backups(root_name, root)
-        for name in sorted(named):
-            if name.startswith("first_stage_model."):
-                continue
-            tensor = named[name]
-            digest.update(f"{root_name} {name} {tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}".encode())
-    return digest.hexdigest()
+        for name, tensor in named.items():
+            if not name.startswith("first_stage_model."):
+                out[f"{root_name} {name}"] = f"{tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}"
+    return out
 
 
 def state(functions_before):

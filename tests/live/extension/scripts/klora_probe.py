@@ -100,7 +100,7 @@ def add_endpoints(_: gr.Blocks, app: FastAPI):
 
     @app.get("/klora-probe/weights")
     def weights():
-        return watch.weights_hash()
+        return watch.weights()
 
     @app.get("/klora-probe/memory")
     def memory():
