@@ -32,5 +32,8 @@ class Witness:
 
     def assert_model_unchanged(self) -> None:
         assert self.host.state() == self.state
-        weights = self.host.weights()
-        assert [name for name in weights.keys() | self.weights.keys() if weights.get(name) != self.weights.get(name)] == []
+        now = self.host.weights()
+        moved = [x for x in now.keys() | self.weights.keys() if now.get(x) != self.weights.get(x)]
+        assert not moved, (
+            f"{len(moved)} weights are not as before, {moved[0]} was {self.weights.get(moved[0])}, is {now.get(moved[0])}"
+        )

@@ -32,8 +32,17 @@ def host_backups(name, root):
     if not is_forge():
         return lazy_backups(root)
     patcher = patchers()[name]
-    saved = patcher.lora_loader.backup if hasattr(patcher, "lora_loader") else patcher.backup
+    if hasattr(patcher, "lora_loader"):
+        return patcher.lora_loader.backup
+    saved = {key: value for loaded in loaded_patchers(root) for key, value in loaded.backup.items()}
     return {key: getattr(value, "weight", value) for key, value in saved.items()}
+
+
+def loaded_patchers(root):
+    """Where a prompt's encoding is cached, the text encoders still carry what an earlier job's patcher merged."""
+    name = "backend.memory_management" if find_spec("backend") else "ldm_patched.modules.model_management"
+    loaded = [entry.model for entry in import_module(name).current_loaded_models]
+    return [patcher for patcher in loaded if patcher is not None and patcher.model is root]
 
 
 def lazy_backups(model):
