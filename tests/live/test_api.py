@@ -118,7 +118,7 @@ def axis(host: Host, label: str, values: list[str], dropdown: bool = False) -> l
 
 def plot(host: Host, job: dict, *args: object, **kw: object) -> list:
     grid, *cells = host.run(job | {"script_name": "x/y/z plot", "script_args": axis(host, *args, **kw)}).images
-    assert grid.shape[1] == sum(c.shape[1] for c in cells)
+    assert grid.size == sum(c.size for c in cells)  # in one row, or as near to a square as may be
     return cells
 
 

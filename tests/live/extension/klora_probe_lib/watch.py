@@ -107,12 +107,13 @@ def checksum(tensor):
 
 
 def weights():
-    """name -> shape, type and checksum of every parameter and buffer but the VAE's, the host's own merge undone"""
+    """name -> shape, type and checksum of every parameter and buffer but two, the host's own merge undone"""
     out = {}
     for root_name, root in webui.roots().items():
         named = dict(root.named_parameters()) | dict(root.named_buffers()) | webui.host_backups(root_name, root)
         for name, tensor in named.items():
-            if not name.startswith("first_stage_model."):
+            # the VAE's, and a projection that SD1.5's file lacks: Neo loads it as whatever memory holds
+            if not name.startswith(("first_stage_model.", "clip_l.transformer.text_projection.")):
                 out[f"{root_name} {name}"] = f"{tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}"
     return out
 
