@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -164,58 +163,6 @@ class Family:
         from modules import sd_samplers_common
 
         return sd_samplers_common.InterruptedException()
-
-
-PATCHING = ("load", "patch_model", "unpatch_model", "partially_load", "partially_unload")
-
-
-@contextmanager
-def patching_aside(unet: Any, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """While open, every patcher of ``unet``'s model that patches, unpatches or moves weights does so inside ``aside()``.
-
-    These hosts do it by putting other parameters in the place of those that we write; within a pass where another patcher
-    is loaded (Fooocus inpaint) or where something else needs the memory (a full preview).
-    """
-    classes, model = type(unet).__mro__, unet.model
-    found = [(c, name, vars(c)[name]) for name in PATCHING for c in classes if name in vars(c)]
-    for owner, name, method in found:
-        setattr(owner, name, wrapped(method, model, aside))
-    try:
-        yield
-    finally:
-        for owner, name, method in found:
-            setattr(owner, name, method)
-
-
-def wrapped(method: Callable[..., Any], model: Any, aside: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def act(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.model is not model:
-            return method(self, *args, **kwargs)
-        with aside():
-            return method(self, *args, **kwargs)
-
-    return act
-
-
-def predicted_progress(predictor: Any, sigma: torch.Tensor) -> float:
-    """Progress by the table of a Forge's discrete model, or by the formula of one that has none (flow)."""
-    if hasattr(predictor, "log_sigmas"):
-        return noise_progress(timestep_between(predictor.log_sigmas, sigma), len(predictor.log_sigmas))
-    most = predictor.sigma_max() if callable(predictor.sigma_max) else predictor.sigma_max
-    last = float(predictor.timestep(torch.as_tensor(most).reshape(1)).max())
-    return noise_progress(float(predictor.timestep(sigma.reshape(1)).max()), last + 1)
-
-
-def timestep_between(log_sigmas: torch.Tensor, sigma: torch.Tensor) -> float:
-    """Where a noise level lies in the table, between two entries (the host's own answer is the nearer one).
-
-    Args: log_sigmas: [N], rising.  sigma: one element.
-    """
-    table = log_sigmas.double()
-    x = sigma.double().log().reshape(()).to(table.device).clamp(table[0], table[-1])
-    after = int(torch.searchsorted(table, x).clamp(1, len(table) - 1))
-    return after - float((table[after] - x) / (table[after] - table[after - 1]))
 
 
 def read_tag(params: Any) -> Tag:

@@ -9,13 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..engine.site import Site
 from ..errors import HostError
 from .contract import TextPart
-from .family import Family, predicted_progress
 from .forge_weights import numbers, packing
+from .forges import Forges
 from .layers import sites_of
 
 NAME = "Forge"
@@ -54,30 +53,21 @@ def make() -> Forge:
     return Forge(sys.modules["networks"])
 
 
-class Forge(Family):
+class Forge(Forges):
     """Fulfils ``contract.Host``."""
 
     name = NAME
     reload = "forge_model_reload"
 
     def model(self) -> Any:
-        from modules import shared
-
-        if not hasattr(shared.sd_model, "forge_objects"):
-            raise HostError("no checkpoint is loaded")
-        if not hasattr(shared.sd_model.forge_objects.unet, "lora_patches"):
+        model = super().model()
+        if not hasattr(model.forge_objects.unet, "lora_patches"):
             raise HostError("this WebUI's LoRA loader has changed: its model patcher has no lora_patches")
-        return shared.sd_model
-
-    def device(self) -> torch.device:
-        return torch.device(self.model().forge_objects.unet.load_device)
+        return model
 
     def sites(self) -> Mapping[str, Site]:
         denoiser = self.model().forge_objects.unet.model.diffusion_model
         return sites_of(denoiser, partial(numbers, device=self.device()), packing)
-
-    def settle(self, modules: Iterable[nn.Module]) -> None:
-        """Nothing is pending: a sampler is launched after the model has been loaded and its LoRAs merged."""
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
         """Take the pair's patches out of clones of the patchers, and give the text encoders' its text part.
@@ -121,10 +111,6 @@ class Forge(Family):
             yield
         finally:
             del loader.refresh
-
-    def noise(self, denoiser: Any, sigma: Tensor) -> float:
-        """1 − timestep/last timestep, by the model's own predictor (discrete or flow)."""
-        return predicted_progress(self.model().forge_objects.unet.model.predictor, sigma)
 
 
 def without(patcher: Any, paths: set[str]) -> Any:

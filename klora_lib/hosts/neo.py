@@ -7,7 +7,6 @@ is left out by having that function load the rest again.
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -21,8 +20,8 @@ from ..engine.site import Site
 from ..errors import HostError
 from . import forge
 from .contract import TextPart
-from .family import patching_aside
 from .forge_weights import packing, readable, unpacker
+from .forges import Forges, loaded_loras
 from .layers import sites_of
 
 NAME = "Forge Neo"
@@ -42,17 +41,11 @@ def make() -> Neo:
     return Neo(sys.modules["networks"])
 
 
-class Neo(forge.Forge):
+class Neo(Forges):
     """Fulfils ``contract.Host``."""
 
     name = NAME
-
-    def model(self) -> Any:
-        from modules import shared
-
-        if not hasattr(shared.sd_model, "forge_objects"):
-            raise HostError("no checkpoint is loaded")
-        return shared.sd_model
+    reload = forge.Forge.reload
 
     def sites(self) -> Mapping[str, Site]:
         denoiser = self.model().forge_objects.unet.model.diffusion_model
@@ -80,18 +73,18 @@ class Neo(forge.Forge):
 
     def leave_out(self, paths: set[str]) -> bool:
         """Load again all that is loaded but the files at ``paths``; False where none of these is."""
-        loaded = told(self.model())
+        loaded = loaded_loras(self.model())
         if not any(path in paths for path, *_ in loaded):
             return False
         names = {net.network_on_disk.filename: net.mentioned_name for net in self.networks.loaded_networks}
-        rest = [(names[path], te, unet) for path, unet, te, *_ in loaded if path not in paths and path in names]
+        others = [load for load in loaded if load[0] not in paths]
+        if unknown := [path for path, *_ in others if path not in names]:
+            raise HostError(f"this WebUI's LoRA loader has changed: it lists {unknown[0]!r}, but not by what name it came")
+        rest = [(names[path], te, unet) for path, unet, te in others]
         self.networks.load_networks(*([column[i] for column in rest] for i in range(3)))
-        if any(path in paths for path, *_ in told(self.model())):
+        if any(path in paths for path, *_ in loaded_loras(self.model())):
             raise HostError("this WebUI's LoRA loader has changed: it loads the pair though it was not asked to")
         return True
-
-    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
-        return patching_aside(self.model().forge_objects.unet, aside)
 
     def before_model_swap(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
         from modules import shared
@@ -99,17 +92,6 @@ class Neo(forge.Forge):
         if getattr(p, "refiner_checkpoint_info", None) is not None and getattr(shared.opts, "refiner_fast_sd", False):
             raise HostError("the option 'Reload \"state_dict\" Only' writes the refiner over the layers of the pair")
         return super().before_model_swap(p, act)
-
-
-def told(model: Any) -> list[list[Any]]:
-    """What the host has loaded: [path, denoiser weight, text-encoder weight, …] of each file, in order."""
-    try:
-        loaded = ast.literal_eval(model.current_lora_hash)
-        if all(isinstance(entry, list) and len(entry) >= 3 and isinstance(entry[0], str) for entry in loaded):
-            return list(loaded)
-    except (AttributeError, SyntaxError, TypeError, ValueError):
-        pass
-    raise HostError("this WebUI's LoRA loader has changed: current_lora_hash does not list what it has loaded")
 
 
 def numbers(module: nn.Module, device: torch.device) -> Tensor:

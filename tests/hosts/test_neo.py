@@ -169,7 +169,16 @@ def test_text_encoders_carry_the_text_part_alone(loader: Loader) -> None:
 @pytest.mark.parametrize("noted", ["7f3a", "[('/loras/style.safetensors', 1.0)]", "5", None])
 def test_notes_that_list_no_files_are_refused(loader: Loader, noted: str | None) -> None:
     loader.model.current_lora_hash = noted
-    with pytest.raises(HostError, match="LoRA loader has changed: current_lora_hash does not list"):
+    with pytest.raises(HostError, match="LoRA loader has changed: its list of loaded LoRAs reads"):
+        neo.make().load_text_parts(job(), {}, parts())
+
+
+def test_another_lora_is_never_left_out_in_silence(loader: Loader) -> None:
+    loader.load_networks(["other", "style"], [1.0, 1.0], [1.0, 1.0])
+    loader.networks.loaded_networks = [n for n in loader.networks.loaded_networks if n.mentioned_name != "other"]
+    with pytest.raises(
+        HostError, match="LoRA loader has changed: it lists '/loras/other.safetensors', but not by what name"
+    ):
         neo.make().load_text_parts(job(), {}, parts())
 
 

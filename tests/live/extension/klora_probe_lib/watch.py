@@ -112,8 +112,7 @@ def weights():
     for root_name, root in webui.roots().items():
         named = dict(root.named_parameters()) | dict(root.named_buffers()) | webui.host_backups(root_name, root)
         for name, tensor in named.items():
-            # the VAE's, and a projection that SD1.5's file lacks: Neo loads it as whatever memory holds
-            if not name.startswith(("first_stage_model.", "clip_l.transformer.text_projection.")):
+            if not name.startswith(("first_stage_model.", *webui.LOADED_AT_RANDOM)):
                 out[f"{root_name} {name}"] = f"{tuple(tensor.shape)} {tensor.dtype} {checksum(tensor)}"
     return out
 

@@ -9,6 +9,16 @@ import torch
 from modules import shared
 
 
+def is_neo():
+    return find_spec("backend") is not None and not hasattr(
+        import_module("backend.patcher.base").ModelPatcher, "refresh_loras"
+    )
+
+
+# SD1.5's file has no such projection, and Neo leaves in it whatever memory holds
+LOADED_AT_RANDOM = ("clip_l.transformer.text_projection.",) if is_neo() else ()
+
+
 def is_forge():
     return find_spec("modules_forge") is not None
 
