@@ -50,7 +50,7 @@ def running(host: Host) -> Iterator[Host]:
 @pytest.fixture(scope="session")
 def host(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     # the probe's name comes first, so that it sees the WebUI before the extension does
-    extensions = {"a-probe": Path(__file__).parent / "extension", "klora": REPOSITORY}
+    extensions = {"a-probe": Path(__file__).parent / "extension", "klora": REPOSITORY, **KINDS[kind].sizes}
     yield from running(install(KINDS[kind], tmp_path_factory.mktemp(kind), extensions))
 
 

@@ -81,6 +81,7 @@ class Host:
     further: tuple[Model, ...] = ()  # of architectures that not every kind has
     hires: dict = {}  # what a job with hires fix must say here
     config: dict = {}
+    sizes: dict[str, Path] = {}  # an extension by which it loads tiny models it would not load by itself
 
     def __init__(self, folder: Path, webui: Path, python: Path, models: Path, extensions: dict[str, Path]):
         self.folder, self.webui, self.python, self.models_folder = folder, webui, python, models
@@ -88,6 +89,7 @@ class Host:
         self.log = folder / "host.log"
         self.process: subprocess.Popen | None = None
         self.checkpoint: str | None = None
+        self.stored = "Automatic"  # how its denoiser's weights are kept
         self.known: dict[str, np.ndarray] = {}
         self.data = folder / "data"
         (self.data / "extensions").mkdir(parents=True)
@@ -191,8 +193,8 @@ class Host:
         return self.run(job).image
 
     def known_image(self, job: dict) -> np.ndarray:
-        """Of a plain job: made once for each checkpoint."""
-        key = json.dumps([self.checkpoint, job], sort_keys=True)
+        """Of a plain job: made once for each checkpoint and storage."""
+        key = json.dumps([self.checkpoint, self.stored, job], sort_keys=True)
         if key not in self.known:
             self.known[key] = self.image(job)
         return self.known[key]
@@ -219,8 +221,12 @@ class Host:
         """What the brute-force reference did in the last job, one entry a sampling pass."""
         return self.must("/klora-probe/reference")
 
+    def last_job(self) -> dict[str, int]:
+        """How often it called the denoiser ("calls"; 0 where it was told to fail), and how many weights were "rewritten"."""
+        return self.must("/klora-probe/job")
+
     def arm(self, **fault: int) -> None:
-        """`fail`, `interrupt` or `skip` the next job at the call with this number."""
+        """`fail`, `interrupt`, `skip` or `rewrite` the next job's model at the call with this number."""
         self.must("/klora-probe/arm", fault)
 
     def reload_ui(self) -> None:

@@ -16,6 +16,7 @@ PREPARED = ("--skip-prepare-environment", "--skip-python-version-check", "--skip
 FLUX_JOB = {
     "sampler_name": "Euler", "cfg_scale": 1, "distilled_cfg_scale": 3.5, "scheduler": "Simple", "negative_prompt": "",
 }  # fmt: skip
+INFERENCE_MB = 1024
 FLUX_PARTS = ("VAE/flux_ae.safetensors", "text_encoder/flux_clip_l.safetensors", "text_encoder/flux_t5_tiny.safetensors")
 
 
@@ -54,6 +55,7 @@ class Forge(Host):
     config = {"live_previews_enable": False, "sd_model_checkpoint": sd15.checkpoint}
     fixed_flags: tuple[str, ...] = ("--always-cpu", *PREPARED, "--api", "--no-download-sd-model")
     folder_flags = {"ckpt-dir": "", "lora-dir": "", "vae-dir": "VAE", "text-encoder-dir": "text_encoder"}
+    sizes = {"a-sizes": Path(__file__).parent / "makers" / "extension"}
 
     def flags(self, checkpoint: str) -> list[str]:
         own = {"ckpt": self.ckpt, "lora": self.lora}
@@ -61,10 +63,19 @@ class Forge(Host):
         return [*self.fixed_flags, *(x for flag, folder in folders.items() for x in (f"--{flag}", str(folder)))]
 
     def use(self, checkpoint: str) -> None:
-        if self.checkpoint != checkpoint:
-            parts = [self.models_folder / part for part in FLUX_PARTS] if "flux" in checkpoint else []
-            self.options(sd_model_checkpoint=checkpoint, forge_additional_modules=[str(x) for x in parts])
-            self.checkpoint = checkpoint
+        self.store(checkpoint, "Automatic")
+
+    def store(self, checkpoint: str, stored: str) -> None:
+        """A checkpoint and its storage ("Diffusion in Low Bits"), looked at only when something else changes too."""
+        if (self.checkpoint, self.stored) == (checkpoint, stored):
+            return
+        parts = [str(self.models_folder / part) for part in FLUX_PARTS] if "flux" in checkpoint else []
+        options: dict = {"sd_model_checkpoint": checkpoint, "forge_additional_modules": parts}
+        if self.stored != stored:
+            self.options(**options, forge_unet_storage_dtype=stored, forge_inference_memory=INFERENCE_MB + 1)
+            options["forge_inference_memory"] = INFERENCE_MB
+        self.options(**options)
+        self.checkpoint, self.stored = checkpoint, stored
 
     def add_loras(self) -> None:
         """The maker's files are fewer here: two more are cut from the largest."""
@@ -85,6 +96,7 @@ class ReForge(Forge):
     further = ()
     hires = {"hr_cfg": 5}
     folder_flags = {"ckpt-dir": "", "lora-dir": "", "vae-dir": "VAE"}
+    sizes: dict[str, Path] = {}
 
     def use(self, checkpoint: str) -> None:
         Host.use(self, checkpoint)
@@ -105,6 +117,7 @@ class Neo(Forge):
     config = Forge.config | {"VERSION_UID": "PY313"}
     fixed_flags = ("--cpu", *PREPARED, "--skip-version-check", "--api")
     folder_flags = {"ckpt-dirs": "", "lora-dir": "", "vae-dirs": "VAE", "text-encoder-dirs": "text_encoder"}
+    sizes: dict[str, Path] = {}
 
 
 KINDS: dict[str, type[Host]] = {"a1111": A1111, "forge": Forge, "reforge": ReForge, "classic": Classic, "neo": Neo}
@@ -138,7 +151,7 @@ def install(kind: type[Host], folder: Path, extensions: dict[str, Path]) -> Host
     """The same with the maker's tiny models, and with what the tests derive from these."""
     host = installed(kind, folder, extensions)
     weights = load_file(host.ckpt / host.sd15.checkpoint)
-    host.write_other(host.ckpt / host.sd15_other, {k: v * 1.25 if ".attn" in k else v for k, v in weights.items()})
+    host.write_other(host.ckpt / host.sd15_other, {k: v * 3 if ".attn" in k else v for k, v in weights.items()})
     host.add_loras()
     for model in (*host.models.values(), *host.further):
         for seed, role in enumerate(("content", "style")):

@@ -1,64 +1,134 @@
-"""On a real Forge: Flux, and weights that are packed. The lists of the other files are for plain weights."""
+"""On a real Forge: Flux, and weights that are kept in 8 or 4 bits. The lists of the other files are for plain weights."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import pytest
 
 from .checks import FAR, assert_like_reference, same
-from .host import Host, difference
-from .jobs import PLAIN, klora, plain, tag
-from .kinds import FLUX_JOB as FLUX
-from .kinds import Forge
-from .test_safety import assert_fails
+from .host import Host, difference, encode
+from .jobs import HIRES, PLAIN, Model, klora, plain, tag
+from .kinds import FLUX_JOB, Forge
+from .storage import ONLINE
+from .test_safety import assert_fails, assert_stops
 
 pytestmark = pytest.mark.hosts("forge")
-PAIR = Forge.flux.full
-CHECKPOINTS = ("tiny-flux.safetensors", "tiny-flux-q8_0.gguf", "tiny-flux-q4_0.gguf")
-# merging a tag's LoRA into a packed weight packs the sum anew, which we never do: what is exact is the reference
-PACKED_ANEW = {"tiny-flux-q8_0.gguf": 3, "tiny-flux-q4_0.gguf": 25}
 
 
-@pytest.fixture(params=CHECKPOINTS)
-def flux(host: Host, request: pytest.FixtureRequest) -> str:
-    host.use(request.param)
+@dataclass(frozen=True)
+class Format:
+    """stored: "Diffusion in Low Bits"; job: what its requests need beside the tests' own."""
+
+    model: Model
+    checkpoint: str
+    stored: str = "Automatic"
+    job: dict = field(default_factory=dict)
+
+    @property
+    def packed(self) -> bool:
+        return self.stored != "Automatic" or self.checkpoint.endswith(".gguf")
+
+    def use(self, host: Host, more: str = "") -> None:
+        host.store(self.checkpoint, self.stored + more)  # type: ignore[attr-defined]
+
+
+FORMATS = {
+    "sd15-e4m3": Format(Forge.sd15, Forge.sd15.checkpoint, "float8-e4m3fn"),
+    "sd15-e5m2": Format(Forge.sd15, Forge.sd15.checkpoint, "float8-e5m2"),
+    "sdxl-e4m3": Format(Forge.sdxl, Forge.sdxl.checkpoint, "float8-e4m3fn"),
+    "flux": Format(Forge.flux, Forge.flux.checkpoint, job=FLUX_JOB),
+    "flux-e4m3": Format(Forge.flux, Forge.flux.checkpoint, "float8-e4m3fn", FLUX_JOB),
+    "flux-q8": Format(Forge.flux, "tiny-flux-q8_0.gguf", job=FLUX_JOB),
+    "flux-q4": Format(Forge.flux, "tiny-flux-q4_0.gguf", job=FLUX_JOB),
+}
+
+
+@pytest.fixture(scope="session", params=FORMATS)
+def name(request: pytest.FixtureRequest) -> str:
+    """Session-wide, so that pytest groups the tests by format."""
     return request.param
 
 
-def tagged(content: float, style: float) -> dict:
-    """Both text-encoder parts, and the denoiser parts by these weights."""
-    return plain(prompt=PLAIN["prompt"] + tag(PAIR.content, 1, content) + tag(PAIR.style, 1, style), **FLUX)
+@pytest.fixture
+def form(host: Host, name: str) -> Format:
+    FORMATS[name].use(host)
+    return FORMATS[name]
 
 
-def test_extremes(host: Host, flux: str):
-    within = PACKED_ANEW.get(flux, 1)
-    content = host.image(klora(PAIR, {"alpha": 0, "beta": 1e-6}, **FLUX))
-    style = host.image(klora(PAIR, {"alpha": 0, "beta": 1e6}, **FLUX))
-    direct = host.image(klora(PAIR, {"method": "direct"}, **FLUX))
-    assert difference(content, host.image(tagged(1, 0))) <= within
-    assert difference(style, host.image(tagged(0, 1))) <= within
-    assert difference(direct, host.image(tagged(1, 1))) <= within
-    assert min(difference(style, content), difference(style, direct), difference(content, host.image(plain(**FLUX)))) > FAR
+def test_extremes(host: Host, form: Format):
+    """Merging a tag's LoRA into a packed weight packs the sum anew, which we never do: the host does neither online."""
+    pair = form.model.full
+    content = host.image(klora(pair, {"alpha": 0, "beta": 1e-6}, **form.job))
+    style = host.image(klora(pair, {"alpha": 0, "beta": 1e6}, **form.job))
+    direct = host.image(klora(pair, {"method": "direct"}, **form.job))
+    assert min(difference(style, other) for other in (content, direct, host.known_image(plain(**form.job)))) > FAR
+    form.use(host, ONLINE if form.packed else "")
+    for image, weights in ((content, (1, 0)), (style, (0, 1)), (direct, (1, 1))):
+        tags = tag(pair.content, 1, weights[0]) + tag(pair.style, 1, weights[1])
+        assert difference(image, host.image(plain(prompt=PLAIN["prompt"] + tags, **form.job))) <= 1
+        assert same(host.image(klora(pair, {"alpha": 0, "beta": 1e6}, **form.job)), style)
 
 
 @pytest.mark.parametrize("settings", [{}, {"scale": "s*"}, {"engine": "bypass"}], ids=str)
-def test_reference(host: Host, flux: str, settings: dict):
-    assert_like_reference(host, Forge.flux.uneven, settings, **FLUX)
+def test_reference(host: Host, form: Format, settings: dict):
+    assert_like_reference(host, form.model.uneven, settings, **form.job)
 
 
-@pytest.mark.parametrize("call", [0, 3])
-def test_finished_or_failed_leaves_nothing(host: Host, flux: str, call: int):
-    before, weights = host.image(plain(**FLUX)), host.weights()
-    if call:
-        assert_fails(host, call, klora(Forge.flux.uneven, **FLUX))
-    else:
-        assert difference(host.image(klora(Forge.flux.uneven, **FLUX)), before) > FAR
-    assert same(host.image(plain(**FLUX)), before)
+def test_batches(host: Host, form: Format):
+    pair = form.model.uneven
+    got = assert_like_reference(host, pair, batch_size=2, n_iter=2, passes=2, **form.job)
+    for i, image in enumerate(got.images):
+        assert difference(image, host.image(klora(pair, seed=PLAIN["seed"] + i, **form.job))) <= 1
+    assert difference(got.images[0], got.images[1]) > FAR
+
+
+def test_hires_fix(host: Host, form: Format):
+    assert_like_reference(host, form.model.uneven, passes=2, steps=4, **HIRES, **form.job)
+
+
+def test_img2img(host: Host, form: Format):
+    start = encode(host.known_image(plain(seed=5, **form.job)))
+    assert_like_reference(host, form.model.uneven, init_images=[start], denoising_strength=0.75, steps=8, **form.job)
+
+
+def assert_leaves_nothing(host: Host, form: Format, act) -> None:
+    before, weights = host.image(plain(**form.job)), host.weights()
+    act(klora(form.model.uneven, **form.job))
+    assert same(host.image(plain(**form.job)), before)
     assert host.weights() == weights
     assert host.state()["hooks"] == []
 
 
-def test_merge_into_a_packed_weight_is_refused(host: Host):
-    host.use("tiny-flux-q8_0.gguf")
-    answer = host.ask("/sdapi/v1/txt2img", klora(PAIR, {"engine": "merge"}, **FLUX))
+def test_finished_leaves_nothing(host: Host, form: Format):
+    def finish(job: dict) -> None:
+        assert difference(host.image(job), host.known_image(plain(**form.job))) > FAR
+
+    assert_leaves_nothing(host, form, finish)
+
+
+def test_failed_leaves_nothing(host: Host, form: Format):
+    assert_leaves_nothing(host, form, lambda job: assert_fails(host, 3, job))
+
+
+@pytest.mark.parametrize("order", ["interrupt", "skip"])
+def test_stopped_leaves_nothing(host: Host, form: Format, order: str):
+    assert_leaves_nothing(host, form, lambda job: assert_stops(host, order, job))
+
+
+def test_memory_stays_level(host: Host, form: Format):
+    pairs = (form.model.uneven, form.model.full, form.model.attention)
+    levels = []
+    for i in range(30):
+        settings = {"alpha": 1 + i / 30, "scale": ("s", "s*")[i // 2 % 2]}
+        host.image(klora(pairs[i % 3], settings, steps=3, **(HIRES if i % 4 == 1 else {}), **form.job))
+        levels.append(host.memory())
+    assert levels[-1] <= 1.05 * levels[4], [x >> 20 for x in levels]
+
+
+def test_merge_into_a_packed_weight_is_refused(host: Host, form: Format):
+    if not form.packed:
+        pytest.skip("its weights are plain")
+    answer = host.ask("/sdapi/v1/txt2img", klora(form.model.full, {"engine": "merge"}, **form.job))
     assert answer.status == 422
     assert "engine" in answer.text and "bypass" in answer.text

@@ -54,10 +54,16 @@ def test_finished_bypass(host: Host, sd15_witness: Witness):
 @ENGINES
 @pytest.mark.parametrize("order", ["interrupt", "skip"])
 def test_stopped_at_call_3(host: Host, sd15_witness: Witness, engine: str, order: str):
-    whole = host.image(klora(host.sd15.uneven, {"engine": engine}))
-    host.arm(**{order: 3})
-    assert difference(host.image(klora(host.sd15.uneven, {"engine": engine})), whole) > 2
+    assert_stops(host, order, klora(host.sd15.uneven, {"engine": engine}))
     sd15_witness.assert_unchanged()
+
+
+def assert_stops(host: Host, order: str, job: dict) -> None:
+    whole = host.image(job)
+    assert host.last_job()["calls"] == job["steps"]
+    host.arm(**{order: 3})
+    assert not same(host.image(job), whole)
+    assert host.last_job()["calls"] == 3
 
 
 def assert_fails(host: Host, call: int, job: dict) -> None:
@@ -98,6 +104,18 @@ def test_failed_then_another_klora_job(host: Host, sd15_witness: Witness, engine
     whole = host.image(klora(host.sd15.uneven, {"engine": engine}))
     assert_fails(host, 3, klora(host.sd15.uneven, {"engine": engine}))
     assert same(host.image(klora(host.sd15.uneven, {"engine": engine})), whole)
+    sd15_witness.assert_unchanged()
+
+
+@ENGINES
+@pytest.mark.hosts("forge", "reforge", "classic", "neo")
+def test_weights_rewritten_within_a_pass(host: Host, sd15_witness: Witness, engine: str):
+    """Fooocus inpaint loads another patcher of the same model and then the pass's own again; a full preview may, too."""
+    job = klora(host.sd15.uneven, {"engine": engine}, prompt=PLAIN["prompt"] + tag(host.sd15.attention.content, 0.5, 0.5))
+    whole = host.image(job)
+    host.arm(rewrite=3)
+    assert same(host.image(job), whole)
+    assert host.last_job()["rewritten"] > 10
     sd15_witness.assert_unchanged()
 
 

@@ -48,11 +48,29 @@ def host_backups(name, root):
     return {key: getattr(value, "weight", value) for key, value in saved.items()}
 
 
+def memory_management():
+    return import_module("backend.memory_management" if find_spec("backend") else "ldm_patched.modules.model_management")
+
+
 def loaded_patchers(root):
     """Where a prompt's encoding is cached, the text encoders still carry what an earlier job's patcher merged."""
-    name = "backend.memory_management" if find_spec("backend") else "ldm_patched.modules.model_management"
-    loaded = [entry.model for entry in import_module(name).current_loaded_models]
+    loaded = [entry.model for entry in memory_management().current_loaded_models]
     return [patcher for patcher in loaded if patcher is not None and patcher.model is root]
+
+
+def rewrite():
+    """Have the denoiser's weights rewritten and written back, as an extension does that loads a patcher of its own.
+
+    Returns how many weights were others meanwhile.
+    """
+    model = roots()["denoiser"]
+    (patcher,) = loaded_patchers(model)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    other = shared.sd_model.forge_objects_original.unet.clone()
+    memory_management().load_models_gpu([other])
+    moved = sum(not torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    memory_management().load_models_gpu([patcher])
+    return moved
 
 
 def lazy_backups(model):

@@ -18,14 +18,14 @@ class Probe:
         self.reference = None
         self.report = []
         self.fault = {}
-        self.calls = 0
+        self.calls = self.rewritten = 0
         self.hook = None
 
     def begin(self, request):
         """A job that raised has had no end: undo it here."""
         self.end()
         self.report = []
-        self.calls = 0
+        self.calls = self.rewritten = 0
         if request:
             self.reference = Reference(request["content"], request["style"], request.get("settings", {}))
 
@@ -59,6 +59,9 @@ class Probe:
                 if self.fault.get(order) == self.calls:
                     self.fault = {}
                     act()
+            if self.fault.get("rewrite") == self.calls:
+                self.fault = {}
+                self.rewritten = webui.rewrite()
         if self.reference is not None:
             self.reference.write(params)
 
@@ -109,6 +112,10 @@ def add_endpoints(_: gr.Blocks, app: FastAPI):
     @app.get("/klora-probe/reference")
     def reference():
         return PROBE.report
+
+    @app.get("/klora-probe/job")
+    def job():
+        return {"calls": PROBE.calls, "rewritten": PROBE.rewritten}
 
     @app.post("/klora-probe/arm")
     def arm(fault: dict = Body(...)):  # noqa: B008
