@@ -120,7 +120,7 @@ def third(source: Path, target: Path) -> None:
 
 def started(folder: Path, cpu: bool, flags: tuple[str, ...], checkpoints: list[Checkpoint]) -> OnGpu:
     """With the third LoRAs beside the others."""
-    host = installed(OnGpu, folder, {"klora": REPOSITORY})
+    host = installed(OnGpu, folder, {"klora": REPOSITORY, **OnGpu.sizes})
     for checkpoint in checkpoints:
         third(host.lora / f"{checkpoint.pair.style}.safetensors", host.lora / f"{checkpoint.other}.safetensors")
     host.cpu, host.more = cpu, flags
