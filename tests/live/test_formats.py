@@ -33,6 +33,7 @@ class Format:
         host.store(self.checkpoint, self.stored + more)  # type: ignore[attr-defined]
 
 
+LATE = {"alpha": 1, "beta": 0.25}  # the small Flux has few layers: enough of them switch late, too
 FORMATS = {
     "sd15-e4m3": Format(Forge.sd15, Forge.sd15.checkpoint, "float8-e4m3fn"),
     "sd15-e5m2": Format(Forge.sd15, Forge.sd15.checkpoint, "float8-e5m2"),
@@ -67,7 +68,7 @@ def test_extremes(host: Host, form: Format):
     for image, weights in ((content, (1, 0)), (style, (0, 1)), (direct, (1, 1))):
         tags = tag(pair.content, 1, weights[0]) + tag(pair.style, 1, weights[1])
         assert difference(image, host.image(plain(prompt=PLAIN["prompt"] + tags, **form.job))) <= 1
-        assert same(host.image(klora(pair, {"alpha": 0, "beta": 1e6}, **form.job)), style)
+        assert difference(host.image(klora(pair, {"alpha": 0, "beta": 1e6}, **form.job)), style) <= 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"scale": "s*"}, {"engine": "bypass"}], ids=str)
@@ -84,12 +85,12 @@ def test_batches(host: Host, form: Format):
 
 
 def test_hires_fix(host: Host, form: Format):
-    assert_like_reference(host, form.model.uneven, passes=2, steps=4, **HIRES, **form.job)
+    assert_like_reference(host, form.model.uneven, LATE, passes=2, steps=4, **HIRES, **form.job)
 
 
 def test_img2img(host: Host, form: Format):
     start = encode(host.known_image(plain(seed=5, **form.job)))
-    assert_like_reference(host, form.model.uneven, init_images=[start], denoising_strength=0.75, steps=8, **form.job)
+    assert_like_reference(host, form.model.uneven, LATE, init_images=[start], denoising_strength=0.75, steps=8, **form.job)
 
 
 def assert_leaves_nothing(host: Host, form: Format, act) -> None:
