@@ -184,6 +184,15 @@ class Settings:
             return self.beta
         return 0.85 * self.alpha if self.scale == "s*" else 0.5
 
+    @property
+    def weights(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """(text encoder, denoiser) for content and for style: the first follows the second where it is not given."""
+        content, style = self.content_te_weight, self.style_te_weight
+        return (
+            (self.content_weight if content is None else content, self.content_weight),
+            (self.style_weight if style is None else style, self.style_weight),
+        )
+
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
     """Settings from names and raw values; names left out take their default. Raises SettingsError with all offenders."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PURE = ("core", "engine", "settings", "errors")  # need neither a WebUI nor a picture
+PURE = ("core", "engine", "settings", "infotext", "errors")  # need neither a WebUI nor a picture
 HOSTS_OWN = (
     "modules", "modules_forge", "backend", "ldm_patched", "comfy", "networks", "network", "lora", "gradio", "fastapi",
     "starlette", "pydantic", "PIL", "cv2", "transformers", "diffusers",
@@ -23,10 +23,11 @@ HOSTS_OWN = (
 KNOWS = {  # room: the rooms it may import
     "errors": set(),
     "settings": {"errors"},
+    "infotext": {"settings", "errors"},
     "core": {"core", "settings", "errors"},
     "engine": {"engine", "core", "settings", "errors"},
-    "hosts": {"hosts", "engine", "core", "settings", "errors"},
-    "webui": {"webui", "hosts", "engine", "core", "settings", "errors"},
+    "hosts": {"hosts", "engine", "core", "settings", "infotext", "errors"},
+    "webui": {"webui", "hosts", "engine", "core", "settings", "infotext", "errors"},
 }
 OUTSIDE = {"torch", "safetensors"} | set(sys.stdlib_module_names)  # what PURE rooms may import from elsewhere
 LONGEST = 300  # lines
@@ -142,6 +143,7 @@ for module in list(pkgutil.walk_packages(klora_lib.__path__, "klora_lib.")):
 
 after = others()
 seen += [f"{name}.{key} is another" for (name, key), value in before.items() if after.get((name, key)) != value]
+seen += [f"{name} is imported" for name in ("diffusers", "transformers", "peft", "accelerate") if name in sys.modules]
 seen += [] if threading.enumerate() == threads else ["a thread runs"]
 seen += [] if torch.equal(torch.get_rng_state(), noise) else ["the noise has moved"]
 now = torch.backends.cuda.matmul.allow_tf32, torch.is_grad_enabled(), torch.get_num_threads()
@@ -166,7 +168,11 @@ def test_core_and_engine_never_meet_a_host() -> None:
     found = imported_without_a_host(REPOSITORY)
     rooms = {room for room in PURE if (REPOSITORY / "klora_lib" / room).is_dir()}
     files = {p for room in rooms for p in (REPOSITORY / "klora_lib" / room).glob("*.py") if p.stem != "__init__"}
-    assert found >= {f"klora_lib.{p.parent.name}.{p.stem}" for p in files} | {"klora_lib.settings", "klora_lib.errors"}
+    assert found >= {f"klora_lib.{p.parent.name}.{p.stem}" for p in files} | {
+        "klora_lib.settings",
+        "klora_lib.infotext",
+        "klora_lib.errors",
+    }
 
 
 def test_imports_go_one_way() -> None:
@@ -247,6 +253,14 @@ def test_every_effect_of_importing_is_caught(copy: Path) -> None:
     spoil(copy, "engine/site.py", "nn.Linear.forward = lambda self, x: x")
     spoil(copy, "core/selectors.py", "torch.rand(1)")
     spoil(copy, "webui/plot.py", "Image.open = None")
+    spoil(copy, "hosts/diffusers/clock.py", "import transformers")
     found = effects(copy)
-    for effect in ("left_behind", "a thread runs", "torch.nn.Linear.forward", "the noise has moved", "PIL.Image.open"):
+    for effect in (
+        "left_behind",
+        "a thread runs",
+        "torch.nn.Linear.forward",
+        "the noise has moved",
+        "PIL.Image.open",
+        "transformers",
+    ):
         assert effect in found

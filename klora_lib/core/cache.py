@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from ..errors import KLoraError, LoraFileError, all_offenders
 from .lora import LoraFile, read_lora
 from .pairing import Pair, make_pair
 from .scoring import Scores, score
@@ -33,6 +34,20 @@ class Library:
             return read_lora(path, name)  # which says what is wrong
         key = os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, name
         return kept(self.files, key, FILES, lambda: read_lora(path, name))
+
+    def read_both(self, *listed: tuple[str | os.PathLike[str], str]) -> tuple[LoraFile, LoraFile]:
+        """Content and style, each given by path and name.  Raises LoraFileError that names the role, or both."""
+        files: list[LoraFile] = []
+        errors: list[KLoraError] = []
+        for role, (path, name) in zip(("content", "style"), listed, strict=True):
+            try:
+                files.append(self.read(path, name))
+            except LoraFileError as e:
+                errors.append(e.about(role))
+        if errors:
+            raise all_offenders(errors)
+        content, style = files
+        return content, style
 
     def pair(self, content: LoraFile, style: LoraFile) -> Pair:
         """The two, aligned.  Raises PairError."""

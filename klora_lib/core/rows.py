@@ -39,6 +39,8 @@ def two_parts(delta: Delta) -> bool:
 
 
 def swapped(delta: Delta) -> Delta:
+    if isinstance(delta, Swapped):
+        return delta.inner
     if isinstance(delta, Norm):  # here a bias alone
         return replace(delta, bias=None if delta.bias is None else halves_swapped(delta.bias))
     return Swapped(delta)

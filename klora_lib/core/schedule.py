@@ -25,6 +25,14 @@ def step_progress(t: int, total: int, start: float = 0.0) -> float:
     return min(start + (1.0 - start) * (t / total), BELOW_ONE)
 
 
+def whole_steps(steps: int, start: float) -> int:
+    """How many steps a full schedule would have of which a pass makes the last ``steps``, beginning at ``start``.
+
+    Every step of a pass that begins late is then a step of its own for the methods that count steps.
+    """
+    return max(1, round(steps / (1.0 - start))) if start < 1 else steps
+
+
 def noise_progress(timestep: float, timesteps: float) -> float:
     """Progress by noise: 1 − timestep/(N−1) for a training schedule of N ``timesteps``, within [0, 1)."""
     return min(max(1.0 - timestep / (timesteps - 1), 0.0), BELOW_ONE)

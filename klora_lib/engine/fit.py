@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
+from ..core.keys import members
 from ..core.pairing import SHOWN, Pair, Unit, flat
 from ..core.plan import Plan
 from ..core.selectors import CONTENT, STYLE
+from ..core.slices import rows_of
 from ..errors import PairError
 from .session import Placed
 from .site import Load, Loads, Site
 
+Sites = Mapping[str, Site]
+
 
 def place(
-    plan: Plan, pair: Pair, sites: Mapping[str, Site], weights: tuple[float, float], checkpoint: str
+    plan: Plan, pair: Pair, sites: Sites, weights: tuple[float, float], checkpoint: str
 ) -> tuple[list[Placed], list[str]]:
     """Every unit of the pair on its site, and the names of those the model does not have.
 
     Args: weights: the user's denoiser weights of content and style.
     Raises PairError where shapes differ, or no layer that both LoRAs touch is in the model.
     """
-    refuse_other_shapes(pair, sites, checkpoint)
+    refuse_other_shapes((*pair.units, *pair.added), sites, (pair.content.name, pair.style.name), checkpoint)
     rows = [*range(len(plan.units)), *[None] * len(pair.added)]
     placed, missing = [], []
     for row, unit in zip(rows, (*plan.units, *pair.added)):
-        site = sites.get(unit.name)
-        if site is None:
+        found = seats(unit, sites)
+        if not found:
             missing.append(unit.name)
-            continue
-        loads = Loads(*(Load(d, w) if d is not None else None for d, w in zip((unit.content, unit.style), weights)))
-        placed.append(Placed(row, added_mask(plan, unit), site, loads))
-    if not any(unit.shared and unit.name in sites for unit in pair.units):
+        placed += [Placed(row, added_mask(plan, unit), site, loads(part, weights)) for part, site in found]
+    if not any(unit.shared and seats(unit, sites) for unit in pair.units):
         raise PairError(f"none of the layers that both LoRAs touch is in {checkpoint!r}, {pair.units[0].name} is not")
     return placed, missing
+
+
+def loads(unit: Unit, weights: tuple[float, float]) -> Loads:
+    return Loads(*(Load(d, w) if d is not None else None for d, w in zip((unit.content, unit.style), weights)))
+
+
+def seats(unit: Unit, sites: Sites) -> list[tuple[Unit, Site]]:
+    """Where a unit acts: on its site; or, where the model has a fused layer split, each member's rows on the member's."""
+    if unit.name in sites:
+        return [(unit, sites[unit.name])]
+    names = split_in_the_model(unit, sites)
+    edges = [0, *accumulate(sites[name].shape[0] for name in names)]
+    parts = [
+        Unit(name, rows_of(unit.content, first, last), rows_of(unit.style, first, last))
+        for name, (first, last) in zip(names, pairwise(edges))
+    ]
+    return [(part, sites[part.name]) for part in parts if part.content is not None or part.style is not None]
+
+
+def split_in_the_model(unit: Unit, sites: Sites) -> tuple[str, ...]:
+    """The members of a fused unit where the model has all of them and not the fused layer; else ()."""
+    names = members(unit.name)
+    return names if unit.name not in sites and all(name in sites for name in names) else ()
+
+
+def shape_in_the_model(unit: Unit, sites: Sites) -> tuple[int, ...] | None:
+    """Shape of the weight that the unit is for, members stacked; None where the model does not have it."""
+    if unit.name in sites:
+        return sites[unit.name].shape
+    shapes = [sites[name].shape for name in split_in_the_model(unit, sites)]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes else None
 
 
 def added_mask(plan: Plan, unit: Unit) -> int:
@@ -42,24 +76,21 @@ def added_mask(plan: Plan, unit: Unit) -> int:
     return {"content": CONTENT, "style": STYLE}.get(plan.method, CONTENT | STYLE)
 
 
-def refuse_other_shapes(pair: Pair, sites: Mapping[str, Site], checkpoint: str) -> None:
-    bad = [u for u in (*pair.units, *pair.added) if u.name in sites and not fits(u, sites[u.name])]
+def refuse_other_shapes(units: Sequence[Unit], sites: Sites, names: tuple[str, str], checkpoint: str) -> None:
+    there = [(unit, shape_in_the_model(unit, sites)) for unit in units]
+    bad = [(unit, shape) for unit, shape in there if shape is not None and not fits(unit.shape, shape)]
     if not bad:
         return
-    both = [(u.name, text(u.shape), text(sites[u.name].shape)) for u in bad[:SHOWN]]
-    facts = "; ".join(f"{name} is {ours} in the LoRAs, {theirs} in the model" for name, ours, theirs in both)
+    told = [f"{unit.name} is {text(unit.shape)} in the LoRAs, {text(shape)} in the model" for unit, shape in bad[:SHOWN]]
     more = f", and {len(bad) - SHOWN} layers more" if len(bad) > SHOWN else ""
-    raise PairError(
-        f"{pair.content.name!r} and {pair.style.name!r} are not made for the model of {checkpoint!r}: {facts}{more}"
-    )
+    raise PairError(f"{names[0]!r} and {names[1]!r} are not made for the model of {checkpoint!r}: {'; '.join(told)}{more}")
 
 
-def fits(unit: Unit, site: Site) -> bool:
+def fits(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
     """Same rows and columns; an inpainting model's first convolution has 9 input channels where the LoRA has 4.
 
     A bias alone has rows only.
     """
-    ours, theirs = unit.shape, site.shape
     if len(ours) == 1:
         return ours[0] == theirs[0]
     if len(theirs) == 4 and theirs[1] == 9 and len(ours) == 4 and ours[1] == 4:

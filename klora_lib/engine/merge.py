@@ -92,7 +92,7 @@ class Merged:
         module = self.site.module
         if self.loads.with_weight or module.weight.dim() == 1:
             self.weight = self.kept(self.site.part(module.weight.detach()))
-        if self.loads.with_bias and module.bias is not None:  # a norm without a bias gets none
+        if self.loads.with_bias and getattr(module, "bias", None) is not None:  # a norm without a bias gets none
             self.bias = self.kept(self.site.part(module.bias.detach()))
         self.backed_up = True
 

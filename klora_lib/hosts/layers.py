@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -23,8 +23,17 @@ def sites_of(
     packing: Callable[[nn.Module], Packed | None] = never,
 ) -> dict[str, Site]:
     """Every module with a weight, under its diffusers-style name; a fused projection also under its members' names."""
+    return sites_from(denoiser.named_modules(), read, packing)
+
+
+def sites_from(
+    layers: Iterable[tuple[str, nn.Module]],
+    read: Callable[[nn.Module], object] = stored_weight,
+    packing: Callable[[nn.Module], Packed | None] = never,
+) -> dict[str, Site]:
+    """The same of (path, module); a fused projection that comes behind its members takes their names over."""
     sites: dict[str, Site] = {}
-    for path, module in denoiser.named_modules():
+    for path, module in layers:
         weight = getattr(module, "weight", None)
         if weight is None or path == "":
             continue

@@ -1,1 +1,1 @@
-"""The WebUI side: one job, the panel, infotext, XYZ plot, the map."""
+"""The WebUI side: one job, the panel, XYZ plot, the map."""

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from .. import infotext
 from ..core.cache import Library
 from ..errors import KLoraError
 from ..hosts import detect
 from ..settings import Settings, named, read_settings
-from . import infotext, xyz
+from . import xyz
 from .job import Job, guarded, prepare
 from .refuse import KLoraRefused, refuse, refuse_sampling
 

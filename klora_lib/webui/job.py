@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.cache import Library
-from ..core.lora import LoraFile
 from ..core.pairing import Pair
 from ..core.plan import Plan, make_plan
-from ..core.schedule import step_progress
+from ..core.schedule import step_progress, whole_steps
 from ..core.scoring import Scores
 from ..engine.fit import place
 from ..engine.session import Session
-from ..errors import KLoraError, LoraFileError, PairError, SettingsError, all_offenders
+from ..errors import KLoraError, PairError, SettingsError, all_offenders
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..settings import Settings
 
@@ -42,11 +41,8 @@ class Job:
 
     def weights(self) -> list[tuple[float, float]]:
         """(text encoder, denoiser) for content and style: a tag's own, else the settings', te following the weight."""
-        s = self.settings
-        given = ((s.content_te_weight, s.content_weight), (s.style_te_weight, s.style_weight))
-        own = [(weight if te is None else te, weight) for te, weight in given]
         found = [self.tags.get(entry.name) for entry in self.entries]
-        return [(tag.te, tag.unet) if tag else pair for tag, pair in zip(found, own)]
+        return [(tag.te, tag.unet) if tag else own for tag, own in zip(found, self.settings.weights)]
 
     def take_networks(self, p: Any, network_data: Any) -> None:
         """The prompt's networks are active: take the pair out of them, and leave its text-encoder parts to the host."""
@@ -79,9 +75,7 @@ class Job:
         host, settings = self.host, self.settings
         self.by_noise = settings.progress == "noise" or not host.fixed_steps(p)
         self.start = host.start(p)
-        # so many steps a full schedule would have: every step of a pass that begins late is then a step of its own
-        whole = max(1, round(steps / (1.0 - self.start))) if self.start < 1 else steps
-        plan = make_plan(self.pair, self.scores, settings, whole, int(p.seeds[0]))
+        plan = make_plan(self.pair, self.scores, settings, whole_steps(steps, self.start), int(p.seeds[0]))
         self.plans.append(plan)
         self.passes.append(steps)
         content, style = (unet for _, unet in self.weights())
@@ -121,7 +115,7 @@ class Job:
 def prepare(host: Host, library: Library, settings: Settings, steps: int) -> Job:
     """Read, pair, score and plan, and see whether the loaded model fits.  Raises a KLoraError before anything changed."""
     entries = found_entries(host, settings)
-    files = read_files(library, entries)
+    files = library.read_both(*((entry.path, entry.name) for entry in entries))
     try:
         pair = library.pair(*files)
         scores = library.score(pair, settings.k, host.device())
@@ -149,18 +143,6 @@ def found_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
     if content == style:
         raise SettingsError(f"must be another LoRA than content, both are {content.name!r}", "style")
     return content, style
-
-
-def read_files(library: Library, entries: tuple[Entry, Entry]) -> list[LoraFile]:
-    files, errors = [], list[KLoraError]()
-    for role, entry in zip(ROLES, entries):
-        try:
-            files.append(library.read(entry.path, entry.name))
-        except LoraFileError as e:
-            errors.append(e.about(role))
-    if errors:
-        raise all_offenders(errors)
-    return files
 
 
 def guarded(job: Job, act: Callable[[], None]) -> None:

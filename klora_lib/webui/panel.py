@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from .. import infotext
 from ..settings import BY_NAME, FIELDS, METHODS, Field, Settings
-from . import infotext
 
 NONE = "None"
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klora_lib import infotext
 from klora_lib.settings import ENGINES, FIELDS, LAYERS, METHODS, PROGRESS, SCALES, Settings, read_settings
-from klora_lib.webui import infotext, panel
+from klora_lib.webui import panel
 
 weight = st.floats(-100, 100)
 maybe = st.none() | weight

@@ -12,8 +12,9 @@ import pytest
 import torch
 from fastapi import HTTPException
 
+from klora_lib import infotext
 from klora_lib.settings import FIELDS, Settings, read_settings
-from klora_lib.webui import boot, infotext, xyz
+from klora_lib.webui import boot, xyz
 
 from ..fakes.host import FakeHost, ScriptData
 from ..fakes.processing import Processing, process_images

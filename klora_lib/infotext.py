@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..settings import BY_NAME, FIELDS, Field, Settings
+from .settings import BY_NAME, FIELDS, Field, Settings
 
 ALWAYS = ("enabled", "content", "style", "method", "alpha", "beta", "gamma", "scale")
 STEM = "K-LoRA "
@@ -31,6 +32,16 @@ def stamp(p: Any, settings: Settings) -> None:
 
 def text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def joined(params: Mapping[str, Any]) -> str:
+    """`name: value, name: value`, as a WebUI writes the last line of an image's parameters and reads it again."""
+    return ", ".join(f"{name}: {quoted(text(value))}" for name, value in params.items())
+
+
+def quoted(value: str) -> str:
+    """A value that a reader would take for several, as JSON."""
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
 
 
 def read(params: Mapping[str, str], field: Field, default: Any) -> Any:

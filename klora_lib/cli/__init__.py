@@ -1,0 +1,1 @@
+"""The command line: plan and plot, generate and compare."""

@@ -1,0 +1,57 @@
+"""Writing what a command makes: whole files, or none."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..errors import SettingsError
+
+
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """All of ``data`` at ``path``, or nothing there."""
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+    except OSError as e:
+        with suppress(OSError):
+            os.remove(partial)
+        raise SettingsError(f"{os.fspath(path)!r} cannot be written: {e.strerror}") from None
+
+
+def png(picture: Image.Image, parameters: str = "") -> bytes:
+    """A PNG, with ``parameters`` in the text chunk of that name, where WebUIs write and look for an image's making."""
+    chunk = PngInfo()
+    if parameters:
+        chunk.add_text("parameters", parameters)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=chunk)
+    return buffer.getvalue()
+
+
+@contextmanager
+def folder(path: str) -> Iterator[Path]:
+    """The folder at ``path``, there and writable; made where it is missing, and gone again if nothing came into it."""
+    out = Path(path)
+    made = [each for each in (out, *out.parents) if not each.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".{os.getpid()}.partial"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as e:
+        raise SettingsError(f"{path!r} cannot be written to: {e.strerror}", "out") from None
+    try:
+        yield out
+    finally:
+        with suppress(OSError):  # not empty: it is to stay
+            for each in made:
+                each.rmdir()

@@ -1,0 +1,31 @@
+"""A labelled grid of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+GAP = 6
+
+
+def draw_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], heads: Sequence[str]) -> Image.Image:
+    """Rows of equally large pictures, a label left of each row and a head over each column."""
+    width, height = rows[0][0].size
+    font = ImageFont.load_default(max(11, min(width, height) // 12))
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    boxes = [pen.textbbox((0, 0), text, font=font) for text in (*labels, *heads)]
+    left = 2 * GAP + int(max(box[2] for box in boxes[: len(labels)]))
+    top = 2 * GAP + int(max(box[3] for box in boxes))
+    column = max(width, int(max(box[2] for box in boxes[len(labels) :])))  # a small picture is narrower than its head
+    picture = Image.new("RGB", (left + len(heads) * (column + GAP), top + len(rows) * (height + GAP)), "white")
+    pen = ImageDraw.Draw(picture)
+    for x, head in enumerate(heads):
+        pen.text((left + x * (column + GAP) + column / 2, top / 2), head, fill="black", font=font, anchor="mm")
+    for y, (label, row) in enumerate(zip(labels, rows)):
+        pen.text((left - GAP, top + y * (height + GAP) + height / 2), label, fill="black", font=font, anchor="rm")
+        for x, image in enumerate(row):
+            picture.paste(
+                image.convert("RGB"), (left + x * (column + GAP) + (column - width) // 2, top + y * (height + GAP))
+            )
+    return picture

@@ -1,0 +1,63 @@
+"""What the commands' options have in common: how they complain, and how values are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import SettingsError
+from ..settings import BY_NAME, Settings, read_settings, shown
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with our own form of complaint: one line."""
+
+    def error(self, message: str) -> Any:
+        raise SettingsError(message)
+
+
+def add_settings(command: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    for name in names:
+        command.add_argument(f"--{name.replace('_', '-')}", dest=name, help=BY_NAME[name].accepts)
+
+
+def given_settings(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The settings among ``names`` that were given, read.  Raises SettingsError with all offenders."""
+    raw = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    settings: Settings = read_settings(raw)
+    return {name: getattr(settings, name) for name in raw}
+
+
+def whole(text: Any, name: str, least: int, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise SettingsError(f"must be a whole number from {least} to {most}, not {text!r}", name)
+    return number
+
+
+def size(text: str | None) -> tuple[int, int] | None:
+    """(width, height) of `768x512`; None where it is not given."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text)
+    width, height = (int(n) for n in found.groups()) if found else (0, 0)
+    if not all(8 <= n <= 16384 and n % 8 == 0 for n in (width, height)):
+        raise SettingsError(f"must be WIDTHxHEIGHT, multiples of 8 from 8 to 16384, not {shown(text)}", "size")
+    return width, height
+
+
+def real(text: str | None, name: str, low: float, high: float) -> float | None:
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = low - 1
+    if not low <= number <= high:
+        raise SettingsError(f"must be a number from {low:g} to {high:g}, not {shown(text)}", name)
+    return number

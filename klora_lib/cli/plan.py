@@ -1,0 +1,77 @@
+"""``plan CONTENT STYLE`` shows the choice between two files; ``plot`` draws it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+import torch
+
+from ..core.cache import Library
+from ..core.plan import Plan, letters, make_plan
+from ..settings import Settings
+from .files import png, write
+from .options import add_settings, given_settings, whole
+
+RULE = ("method", "alpha", "beta", "gamma", "scale", "k", "layers", "switch_every")
+
+
+def add_commands(commands: Any) -> None:
+    plan = commands.add_parser("plan", help="print the layers × steps choice as JSON")
+    plan.set_defaults(run=run_plan)
+    plan.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output (default)")
+    plot = commands.add_parser("plot", help="draw the choice as a PNG: content blue, style green")
+    plot.set_defaults(run=run_plot)
+    plot.add_argument("--out", default="klora-plan.png", metavar="FILE", help="the PNG (default: %(default)s)")
+    for command in (plan, plot):
+        command.add_argument("content", metavar="CONTENT", help="the content LoRA, a .safetensors file")
+        command.add_argument("style", metavar="STYLE", help="the style LoRA, a .safetensors file")
+        command.add_argument("--steps", default=30, help="sampler steps (default: %(default)s)")
+        command.add_argument("--seed", default=0, help="the image's seed, for the method random (default: %(default)s)")
+        add_settings(command, RULE)
+
+
+def planned(args: argparse.Namespace) -> tuple[Plan, int]:
+    """The plan that the arguments ask for, and its steps."""
+    settings = Settings(**given_settings(args, RULE))
+    steps, seed = whole(args.steps, "steps", 1, 10000), whole(args.seed, "seed", 0, 2**63 - 1)
+    library = Library()
+    files = library.read_both(*((path, os.path.splitext(os.path.basename(path))[0]) for path in (args.content, args.style)))
+    pair = library.pair(*files)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return make_plan(pair, library.score(pair, settings.k, device), settings, steps, seed), steps
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    text = json.dumps(as_json(*planned(args)), indent=1)
+    if args.json == "-":
+        print(text)
+    else:
+        write(args.json, text.encode())
+
+
+def as_json(plan: Plan, steps: int) -> dict[str, Any]:
+    """The contract's form: gamma, steps, and per layer its numbers and one letter a step."""
+    s, table = plan.facts.scores, plan.table(steps)
+    columns = (s.content_topk, s.style_topk, s.content_abs, s.style_abs)
+    names = ("content_topk_sum", "style_topk_sum", "content_abs_sum", "style_abs_sum")
+    layers = [
+        {
+            "name": unit.name,
+            "content_rank": unit.content.rank if unit.content else 0,
+            "style_rank": unit.style.rank if unit.style else 0,
+            "k": s.k[i],
+            **{name: float(column[i]) for name, column in zip(names, columns)},
+            "selection": letters(table[i]),
+        }
+        for i, unit in enumerate(plan.units)
+    ]
+    return {"gamma": plan.gamma, "steps": steps, "layers": layers}
+
+
+def run_plot(args: argparse.Namespace) -> None:
+    from ..webui.plot import draw_plan
+
+    write(args.out, png(draw_plan(*planned(args))))

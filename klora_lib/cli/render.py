@@ -1,0 +1,208 @@
+"""``generate``: images, their settings and maps.  ``compare``: one grid of methods × seeds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .. import infotext
+from ..core.cache import Library
+from ..errors import HostError, SettingsError
+from ..hosts.diffusers import Run, klora
+from ..settings import FIELDS, METHODS, shown
+from ..webui.plot import draw_plan
+from . import files, pipelines
+from .grid import draw_grid
+from .options import add_settings, given_settings, real, size, whole
+
+SETTINGS = tuple(f.name for f in FIELDS if f.name not in ("enabled", "content", "style", "show_map"))
+COMPARED = ("content", "style", "direct", "switch", "klora")
+
+
+def add_commands(commands: Any) -> None:
+    generate = commands.add_parser("generate", help="draw images, and write the settings and the selection map beside each")
+    generate.set_defaults(run=run_generate, count="1")
+    compare = commands.add_parser("compare", help="draw one labelled grid of methods × seeds")
+    compare.set_defaults(run=run_compare, count="3")
+    compare.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(COMPARED)})")
+    for command in (generate, compare):
+        command.add_argument("--content", required=True, help="the content LoRA, a .safetensors file")
+        command.add_argument("--style", required=True, help="the style LoRA, a .safetensors file")
+        command.add_argument("--prompt", required=True, help="with the trigger words of both LoRAs")
+        add_sampling(command)
+        command.add_argument("--count", help="how many seeds, counting up (default: %(default)s)")
+        add_settings(command, SETTINGS)
+
+
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    """What every command that draws is told: the model and how it is sampled."""
+    command.add_argument("--model", required=True, help="a diffusers folder, a .safetensors checkpoint, or toy")
+    command.add_argument("--negative-prompt", default="")
+    command.add_argument("--steps", help="sampler steps (default: 30)")
+    command.add_argument("--cfg", help="guidance scale (default: the pipeline's)")
+    command.add_argument("--size", metavar="WxH", help="of the image (default: the model's)")
+    command.add_argument("--seed", default="0", help="of the first image (default: %(default)s)")
+    command.add_argument("--sampler", help=f"the model's own, or one of {', '.join(pipelines.SAMPLERS)}")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    command.add_argument("--dtype", choices=tuple(pipelines.DTYPES), help="of a model that is not toy")
+    command.add_argument("--out", required=True, metavar="DIR", help="where to write; made where it is missing")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What was asked for, read: nothing is loaded or changed yet."""
+
+    model: str
+    paths: tuple[Path, Path]
+    prompt: str
+    negative: str
+    steps: int
+    cfg: float | None
+    size: tuple[int, int] | None
+    seeds: range
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return "_".join(path.stem for path in self.paths)
+
+
+def read_task(args: argparse.Namespace) -> Task:
+    defaults = pipelines.toy() if args.model == "toy" else None
+    steps = getattr(defaults, "STEPS", 30) if args.steps is None else args.steps
+    cfg = getattr(defaults, "GUIDANCE", None) if args.cfg is None else args.cfg
+    first = whole(args.seed, "seed", 0, 2**63 - 1001)
+    return Task(
+        args.model,
+        (pipelines.lora_path(args.content, args.model), pipelines.lora_path(args.style, args.model)),
+        args.prompt,
+        args.negative_prompt,
+        whole(steps, "steps", 1, 1000),
+        real(cfg, "cfg", 0, 100),
+        size(args.size),
+        range(first, first + whole(args.count, "count", 1, 1000)),
+        given_settings(args, SETTINGS),
+    )
+
+
+class Easel:
+    """A loaded pipeline, and what is drawn with it."""
+
+    def __init__(self, args: argparse.Namespace, task: Task):
+        self.library = Library()
+        self.library.read_both(*((path, path.stem) for path in task.paths))  # before a model is loaded for nothing
+        self.task = task
+        self.pipe = pipelines.load(task.model, args.device, args.dtype)
+        self.sampler = pipelines.use_sampler(self.pipe, args.sampler)
+
+    def draw(self, seed: int, settings: dict[str, Any], bar: Bar) -> tuple[Image.Image, Run]:
+        """One image, and the block that it was drawn in."""
+        task = self.task
+        given = pipelines.call_arguments(task.prompt, task.negative, task.steps, task.cfg, task.size)
+        noise = torch.Generator().manual_seed(seed)
+        with klora(self.pipe, *task.paths, seed=seed, callback=bar.show, library=self.library, **settings) as run:
+            try:
+                image = self.pipe(**given, generator=noise).images[0]
+            except (torch.cuda.OutOfMemoryError, MemoryError):
+                raise HostError("there is not enough memory for this model and size", "size") from None
+        return image, run
+
+    def parameters(self, image: Image.Image, seed: int, run: Run) -> str:
+        """The infotext, as a WebUI writes it."""
+        task = self.task
+        facts: dict[str, Any] = {"Steps": task.steps, "Sampler": self.sampler}
+        facts |= {"CFG scale": task.cfg} if task.cfg is not None else {}
+        facts |= {"Seed": seed, "Size": f"{image.width}x{image.height}", "Model": Path(task.model).stem}
+        lines = [task.prompt, f"Negative prompt: {task.negative}"] if task.negative else [task.prompt]
+        return "\n".join([*lines, f"{infotext.joined(facts)}, {run.infotext()}"])
+
+
+class Bar:
+    """Progress on stderr: one line, redrawn at every denoiser call."""
+
+    WIDTH = 30
+
+    def __init__(self, images: int):
+        self.images = images
+        self.image = 0
+        self.label = ""
+        self.shown = False
+
+    def begin(self, label: str) -> None:
+        self.image += 1
+        self.label = label
+
+    def show(self, call: int, total: int) -> None:
+        self.shown = True
+        done = round(self.WIDTH * call / total)
+        bar = "#" * done + "." * (self.WIDTH - done)
+        print(f"\r{self.image}/{self.images} [{bar}] {call}/{total} {self.label}\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(images: int) -> Iterator[Bar]:
+    bar = Bar(images)
+    try:
+        yield bar
+    finally:
+        if bar.shown:
+            print(file=sys.stderr)
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    task = read_task(args)
+    with files.folder(args.out) as out:
+        easel = Easel(args, task)
+        with progress(len(task.seeds)) as bar:
+            for seed in task.seeds:
+                bar.begin(f"seed {seed}")
+                image, run = easel.draw(seed, task.settings, bar)
+                text = easel.parameters(image, seed, run)
+                stem = out / f"{task.name}_{run.settings.method}_{seed}"
+                files.write(f"{stem}.png", files.png(image, text))
+                files.write(f"{stem}.txt", f"{text}\n".encode())
+                files.write(f"{stem}_map.png", files.png(draw_plan(run.plans[0], run.passes[0])))
+        told(run)
+        print(f"{len(task.seeds)} × image, settings and map: {stem.parent}")
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    task, methods = read_task(args), read_methods(args.methods)
+    with files.folder(args.out) as out:
+        easel = Easel(args, task)
+        rows, texts = [], []
+        with progress(len(task.seeds) * len(methods)) as bar:
+            for method in methods:
+                row = []
+                for seed in task.seeds:
+                    bar.begin(f"{method}, seed {seed}")
+                    image, run = easel.draw(seed, {**task.settings, "method": method}, bar)
+                    row.append(image)
+                    texts += [easel.parameters(image, seed, run)]
+                rows.append(row)
+        grid = draw_grid(rows, methods, [f"seed {seed}" for seed in task.seeds])
+        files.write(out / f"{task.name}_grid.png", files.png(grid, texts[0]))
+        files.write(out / f"{task.name}_grid.txt", ("\n\n".join(texts) + "\n").encode())
+        told(run)
+        print(out / f"{task.name}_grid.png")
+
+
+def read_methods(given: list[str] | None) -> list[str]:
+    methods = [word.lower() for each in given or COMPARED for word in each.split(",") if word]
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise SettingsError(f"must be some of {', '.join(METHODS)}, not {shown(' '.join(unknown))}", "methods")
+    return list(dict.fromkeys(methods))
+
+
+def told(run: Run) -> None:
+    for note in run.notes:
+        print(f"klora: {note}", file=sys.stderr)

@@ -1,0 +1,28 @@
+"""Updates that stand for as long as a block is open, whatever the progress: the text encoders'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from ..core.numerics import exact_math
+from ..core.selectors import BOTH
+from .session import close_all
+from .site import Actor
+
+
+@contextmanager
+def standing(actors: Sequence[Actor], device: torch.device) -> Iterator[None]:
+    """While open, every site carries all its loads; afterwards the model is bit for bit what it was."""
+    try:
+        with exact_math(device):
+            for actor in actors:
+                actor.show(BOTH)
+        yield
+    finally:
+        with exact_math(device):
+            errors = list(close_all(reversed(actors)))
+        if errors:
+            raise errors[0]

@@ -1,0 +1,123 @@
+"""``evaluate`` on a saved pipeline: its scores are those of the images that ``generate`` draws."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from klora_lib.cli.main import main
+from klora_lib.evaluation.metrics import ClipAndDino
+
+from ..encoders import write_encoders
+from .pipes import FAMILIES
+
+COLUMNS = ("Style Sim", "CLIP Score", "DINO Score")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory, files: Callable) -> dict[str, str]:
+    """What a working command line says, but for the command and the folder it writes to."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    FAMILIES["sd15"]().save_pretrained(folder / "tiny")
+    content, style = files("sd15")
+    noise = np.random.default_rng(0)
+    for lora in (content.stem, style.stem):
+        (folder / "references" / lora).mkdir(parents=True)
+        pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "references" / lora / "one.png")
+    return {
+        "model": str(folder / "tiny"), "content": f"{content}=a dog", "style": f"{style}=wet",
+        "prompt": "{content}, {style}",
+        "steps": "3", "cfg": "4", "size": "32x32", "seed": "7", "device": "cpu", "references": str(folder / "references"),
+        **write_encoders(folder),
+    }  # fmt: skip
+
+
+def evaluate(given: dict[str, str], out: Path, **changed: str | None) -> tuple[int, list[dict[str, str]]]:
+    """Exit status, and the lines of the CSV."""
+    options = given | {"out": str(out)} | changed
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", *value.split("|"))]
+    status = main(["evaluate", *words])
+    table = out / "evaluation.csv"
+    return status, list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
+
+
+def scores(rows: list[dict[str, str]], method: str) -> np.ndarray:
+    """[seeds, columns]"""
+    return np.array([[float(row[column]) for column in COLUMNS] for row in rows if row["method"] == method])
+
+
+def test_scores_are_those_of_the_images_generate_draws(given: dict, tmp_path: Path, capsys: Any) -> None:
+    status, rows = evaluate(given, tmp_path / "out", count="2", methods="klora|direct", alpha="2")
+    printed = capsys.readouterr().out
+    assert status == 0
+    assert (tmp_path / "out" / "evaluation.md").read_text() == printed
+    assert [line.split(" | ")[0] for line in printed.splitlines()[2:]] == ["| klora", "| direct"]
+    content, style = (Path(given[role].split("=")[0]) for role in ("content", "style"))
+    metric = ClipAndDino(given["clip"], given["dino"], Path(given["references"]), torch.device("cpu"))
+    for method in ("klora", "direct"):
+        own = {k: v for k, v in given.items() if k not in ("references", "clip", "dino")}
+        own |= {"content": str(content), "style": str(style), "prompt": "a dog, wet", "out": str(tmp_path / method)}
+        words = [word for name, value in own.items() for word in (f"--{name}", value)]
+        assert main(["generate", *words, "--count", "2", "--method", method, "--alpha", "2"]) == 0
+        paths = [tmp_path / method / f"{content.stem}_{style.stem}_{method}_{seed}.png" for seed in (7, 8)]
+        expected = metric.score([Image.open(path).convert("RGB") for path in paths], content.stem, style.stem)
+        assert scores(rows, method) == pytest.approx(np.array([expected[c] for c in COLUMNS]).T, abs=2e-6)
+    assert np.abs(scores(rows, "klora") - scores(rows, "direct")).max() > 1e-4
+
+
+def test_seeds_of_a_batch_score_as_alone(given: dict, tmp_path: Path) -> None:
+    _, alone = evaluate(given, tmp_path / "alone", count="3", methods="klora")
+    _, batch = evaluate(given, tmp_path / "batch", count="3", methods="klora", batch="2")
+    assert scores(batch, "klora") == pytest.approx(scores(alone, "klora"), abs=2e-3)
+    assert [row["seed"] for row in batch] == ["7", "8", "9"]
+    assert len(np.unique(scores(alone, "klora")[:, 0])) == 3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray, an optional extra, is not installed")
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_gives_the_same_scores(given: dict, tmp_path: Path) -> None:
+    _, alone = evaluate(given, tmp_path / "alone", count="2", methods="klora|direct")
+    status, spread = evaluate(given, tmp_path / "spread", count="2", methods="klora|direct", ray="local")
+    assert status == 0
+    assert spread == alone
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"content": None}, "content: no LoRA is given"),
+        ({"prompt": None}, "prompt: is needed, with {content} and {style}"),
+        ({"prompt": "{subject}"}, "prompt: may have {content} and {style} in braces and nothing else, not '{subject}'"),
+        ({"references": None}, "references: is needed to score images"),
+        ({"dino": None}, "dino: is needed to score images"),
+        ({"references": "/nowhere"}, "references: there is no picture in"),
+        ({"clip": "/nowhere"}, "clip: no model can be loaded from '/nowhere'"),
+        ({"methods": "magic"}, "methods: must be some of"),
+        ({"batch": "0"}, "batch: must be a whole number from 1"),
+        ({"model": "/nowhere"}, "model: there is nothing at '/nowhere'"),
+        ({"alpha": "x"}, "alpha: must be a number"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line(given: dict, tmp_path: Path, capsys: Any, changed: dict, said: str) -> None:
+    status, rows = evaluate(given, tmp_path / "out", **changed)
+    told = capsys.readouterr().err.strip().splitlines()
+    assert (status, rows, len(told)) == (2, [], 1), told
+    assert said in told[0]
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_no_ray(given: dict, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    assert evaluate(given, tmp_path / "out", ray="auto") == (2, [])
+    assert "ray: Ray is not installed; pip install ray" in capsys.readouterr().err
