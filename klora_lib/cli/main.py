@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import KLoraError
-from . import evaluate, plan, render
+from . import evaluate, plan, render, ui
 from .options import Parser
 
 
@@ -32,4 +32,5 @@ def parser() -> argparse.ArgumentParser:
     plan.add_commands(commands)
     render.add_commands(commands)
     evaluate.add_commands(commands)
+    ui.add_commands(commands)
     return top

@@ -1,0 +1,116 @@
+"""``ui``: a page with the WebUI's own panel, drawing with the toy model on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.cache import Library
+from ..errors import KLoraError, SettingsError
+from ..hosts.diffusers import klora
+from ..settings import BY_NAME, named, read_settings
+from ..webui.plot import draw_plan
+from . import pipelines
+from .options import whole
+
+REPOSITORY = Path(__file__).parents[2]
+MOST = 16  # images at once
+# the panel's script is written for a WebUI: it asks for the page, and to be called when the page has changed
+SHIM = "gradioApp = () => document; onAfterUiUpdate = (act) => setInterval(act, 300);"
+
+
+def add_commands(commands: Any) -> None:
+    command = commands.add_parser("ui", help="serve a page with the WebUI's panel and the toy model")
+    command.set_defaults(run=run_ui)
+    command.add_argument("--port", default="7860", help="on this machine alone (default: %(default)s)")
+
+
+def run_ui(args: argparse.Namespace) -> None:
+    port = whole(args.port, "port", 1, 65535)
+    try:
+        made = page(Studio(pipelines.toy()))
+    except ImportError as e:
+        raise KLoraError(f"the page needs gradio ({e}): pip install 'klora-webui[ui]'") from None
+    try:
+        made.launch(server_name="127.0.0.1", server_port=port, show_api=False)
+    except OSError:
+        raise SettingsError(f"{port} is taken by another program", "port") from None
+
+
+class Studio:
+    """The toy model, and what the page does with it."""
+
+    def __init__(self, toy: Any):
+        self.toy = toy
+        self.pipe = toy.pipeline()
+        self.library = Library()
+
+    def loras(self) -> list[str]:
+        return list(self.toy.loras())
+
+    def draw(self, prompt: str, seed: float, count: float, *values: Any) -> tuple[list[Any], str]:
+        """Images, behind them the map where it is wanted, and what a WebUI would write into the images.
+
+        Args: values: the panel's, in the order of FIELDS.  Raises KLoraError.
+        """
+        settings = read_settings(named(values))
+        first, number = whole(seed, "seed", 0, 2**63 - 1 - MOST), whole(count, "images", 1, MOST)
+        if settings.enabled and not (settings.content and settings.style):
+            raise SettingsError("no LoRA is chosen", "style" if settings.content else "content")
+        paths = [self.toy.lora(name) for name in (settings.content, settings.style)] if settings.enabled else []
+        chosen = {k: v for k, v in vars(settings).items() if k not in ("content", "style")}
+        noise = [torch.Generator().manual_seed(first + i) for i in range(number)]
+        given = pipelines.call_arguments(prompt, "", self.toy.STEPS, self.toy.GUIDANCE, None)
+        block = klora(self.pipe, *paths, seed=first, library=self.library, **chosen) if paths else nullcontext()
+        with block as run:
+            images = list(self.pipe(**given, num_images_per_prompt=number, generator=noise).images)
+        if run is None:
+            return images, ""
+        return images + ([draw_plan(run.plans[0], run.passes[0])] if settings.show_map else []), run.infotext()
+
+
+@contextmanager
+def accordion(value: bool, label: str, elem_id: str) -> Iterator[Any]:
+    """In the place of the WebUI's: what is open there is a tick here."""
+    import gradio as gr
+
+    with gr.Accordion(label, open=True, elem_id=elem_id):
+        yield gr.Checkbox(label="Enable", value=value, elem_id=f"{elem_id}-checkbox")
+
+
+def page(studio: Studio) -> Any:
+    """The page, not yet served."""
+    import gradio as gr
+
+    from ..webui import panel
+
+    def draw(*values: Any) -> tuple[list[Any], str]:
+        try:
+            return studio.draw(*values)
+        except KLoraError as e:
+            raise gr.Error(f"K-LoRA: {e}") from None
+
+    script = f"<script>{SHIM}\n{(REPOSITORY / 'javascript' / 'klora.js').read_text(encoding='utf-8')}</script>"
+    style = (REPOSITORY / "style.css").read_text(encoding="utf-8")
+    content, rendering = (next(n for n, role in studio.toy.loras().items() if role == r) for r in ("content", "style"))
+    with gr.Blocks(title="K-LoRA", head=script, css=style, analytics_enabled=False) as blocks:
+        with gr.Row():
+            with gr.Column(scale=3):
+                prompt = gr.Textbox(label="Prompt", value=studio.toy.prompt(content, rendering))
+                with gr.Row():
+                    seed = gr.Number(label="Seed", value=1, precision=0)
+                    count = gr.Slider(label="Images", minimum=1, maximum=MOST, step=1, value=4)
+                made = panel.build(accordion, lambda name: f"script_txt2img_klora_{name}", studio.loras)
+                for name, value in {"enabled": True, "content": content, "style": rendering, "show_map": True}.items():
+                    made.components[list(BY_NAME).index(name)].value = value
+                button = gr.Button("Generate", variant="primary")
+            with gr.Column(scale=2):
+                gallery = gr.Gallery(label="Images", columns=2, format="png")
+                text = gr.Textbox(label="Infotext", interactive=False)
+        button.click(draw, [prompt, seed, count, *made.components], [gallery, text], api_name="draw")
+    return blocks
