@@ -8,7 +8,7 @@ import os
 
 import safetensors.torch
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import conv2d, linear
 
 from modules import processing
 
@@ -67,7 +67,7 @@ class Written:
             layer.weight.copy_(dense)
         else:
             bias = layer.bias.detach().float() if layer.bias is not None else None
-            layer.forward = lambda x: linear(x.float(), dense, bias).to(x.dtype)
+            layer.forward = lambda x: forward(layer, x.float(), dense, bias).to(x.dtype)
 
     @torch.inference_mode()
     def restore(self):
@@ -75,6 +75,12 @@ class Written:
             self.layer.weight.copy_(self.clean)
         else:
             del self.layer.forward
+
+
+def forward(layer, x, weight, bias):
+    if weight.dim() == 2:
+        return linear(x, weight, bias)
+    return conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 class Reference:
