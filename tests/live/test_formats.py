@@ -85,9 +85,8 @@ def test_batches(host: Host, form: Format):
 
 
 def test_hires_fix(host: Host, form: Format):
-    assert_like_reference(
-        host, form.model.uneven, LATE, passes=2, steps=4, **HIRES | {"denoising_strength": 0.8}, **form.job
-    )
+    fields = HIRES | {"denoising_strength": 0.8}
+    assert_like_reference(host, form.model.uneven, LATE, passes=2, steps=4, **fields, **form.job)
 
 
 def test_img2img(host: Host, form: Format):
