@@ -194,6 +194,7 @@ def test_bypass_beside_another_lora_and_in_hires(host: Host, sd15: Model):
     assert_like_reference(host, sd15.uneven, {"engine": "bypass"}, within=2, passes=2, prompt=prompt, **HIRES)
 
 
+@pytest.mark.hosts("a1111", "forge", "reforge", "classic")  # Neo has no such sampler and takes its default
 def test_adaptive_sampler_goes_by_noise(host: Host, sd15: Model):
     """It makes hundreds of calls, at times of its own choice. The first 40 will do where S starts steep."""
     steep, noise, fields = {"alpha": 150, "beta": 0}, {"progress": "noise"}, {"sampler_name": "DPM adaptive"}
