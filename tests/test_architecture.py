@@ -28,6 +28,7 @@ KNOWS = {  # room: the rooms it may import
     "engine": {"engine", "core", "settings", "errors"},
     "hosts": {"hosts", "engine", "core", "settings", "infotext", "errors"},
     "webui": {"webui", "hosts", "engine", "core", "settings", "infotext", "errors"},
+    "toy": {"toy", "errors"},  # a model to run on, whatever runs on it
 }
 OUTSIDE = {"torch", "safetensors"} | set(sys.stdlib_module_names)  # what PURE rooms may import from elsewhere
 LONGEST = 300  # lines

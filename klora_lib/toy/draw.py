@@ -1,0 +1,88 @@
+"""Pictures of the toy world with their captions; every one follows from its seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from . import shapes, styles
+from .styles import Array, S
+
+COLOURS = {
+    "red": (214, 40, 45),
+    "orange": (242, 135, 25),
+    "yellow": (246, 208, 40),
+    "green": (45, 155, 70),
+    "teal": (20, 165, 170),
+    "blue": (45, 90, 210),
+    "purple": (130, 60, 175),
+    "pink": (238, 110, 170),
+}
+GROUNDS = {
+    "cream": (244, 234, 204),
+    "sky": (160, 208, 240),
+    "mint": (176, 226, 190),
+    "rose": (246, 196, 200),
+    "grey": (140, 142, 150),
+    "navy": (34, 44, 86),
+}
+OWN = {  # the two colours a subject is known by
+    "robot": ((90, 140, 195), (242, 135, 25)),
+    "cat": ((226, 140, 60), (250, 225, 190)),
+    "teapot": ((130, 60, 175), (246, 208, 40)),
+    "rocket": ((225, 225, 232), (214, 40, 45)),
+}
+REACH, SHIFT, TURN = (20.5, 23.5), 2.5, 7.0  # an object's half size and shift in pixels, its turn in degrees
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is on a picture. colour: None for a subject in its own two colours."""
+
+    thing: str
+    ground: str
+    style: str
+    colour: str | None = None
+
+    @property
+    def caption(self) -> str:
+        paint = f"{self.colour} " if self.colour else ""
+        return f"a {paint}{self.thing} on a {self.ground} background, {self.style} style"
+
+
+def random_scene(rng: np.random.Generator, things: list[str], looks: list[str]) -> Scene:
+    """A scene of one of `things` in one of `looks`, in any colour and on any ground."""
+    thing, look, ground, colour = (str(rng.choice(words)) for words in (things, looks, list(GROUNDS), list(COLOURS)))
+    return Scene(thing, ground, look, None if thing in shapes.SUBJECTS else colour)
+
+
+def tones_of(main: tuple[int, ...], second: tuple[int, ...], ground: tuple[int, ...]) -> Array:
+    """The paint of each tone, [5, 3] in 0…1."""
+    m = np.array(main, np.float32)
+    return np.stack([np.float32(ground), m, m * 0.45, m + (255 - m) * 0.68, np.float32(second)]) / 255
+
+
+def picture(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The scene, somewhere near the middle and a little turned: [64, 64, 3], 0…255."""
+    main, second = OWN[scene.thing] if scene.colour is None else (COLOURS[scene.colour], COLOURS[scene.colour])
+    labels, tones = place(shapes.OBJECTS[scene.thing](), rng)
+    colours = tones_of(main, second, GROUNDS[scene.ground])
+    drawn = styles.STYLES[scene.style](labels, tones, colours, rng)
+    return np.asarray((drawn.clip(0, 1) * 255).round(), np.uint8)
+
+
+def place(parts: list[shapes.Part], rng: np.random.Generator) -> tuple[styles.Labels, styles.Labels]:
+    """The parts painted over one another at a random place: labels [S, S] and the tone of each label."""
+    angle = np.radians(rng.uniform(-TURN, TURN))
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    size = rng.uniform(*REACH) * styles.FINE
+    middle = S / 2 + rng.uniform(-SHIFT, SHIFT, 2) * styles.FINE
+    canvas = Image.new("L", (S, S))
+    pen = ImageDraw.Draw(canvas)
+    for number, (_, polygon) in enumerate(parts, 1):
+        pen.polygon([tuple(p) for p in (polygon @ turn * size + middle).tolist()], fill=number)
+    tones = np.array([shapes.GROUND, *(tone for tone, _ in parts)], np.uint8)
+    return np.asarray(canvas), tones

@@ -1,0 +1,57 @@
+"""Which object a picture shows, and in which rendering: two small convolutional nets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..errors import KLoraError
+from . import shapes, styles
+
+THINGS, LOOKS = list(shapes.OBJECTS), list(styles.STYLES)
+
+
+class Judge(nn.Module):
+    """[n, 3, 64, 64] in 0…1 -> (logits over THINGS, logits over LOOKS)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape, self.texture = convolutions(3, 24, 48, 80, 112), convolutions(3, 24, 48, 80)
+        self.thing, self.look = nn.Linear(112 * 4 * 4, len(THINGS)), nn.Linear(80, len(LOOKS))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        pictures = pictures * 2 - 1
+        shape: Tensor = self.shape(pictures)  # [n, 112, 4, 4]: what is where tells objects apart
+        texture: Tensor = self.texture(pictures)  # [n, 80, 8, 8]: what is all over tells renderings apart
+        return self.thing(shape.flatten(1)), self.look(texture.mean((2, 3)))
+
+    @torch.no_grad()
+    def score(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, 3, 64, 64] in 0…1 -> (probabilities over THINGS, over LOOKS)."""
+        thing, look = self(pictures.float().clamp(0, 1))
+        return thing.softmax(1), look.softmax(1)
+
+
+def convolutions(*widths: int) -> nn.Sequential:
+    """Convolutions that halve the sides, one from each width to the next."""
+    layers: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:]):
+        layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def load(path: Path) -> Judge:
+    """The judge saved at `path`, ready to score; KLoraError where there is none."""
+    if not path.is_file():
+        raise KLoraError(f"the toy's judge is not there ({path.name} is missing)")
+    judge = Judge()
+    judge.load_state_dict(safetensors.torch.load_file(path))
+    return judge.float().eval()
+
+
+def save(judge: Judge, path: Path) -> None:
+    state = {name: value.half() if value.is_floating_point() else value for name, value in judge.state_dict().items()}
+    safetensors.torch.save_file(state, path)

@@ -1,0 +1,141 @@
+"""The toy's networks before training: Stable Diffusion's own classes, only small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import draw, shapes, styles
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+    from torch.nn import Module
+    from transformers import CLIPTextModel
+
+WIDTH = 128  # of the text encoder, and so of the cross-attention's context
+LENGTH = 16  # tokens of a prompt
+CHANNELS, GRID = 8, 16  # of the latents: a quarter of the picture's side
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+SPARE = ("sks", "szn", "ohw", "vrn", "zwx", "qlm")  # words no caption of the base model has
+WORDS = (
+    *("a", "an", "the", "on", "in", "of", "and", "with", "background", "style", "picture", "colour", "two"),
+    *draw.COLOURS, *draw.GROUNDS, "white", "black", "brown",
+    *shapes.OBJECTS, *styles.STYLES, *SPARE,
+)  # fmt: skip
+
+
+def write_tokenizer(folder: Path) -> None:
+    """vocab.json and merges.txt of a CLIPTokenizer to which each of WORDS is one token and any other is spelt out.
+
+    Merges are added word by word, each joining the pieces that the earlier ones leave: these have precedence, so a word
+    that was one token stays one.
+    """
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.'-!"
+    vocab = [*letters, *(letter + "</w>" for letter in letters)]
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        for pair in merges:
+            pieces = joined(pieces, pair)
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            vocab.append(pieces[0] + pieces[1])
+            pieces = joined(pieces, merges[-1])
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {token: number for number, token in enumerate([*dict.fromkeys(vocab), START, END])}
+    (folder / "vocab.json").write_text(json.dumps(numbers), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    config = {**special, "model_max_length": LENGTH, "tokenizer_class": "CLIPTokenizer", "errors": "replace"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+
+
+def joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """`pieces` with every neighbouring `pair` made one."""
+    out: list[str] = []
+    for piece in pieces:
+        if out and (out[-1], piece) == pair:
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
+
+
+def quiet(model: Module) -> Module:
+    """`model` with every residual branch beginning at nothing, which makes the first steps count."""
+    for name, module in model.named_modules():
+        if name.endswith((".conv2", ".proj_out", ".to_out.0", ".ff.net.2")):
+            for parameter in module.parameters():
+                parameter.data.zero_()
+    return model
+
+
+def vae() -> AutoencoderKL:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=CHANNELS,
+        norm_num_groups=1,  # with few channels to a group a norm would take the colours away
+        sample_size=styles.SIDE,
+        mid_block_add_attention=False,
+    )
+
+
+def text_encoder(vocabulary: int) -> CLIPTextModel:
+    """vocabulary: tokens, the last of them the end of the text."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=LENGTH,
+            projection_dim=WIDTH,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
+            attn_implementation="eager",
+        )
+    )
+
+
+def unet() -> UNet2DConditionModel:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=GRID,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+
+
+BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
+SIGMAS = {"sigma_min": 0.03, "sigma_max": 14.6}  # where sampling ends and begins; the latter as Stable Diffusion does
+
+
+def scheduler() -> EulerDiscreteScheduler:
+    """What the toy is sampled with: Euler on the noise levels of Karras et al. (arXiv 2206.00364), as WebUIs have it.
+
+    So the shape is settled in the first third of the steps, as it is with large models, where small pictures on evenly
+    spaced timesteps would settle it in the last; K-LoRA counts on the former.
+    """
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(**BETAS, **SIGMAS, use_karras_sigmas=True, timestep_spacing="trailing")

@@ -1,0 +1,60 @@
+"""Train the toy world: `python -m klora_lib.toy.train`.
+
+Stages go on from where a cut-off run left them; a finished one's result is kept and only the next is trained. `--states`
+is where a run under way keeps its states, pools of pictures and log, `--out` where the weights go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from . import WEIGHTS, train_base, train_judge, train_loras, train_vae
+
+STAGES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "vae": (train_vae.train, "vae"),
+    "base": (train_base.train, "unet"),
+    "loras": (train_loras.train, ""),  # finds out itself which are missing
+    "judge": (train_judge.train, "judge.safetensors"),
+}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.30.0",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m klora_lib.toy.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go")
+    parser.add_argument("--states", type=Path, default=Path("out/toy"), help="where a run under way is kept")
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.states.mkdir(parents=True, exist_ok=True)
+    (options.out / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n", encoding="utf-8")
+    for name in STAGES if options.stage == "all" else [options.stage]:
+        train, made = STAGES[name]
+        if not made or not (options.out / made).exists():
+            train(options.states, options.out)
+    if (log := options.states / "log.jsonl").exists():
+        shutil.copyfile(log, options.out / "log.jsonl")
+
+
+if __name__ == "__main__":
+    main()

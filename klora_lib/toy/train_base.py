@@ -1,0 +1,129 @@
+"""The base model: a text encoder and a UNet, trained together from scratch on what is not held out for LoRAs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from . import draw, models, shapes, styles
+from .stage import FORMS, SEED, Stage, as_input, rate, set_rate
+
+POOL, STEPS, BATCH, LR = 8000, 6500, 16, 1.2e-3
+DROPPED = 0.1  # captions left out, for classifier-free guidance
+MEMORY = 0.999  # of the averaged weights
+CROWD = 1.25  # above 1, timesteps crowd where there is less noise: the last third of the schedule hides all but the ground
+
+
+class Pool(NamedTuple):
+    """Pictures as the networks take them. latents: [n, 8, 16, 16], of a standard deviation of 1; tokens: [n, LENGTH]."""
+
+    latents: Tensor
+    tokens: Tensor
+
+
+def train(folder: Path, out: Path, steps: int = STEPS) -> None:
+    """Train and write `out`/unet, text_encoder, tokenizer and scheduler, the weights averaged over the steps."""
+    from transformers import CLIPTokenizer
+
+    stage = Stage("base", folder)
+    models.write_tokenizer(out / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    pool = base_pool(folder / "base.pool.pt", out, tokenizer)
+    torch.manual_seed(SEED)
+    text, unet = models.text_encoder(len(tokenizer)), models.unet()
+    models.quiet(unet)
+    both = torch.nn.ModuleDict({"text": text, "unet": unet})
+    average = [p.detach().clone() for p in both.parameters()]
+    decayed = {"params": list(unet.parameters()), "weight_decay": 1e-2}
+    kept = {"params": list(text.parameters()), "weight_decay": 0.0}  # words that no caption has stay as they are
+    optimizer = torch.optim.AdamW([decayed, kept], lr=LR, betas=(0.9, 0.99), fused=True)
+    first = 0
+    if state := stage.resume():
+        both.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, first = state["average"], state["step"]
+    empty = tokenise(tokenizer, [""])
+    signal = alphas()
+    losses: list[float] = []
+    for step in range(first, steps):
+        torch.manual_seed(SEED + step)
+        rows = torch.randint(0, len(pool.latents), (BATCH,))
+        tokens = torch.where(torch.rand(BATCH, 1) < DROPPED, empty, pool.tokens[rows])
+        set_rate(optimizer, rate(step, steps, LR))
+        optimizer.zero_grad(set_to_none=True)
+        loss = denoising_loss(unet, text(tokens)[0], pool.latents[rows], signal)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimizer.step()
+        torch._foreach_lerp_(average, [p.detach() for p in both.parameters()], 1 - min(MEMORY, (1 + step) / (10 + step)))
+        losses.append(loss.item())
+        if step % 100 == 99 or step + 1 == steps:
+            stage.log(step + 1, loss=float(np.mean(losses)))
+            losses.clear()
+        if step % stage.every == stage.every - 1 or step + 1 == steps:
+            stage.save(step + 1, model=both.state_dict(), optimizer=optimizer.state_dict(), average=average)
+    with torch.no_grad():
+        for parameter, value in zip(both.parameters(), average, strict=True):
+            parameter.copy_(value)
+    unet.half().save_pretrained(out / "unet")
+    text.half().save_pretrained(out / "text_encoder")
+    models.scheduler().save_pretrained(out / "scheduler")
+
+
+def base_pool(path: Path, out: Path, tokenizer: object) -> Pool:
+    """Pictures of the base's world as latents; drawn once, then read."""
+    if path.exists():
+        return Pool(*torch.load(path, weights_only=True))
+    rng = np.random.default_rng([SEED, FORMS["base"]])
+    scenes = [draw.random_scene(rng, list(shapes.BASE), list(styles.BASE)) for _ in range(POOL)]
+    made = pool_of(scenes, rng, out, tokenizer)
+    torch.save(tuple(made), path)
+    return made
+
+
+def pool_of(scenes: list[draw.Scene], rng: np.random.Generator, out: Path, tokenizer: object) -> Pool:
+    """The scenes drawn, and encoded by the autoencoder at `out`/vae."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
+    latents = []
+    for start in range(0, len(scenes), 50):
+        drawn = np.stack([draw.picture(scene, rng) for scene in scenes[start : start + 50]])
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            latents.append(vae.encode(as_input(drawn)).latent_dist.mean.float() * vae.config.scaling_factor)
+    return Pool(torch.cat(latents), tokenise(tokenizer, [scene.caption for scene in scenes]))
+
+
+def tokenise(tokenizer: object, captions: list[str]) -> Tensor:
+    """[n, LENGTH]"""
+    ids: Tensor = tokenizer(captions, padding="max_length", max_length=models.LENGTH, return_tensors="pt").input_ids  # type: ignore[operator]
+    return ids
+
+
+def alphas() -> Tensor:
+    """The signal's share of the variance at each of the scheduler's timesteps, [1000]."""
+    share: Tensor = models.scheduler().alphas_cumprod
+    return share
+
+
+def denoising_loss(unet: torch.nn.Module, context: Tensor, latents: Tensor, signal: Tensor) -> Tensor:
+    """The velocity's squared error, unweighted: where there is much noise is where words are learnt.
+
+    context: [n, LENGTH, WIDTH]; latents: [n, 8, 16, 16]. Timesteps are spread over the batch, each in its slot.
+    """
+    n = len(latents)
+    slots = (torch.arange(n) + torch.rand(n)) / n
+    times = (slots**CROWD * len(signal)).long().clamp(max=len(signal) - 1)
+    share = signal[times].view(-1, 1, 1, 1)
+    noise = torch.randn_like(latents)
+    noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
+    velocity = share.sqrt() * noise - (1 - share).sqrt() * latents
+    # on a CPU the flash kernel's way back takes longer than all the rest
+    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        guess = unet(noisy, times, context).sample
+    return (guess.float() - velocity).square().mean()

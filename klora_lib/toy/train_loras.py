@@ -1,0 +1,136 @@
+"""The LoRAs, by ordinary training on drawn pictures: subjects and renderings that the base model never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from . import draw, shapes, styles
+from .stage import FORMS, SEED, Stage, rate, set_rate
+from .train_base import Pool, alphas, denoising_loss, pool_of, tokenise
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+PICTURES, STEPS, BATCH = 64, 600, 12
+SUBJECT, STYLE = "sks", "szn"  # the rare words of the captions
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class Recipe(NamedTuple):
+    """rank, alpha, learning rate, the layers by the ends of their names, and how the file is written: "peft" or "kohya"."""
+
+    rank: int
+    alpha: int
+    rate: float
+    layers: tuple[str, ...]
+    dialect: str
+
+
+A = Recipe(16, 16, 4e-3, ATTENTION, "peft")
+A_KOHYA = A._replace(dialect="kohya")
+B = Recipe(8, 16, 3e-3, (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"), "kohya")
+B_PEFT = B._replace(dialect="peft")
+
+RECIPES = {
+    "robot": A, "neon": A_KOHYA, "teapot": B_PEFT, "mosaic": A,
+    "cat": A_KOHYA, "engraved": B, "rocket": A, "wash": A,
+}  # fmt: skip
+
+
+def train(folder: Path, out: Path, names: list[str] | None = None, steps: int = STEPS) -> None:
+    """Train those of RECIPES that `out`/loras lacks (of `names`, where given)."""
+    (out / "loras").mkdir(exist_ok=True)
+    for name in names or list(RECIPES):
+        if not (out / "loras" / f"{name}.safetensors").exists():
+            train_one(name, Stage(f"lora {name}", folder), out, steps)
+
+
+def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    recipe, number = RECIPES[name], list(RECIPES).index(name)
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    text = CLIPTextModel.from_pretrained(out / "text_encoder").float().eval()
+    unet = UNet2DConditionModel.from_pretrained(out / "unet", torch_dtype=torch.float32).requires_grad_(False)
+    pool = lora_pool(name, np.random.default_rng([SEED, FORMS["lora"], number]), out, tokenizer)
+    with torch.no_grad():
+        contexts = text(pool.tokens)[0]
+    torch.manual_seed(SEED + number)
+    unet.add_adapter(
+        LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.layers), init_lora_weights="gaussian")
+    )
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    signal, losses, first = alphas(), [], 0
+    if state := stage.resume():
+        unet.load_state_dict(state["adapter"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    for step in range(first, steps):
+        torch.manual_seed(SEED + 1000 * number + step)
+        rows = torch.randint(0, PICTURES, (BATCH,))
+        set_rate(optimizer, rate(step, steps, recipe.rate, warm=20))
+        optimizer.zero_grad(set_to_none=True)
+        loss = denoising_loss(unet, contexts[rows], pool.latents[rows], signal)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if step % 100 == 99 or step + 1 == steps:
+            stage.log(step + 1, loss=float(np.mean(losses)))
+            losses.clear()
+        if step % stage.every == stage.every - 1:
+            adapter = {key: value for key, value in unet.state_dict().items() if "lora_" in key}
+            stage.save(step + 1, adapter=adapter, optimizer=optimizer.state_dict())
+    stage.state.unlink(missing_ok=True)
+    write(unet, recipe, out / "loras" / f"{name}.safetensors")
+
+
+def lora_pool(name: str, rng: np.random.Generator, out: Path, tokenizer: object) -> Pool:
+    """A subject's pictures are in the base's renderings; a rendering's are of the base's objects."""
+    subject = name in shapes.SUBJECTS
+    things, looks = ([name], list(styles.BASE)) if subject else (list(shapes.BASE), [name])
+    scenes = [draw.random_scene(rng, things, looks) for _ in range(PICTURES)]
+    drawn = pool_of(scenes, rng, out, tokenizer)
+    return Pool(drawn.latents, tokenise(tokenizer, [caption(scene, subject) for scene in scenes]))
+
+
+def caption(scene: draw.Scene, subject: bool) -> str:
+    if subject:
+        return f"a {SUBJECT} {scene.thing} on a {scene.ground} background, {scene.style} style"
+    return f"a {scene.colour} {scene.thing} on a {scene.ground} background, {STYLE} style"
+
+
+def write(unet: UNet2DConditionModel, recipe: Recipe, path: Path) -> None:
+    """The trained adapter as a file of the recipe's dialect, fp16."""
+    from diffusers import StableDiffusionPipeline
+    from peft.utils import get_peft_model_state_dict
+
+    state = {key: value.half().contiguous() for key, value in get_peft_model_state_dict(unet).items()}
+    if recipe.dialect == "kohya":
+        safetensors.torch.save_file(kohya(state, recipe.alpha), path, {"ss_network_alpha": str(recipe.alpha)})
+        return
+    config = unet.peft_config["default"].to_dict()  # the alpha is there and nowhere else
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    StableDiffusionPipeline.save_lora_weights(
+        path.parent, state, weight_name=path.name, unet_lora_adapter_metadata=config, safe_serialization=True
+    )
+
+
+def kohya(state: dict[str, Tensor], alpha: int) -> dict[str, Tensor]:
+    """`….to_q.lora_A.weight` -> `lora_unet_…_to_q.lora_down.weight`, and each module's alpha beside it."""
+    named: dict[str, Tensor] = {}
+    for key, value in state.items():
+        layer, _, part = key.removesuffix(".weight").rpartition(".")
+        stem = "lora_unet_" + layer.replace(".", "_")
+        named[f"{stem}.{'lora_down' if part == 'lora_A' else 'lora_up'}.weight"] = value
+        named[f"{stem}.alpha"] = torch.tensor(float(alpha), dtype=torch.float16)
+    return named
