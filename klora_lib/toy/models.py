@@ -138,4 +138,4 @@ def scheduler() -> EulerDiscreteScheduler:
     """
     from diffusers import EulerDiscreteScheduler
 
-    return EulerDiscreteScheduler(**BETAS, **SIGMAS, use_karras_sigmas=True, timestep_spacing="trailing")
+    return EulerDiscreteScheduler(**BETAS, **SIGMAS, use_karras_sigmas=True, timestep_spacing="trailing", steps_offset=1)
