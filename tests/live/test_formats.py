@@ -125,8 +125,8 @@ def test_memory_stays_level(host: Host, form: Format):
         settings = {"alpha": 1 + i / 30, "scale": ("s", "s*")[i // 2 % 2]}
         host.image(klora(pairs[i % 3], settings, steps=3, **(HIRES if i % 4 == 1 else {}), **form.job))
         levels.append(host.memory())
-    # what the allocator keeps goes up and down by a picture's worth: the least of the last against the most of the first
-    assert min(levels[-5:]) <= 1.05 * max(levels[:10]), " ".join(str(x >> 20) for x in levels)
+    # a fresh process grows until every kind of job has come a few times; then it goes up and down by a picture's worth
+    assert min(levels[-5:]) <= 1.05 * max(levels[:20]), " ".join(str(x >> 20) for x in levels)
 
 
 def test_merge_into_a_packed_weight_is_refused(host: Host, form: Format):
