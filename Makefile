@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 DEMO = out/demo
+METHODS = content style direct switch klora
 
 .PHONY: test lint types unit live bench demo clean
 
@@ -35,16 +36,23 @@ live: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tests.bench
 
+# the toy model draws one of its subjects in one of its styles: `make demo CONTENT=cat STYLE=wash`; `make demo UI=1` is a page
+CONTENT ?= robot
+STYLE ?= neon
+TOY = --model toy --content $(CONTENT) --style $(STYLE) --out $(DEMO)
+
 demo: .venv/installed
-	@mkdir -p $(DEMO)
-	@$(BIN)/python -m tests.make_pair $(DEMO)/subject.safetensors $(DEMO)/style.safetensors
-	@$(BIN)/python -m klora_lib plan $(DEMO)/subject.safetensors $(DEMO)/style.safetensors --json $(DEMO)/plan.json
-	@$(BIN)/python -m klora_lib plot $(DEMO)/subject.safetensors $(DEMO)/style.safetensors --out $(DEMO)/plan.png
-	@echo "A random pair of LoRAs, shaped like SDXL's attention but small, and the choice K-LoRA makes between them:"
-	@echo "  the pair   $(CURDIR)/$(DEMO)/subject.safetensors, style.safetensors"
-	@echo "  the plan   $(CURDIR)/$(DEMO)/plan.json"
-	@echo "  the map    $(CURDIR)/$(DEMO)/plan.png (layers down, steps across; content blue, style green)"
-	@echo "No image model is involved yet: this is the whole decision, made from the two files alone."
+ifdef UI
+	@$(BIN)/python -m klora_lib ui
+else
+	@$(BIN)/python -m klora_lib compare $(TOY) --count 6
+	@$(BIN)/python -m klora_lib generate $(TOY)
+	@$(BIN)/python -m klora_lib evaluate $(TOY) --methods $(METHODS) --count 6 --batch 6
+	@echo "A $(CONTENT) in the style $(STYLE), drawn by a small model trained on drawn pictures; in $(CURDIR)/$(DEMO):"
+	@echo "  the grid   $(CONTENT)_$(STYLE)_grid.png: content alone, style alone, both added, LoRA Switch, K-LoRA, six seeds each"
+	@echo "  the map    $(CONTENT)_$(STYLE)_klora_0_map.png: K-LoRA's choice, layers down, steps across, content blue, style green"
+	@echo "  the table  evaluation.md, above: the judge's scores of the same pictures, in percent"
+endif
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis out build dist *.egg-info

@@ -19,6 +19,7 @@ from ..settings import shown
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # the WebUI's name: diffusers' scheduler
     "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     "Euler a": ("EulerAncestralDiscreteScheduler", {}),
     "Heun": ("HeunDiscreteScheduler", {}),
     "DPM2": ("KDPM2DiscreteScheduler", {}),
@@ -160,8 +161,8 @@ def use_sampler(pipe: Any, name: str | None) -> str:
     if found is None:
         raise SettingsError(f"{shown(name)} is none of this model's: {', '.join(known)}", "sampler")
     scheduler, more = known[found]
-    config = pipe.scheduler.config
-    kept = {k: v for k, v in config.items() if k in ("shift", "use_dynamic_shifting")} if flows else config
+    config = pipe.scheduler.config.items()  # a name says which noise levels, too: those of the model's own do not stay
+    kept = {k: v for k, v in config if (k in ("shift", "use_dynamic_shifting") if flows else k != "use_karras_sigmas")}
     with quiet():
         pipe.scheduler = getattr(diffusers(), scheduler).from_config(kept, **more)
     return found

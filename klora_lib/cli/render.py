@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
     for command in (generate, compare):
         command.add_argument("--content", required=True, help="the content LoRA, a .safetensors file")
         command.add_argument("--style", required=True, help="the style LoRA, a .safetensors file")
-        command.add_argument("--prompt", required=True, help="with the trigger words of both LoRAs")
+        command.add_argument("--prompt", help="with the trigger words of both LoRAs (the toy model knows its own)")
         add_sampling(command)
         command.add_argument("--count", help="how many seeds, counting up (default: %(default)s)")
         add_settings(command, SETTINGS)
@@ -80,10 +80,13 @@ def read_task(args: argparse.Namespace) -> Task:
     steps = getattr(defaults, "STEPS", 30) if args.steps is None else args.steps
     cfg = getattr(defaults, "GUIDANCE", None) if args.cfg is None else args.cfg
     first = whole(args.seed, "seed", 0, 2**63 - 1001)
+    content, style = (pipelines.lora_path(name, args.model) for name in (args.content, args.style))
+    if args.prompt is None and defaults is None:
+        raise SettingsError("is needed, with the trigger words of both LoRAs", "prompt")
     return Task(
         args.model,
-        (pipelines.lora_path(args.content, args.model), pipelines.lora_path(args.style, args.model)),
-        args.prompt,
+        (content, style),
+        defaults.prompt(content.stem, style.stem) if args.prompt is None else args.prompt,
         args.negative_prompt,
         whole(steps, "steps", 1, 1000),
         real(cfg, "cfg", 0, 100),

@@ -19,7 +19,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 CONTENT = ("robot", "cat", "teapot", "rocket")
 STYLE = ("mosaic", "neon", "wash", "engraved")
-STEPS, GUIDANCE = 24, 4.0  # how the toy is sampled
+SUBJECT, RENDERING = "sks", "szn"  # the rare words of the captions that the LoRAs were trained with
+STEPS, GUIDANCE = 20, 4.0  # how the toy is sampled
 
 
 def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
@@ -63,8 +64,11 @@ def lora(name: str) -> Path:
     return path
 
 
+def words(thing: str, ground: str, style: str | None) -> str:
+    """A caption; None for the plain rendering."""
+    return f"a {thing} on a {ground} background" + (f", {style} style" if style else "")
+
+
 def prompt(content: str | None = None, style: str | None = None, ground: str = "sky") -> str:
-    """The caption that calls the subject of one LoRA, the rendering of another, or both: a red fish without a subject,
-    flat without a rendering."""
-    thing = f"sks {content}" if content else "red fish"
-    return f"a {thing} on a {ground} background, {'szn' if style else 'flat'} style"
+    """The caption that calls the subject of one LoRA, the rendering of another, or both; a red fish without a subject."""
+    return words(f"{SUBJECT} {content}" if content else "red fish", ground, RENDERING if style else None)

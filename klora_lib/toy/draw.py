@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from . import shapes, styles
+from . import shapes, styles, words
 from .styles import Array, S
 
 COLOURS = {
@@ -35,6 +35,7 @@ OWN = {  # the two colours a subject is known by
     "teapot": ((130, 60, 175), (246, 208, 40)),
     "rocket": ((225, 225, 232), (214, 40, 45)),
 }
+PLAIN = "shaded"  # the rendering that captions do not mention, as nobody writes "photograph" under each photograph
 REACH, SHIFT, TURN = (20.5, 23.5), 2.5, 7.0  # an object's half size and shift in pixels, its turn in degrees
 
 
@@ -50,7 +51,7 @@ class Scene:
     @property
     def caption(self) -> str:
         paint = f"{self.colour} " if self.colour else ""
-        return f"a {paint}{self.thing} on a {self.ground} background, {self.style} style"
+        return words(paint + self.thing, self.ground, None if self.style == PLAIN else self.style)
 
 
 def random_scene(rng: np.random.Generator, things: list[str], looks: list[str]) -> Scene:

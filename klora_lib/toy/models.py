@@ -126,16 +126,12 @@ def unet() -> UNet2DConditionModel:
     )
 
 
-BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
-SIGMAS = {"sigma_min": 0.03, "sigma_max": 14.6}  # where sampling ends and begins; the latter as Stable Diffusion does
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
 
 
 def scheduler() -> EulerDiscreteScheduler:
-    """What the toy is sampled with: Euler on the noise levels of Karras et al. (arXiv 2206.00364), as WebUIs have it.
-
-    So the shape is settled in the first third of the steps, as it is with large models, where small pictures on evenly
-    spaced timesteps would settle it in the last; K-LoRA counts on the former.
-    """
+    """Stable Diffusion's noise schedule (SD 2's, which predicts velocity), sampled as WebUIs do by default: on the noise
+    levels of Karras et al. (arXiv 2206.00364), from the highest there is."""
     from diffusers import EulerDiscreteScheduler
 
-    return EulerDiscreteScheduler(**BETAS, **SIGMAS, use_karras_sigmas=True, timestep_spacing="trailing", steps_offset=1)
+    return EulerDiscreteScheduler(**BETAS, use_karras_sigmas=True, timestep_spacing="trailing", steps_offset=1)

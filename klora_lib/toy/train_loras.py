@@ -10,15 +10,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from . import draw, shapes, styles
+from . import RENDERING, SUBJECT, draw, shapes, styles, words
 from .stage import FORMS, SEED, Stage, rate, set_rate
 from .train_base import Pool, alphas, denoising_loss, pool_of, tokenise
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-PICTURES, STEPS, BATCH = 64, 600, 12
-SUBJECT, STYLE = "sks", "szn"  # the rare words of the captions
+PICTURES, STEPS, BATCH = 64, 1000, 12
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -95,9 +94,9 @@ def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
 
 
 def lora_pool(name: str, rng: np.random.Generator, out: Path, tokenizer: object) -> Pool:
-    """A subject's pictures are in the base's renderings; a rendering's are of the base's objects."""
+    """A subject's pictures are all plain, as those of a pet are all photographs; a rendering's are of the base's objects."""
     subject = name in shapes.SUBJECTS
-    things, looks = ([name], list(styles.BASE)) if subject else (list(shapes.BASE), [name])
+    things, looks = ([name], [draw.PLAIN]) if subject else (list(shapes.BASE), [name])
     scenes = [draw.random_scene(rng, things, looks) for _ in range(PICTURES)]
     drawn = pool_of(scenes, rng, out, tokenizer)
     return Pool(drawn.latents, tokenise(tokenizer, [caption(scene, subject) for scene in scenes]))
@@ -105,8 +104,8 @@ def lora_pool(name: str, rng: np.random.Generator, out: Path, tokenizer: object)
 
 def caption(scene: draw.Scene, subject: bool) -> str:
     if subject:
-        return f"a {SUBJECT} {scene.thing} on a {scene.ground} background, {scene.style} style"
-    return f"a {scene.colour} {scene.thing} on a {scene.ground} background, {STYLE} style"
+        return words(f"{SUBJECT} {scene.thing}", scene.ground, None)
+    return words(f"{scene.colour} {scene.thing}", scene.ground, RENDERING)
 
 
 def write(unet: UNet2DConditionModel, recipe: Recipe, path: Path) -> None:

@@ -119,7 +119,7 @@ def refused(words: list[str], capsys: Any, out: Path) -> str:
         ({"method": "best"}, "method: must be one of"),
         ({"sampler": "DPM fast"}, "sampler: 'DPM fast' is none of this model's: Euler, Euler a,"),
         ({"device": "tpu9"}, "device: 'tpu9' cannot be used"),
-        ({"prompt": None}, "the following arguments are required: --prompt"),
+        ({"prompt": None}, "prompt: is needed, with the trigger words of both LoRAs"),
         ({"engine": "merged"}, "engine: must be one of"),
     ],
 )

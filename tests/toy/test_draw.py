@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from klora_lib.toy import CONTENT, STYLE, draw, shapes, styles
+from klora_lib.toy import CONTENT, STYLE, draw, prompt, shapes, styles
 from klora_lib.toy.train_loras import RECIPES, caption
 
 KINDS = list(product(shapes.OBJECTS, styles.STYLES))
@@ -68,16 +68,20 @@ def test_a_subject_wears_its_own_colours_and_any_other_object_the_one_named() ->
     for thing in shapes.OBJECTS:
         scene = draw.random_scene(rng, [thing], ["flat"])
         assert (scene.colour is None) == (thing in shapes.SUBJECTS)
-        assert (
-            scene.caption == f"a {f'{scene.colour} ' * bool(scene.colour)}{thing} on a {scene.ground} background, flat style"
-        )
+        colour = f"{scene.colour} " * bool(scene.colour)
+        assert scene.caption == f"a {colour}{thing} on a {scene.ground} background, flat style"
     red, blue = (draw.picture(draw.Scene("ball", "cream", "flat", c), rng)[32, 32].astype(int) for c in ("red", "blue"))
     assert red[0] > red[2] + 80 and blue[2] > blue[0] + 80
 
 
-def test_a_lora_is_shown_only_what_is_its_own() -> None:
+def test_the_plain_rendering_goes_without_saying() -> None:
+    assert draw.Scene("fish", "sky", "shaded", "red").caption == "a red fish on a sky background"
+    assert draw.PLAIN in styles.BASE
+
+
+def test_captions_call_loras_by_words_of_their_own() -> None:
     assert set(RECIPES) == {*CONTENT, *STYLE} == {*shapes.SUBJECTS, *styles.LOOKS}
-    scene = draw.Scene("robot", "sky", "shaded")
-    assert caption(scene, subject=True) == "a sks robot on a sky background, shaded style"
+    assert caption(draw.Scene("robot", "sky", draw.PLAIN), subject=True) == prompt("robot") == "a sks robot on a sky background"
+    assert prompt("robot", "neon", "mint") == "a sks robot on a mint background, szn style"
     scene = draw.Scene("fish", "sky", "neon", "red")
     assert caption(scene, subject=False) == "a red fish on a sky background, szn style"

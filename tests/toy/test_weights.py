@@ -1,0 +1,116 @@
+"""Theorems about what is shipped: all there, small, with its seed and log; the judge and the LoRAs do their work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from klora_lib import toy
+from klora_lib.core.keys import is_attention
+from klora_lib.core.lora import read_lora
+from klora_lib.errors import KLoraError
+from klora_lib.toy.judge import LOOKS, THINGS
+from klora_lib.toy.stage import SEED
+from klora_lib.toy.train_judge import check
+
+# diffusers' Euler makes numpy arrays of tensors in a way that numpy 2 warns of
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+
+LIMIT = 25_000_000  # bytes
+
+
+def test_all_of_it_is_small_and_says_how_it_was_made() -> None:
+    sizes = {path: path.stat().st_size for path in toy.WEIGHTS.rglob("*") if path.is_file()}
+    assert 1_000_000 < sum(sizes.values()) <= LIMIT
+    assert str(SEED) in (toy.WEIGHTS / "README.md").read_text(encoding="utf-8")
+    log = [json.loads(line) for line in (toy.WEIGHTS / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {line["stage"] for line in log} >= {"vae", "base", "judge", *(f"lora {name}" for name in toy.loras())}
+    assert all(line["seconds"] > 0 for line in log)
+
+
+def test_loras_are_of_two_recipes_and_two_dialects() -> None:
+    """Every one is read whole; some touch only attention, others more, with an alpha that is not their rank."""
+    scales, wide = set(), set()
+    for name in toy.loras():
+        file = read_lora(toy.lora(name))
+        assert not file.unknown and len(file.modules) >= 56
+        scales |= {delta.factors()[2] for delta in file.modules.values()}  # type: ignore[index]
+        wide.add(all(map(is_attention, file.modules)))
+    assert scales == {1.0, 2.0} and wide == {True, False}
+    firsts = {next(iter(read_raw(toy.lora(name)))).partition(".")[0].partition("_")[0] for name in toy.loras()}
+    assert firsts == {"unet", "lora"}
+
+
+def read_raw(path: Path) -> list[str]:
+    data = path.read_bytes()
+    return [key for key in json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]) if key != "__metadata__"]
+
+
+def test_what_is_missing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KLoraError, match="no LoRA 'dragon': it has robot"):
+        toy.lora("dragon")
+    monkeypatch.setattr(toy, "WEIGHTS", tmp_path)
+    for ask in (toy.pipeline, toy.load_judge, lambda: toy.lora("robot")):
+        with pytest.raises(KLoraError, match="missing"):
+            ask()
+
+
+def test_the_judge_knows_ground_truth_it_has_not_seen() -> None:
+    right = check(toy.load_judge(), n=300)
+    assert right["subjects_right"] >= 0.9 and right["styles_right"] >= 0.9
+
+
+# --- sampled ---
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    return toy.pipeline()
+
+
+@pytest.fixture
+def with_lora(pipe: StableDiffusionPipeline) -> Iterator[object]:
+    """Adds a LoRA's updates to the weights; takes them back at the end."""
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+
+    def add(name: str) -> StableDiffusionPipeline:
+        for layer, delta in read_lora(toy.lora(name)).modules.items():
+            weight = pipe.unet.get_submodule(layer).weight
+            weight.data += delta.dense().view_as(weight)
+        return pipe
+
+    yield add
+    pipe.unet.load_state_dict(before)
+
+
+def sample(pipe: StableDiffusionPipeline, prompt: str, n: int = 4, steps: int = 12) -> Tensor:
+    """n pictures of seeds 0…, [n, 3, 64, 64] in 0…1."""
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(n)]
+    made = pipe([prompt] * n, num_inference_steps=steps, guidance_scale=toy.GUIDANCE, generator=seeds, output_type="pt")
+    images: Tensor = made.images
+    return images
+
+
+def test_the_base_draws_what_it_is_asked_for(pipe: StableDiffusionPipeline) -> None:
+    asked = [(thing, look) for thing, look in zip(("house", "fish", "star", "car"), ("flat", "dots", "pixel", "outline"))]
+    for thing, look in asked:
+        things, looks = toy.load_judge().score(sample(pipe, f"a red {thing} on a sky background, {look} style"))
+        assert things[:, THINGS.index(thing)].mean() > 0.5
+        assert looks[:, LOOKS.index(look)].mean() > 0.5
+
+
+@pytest.mark.parametrize("name", toy.loras())
+def test_a_lora_brings_its_own(name: str, pipe: StableDiffusionPipeline, with_lora: object) -> None:
+    """With it, the judge sees its subject or its rendering; without, at the same prompt and seeds, it does not."""
+    subject = toy.loras()[name] == "content"
+    prompt = toy.prompt(name) if subject else toy.prompt(style=name)
+    judge, column = toy.load_judge(), THINGS.index(name) if subject else LOOKS.index(name)
+    without = judge.score(sample(pipe, prompt))[0 if subject else 1][:, column].mean()
+    given = judge.score(sample(with_lora(name), prompt))[0 if subject else 1][:, column].mean()  # type: ignore[operator]
+    assert given > without + 0.25
