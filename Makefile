@@ -5,7 +5,7 @@ BIN = .venv/bin
 DEMO = out/demo
 METHODS = content style direct switch klora
 
-.PHONY: test lint types unit live bench demo clean
+.PHONY: test lint types unit live bench demo evaluation clean
 
 test: lint types unit
 
@@ -37,12 +37,12 @@ bench: .venv/installed
 	$(BIN)/python -m tests.bench
 
 # the toy model draws one of its subjects in one of its styles: `make demo CONTENT=cat STYLE=wash`; `make demo UI=1` is a page
-CONTENT ?= robot
-STYLE ?= neon
+CONTENT = robot
+STYLE = neon
 TOY = --model toy --content $(CONTENT) --style $(STYLE) --out $(DEMO)
 
 demo: .venv/installed
-ifdef UI
+ifeq ($(UI),1)
 	@$(BIN)/python -m klora_lib ui
 else
 	@$(BIN)/python -m klora_lib compare $(TOY) --count 6
@@ -53,6 +53,10 @@ else
 	@echo "  the map    $(CONTENT)_$(STYLE)_klora_0_map.png: K-LoRA's choice, layers down, steps across, content blue, style green"
 	@echo "  the table  evaluation.md, above: the judge's scores of the same pictures, in percent"
 endif
+
+# measures the tables of docs/evaluation.md anew; an hour on two cores
+evaluation: .venv/installed
+	$(BIN)/python -m klora_lib.evaluation.report docs/evaluation.md --csv out/evaluation.csv
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis out build dist *.egg-info

@@ -43,3 +43,9 @@ def all_offenders(errors: list[KLoraError]) -> KLoraError:
     if len(errors) == 1:
         return errors[0]
     return type(errors[0])("; ".join(str(e) for e in errors))
+
+
+def first_line(error: BaseException) -> str:
+    """What another program's error says, short enough for a sentence of ours; its kind where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -1,1 +1,1 @@
-"""The command line: plan and plot, generate and compare."""
+"""The command line: plan and plot, generate and compare, evaluate, ui."""

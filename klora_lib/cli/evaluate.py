@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from ..errors import SettingsError
 from ..evaluation.metrics import ClipAndDino, Metric, pictures
 from ..evaluation.run import Lora, Sampling, Task, Worker, Workers, here, on_ray
 from ..evaluation.table import Scored, as_csv, markdown, table
-from ..settings import METHODS
+from ..settings import METHODS, shown
 from . import files, pipelines
 from .options import add_settings, given_settings, real, size, whole
-from .render import SETTINGS, add_sampling, read_methods
+from .render import DRAWN, add_sampling, read_methods
 
-DRAWN = tuple(name for name in SETTINGS if name != "method")
+JUDGED = (64, 64)  # the size of an image that the toy's judge can look at
 
 
 def add_commands(commands: Any) -> None:
@@ -47,9 +48,10 @@ def add_commands(commands: Any) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    sampling, tasks, metric = read_sampling(args), list(read_tasks(args)), read_metric(args)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    make = partial(make_worker, args.model, device, args.dtype, args.sampler, metric, sampling)
+    sampling, tasks = read_sampling(args), list(read_tasks(args))
+    metric = read_metric(args)
+    model = args.model if args.model == "toy" else os.path.abspath(args.model)
+    make = partial(make_worker, model, args.device, args.dtype, args.sampler, metric, sampling)
     with files.folder(args.out) as out:
         workers: Workers = on_ray(make, args.ray) if args.ray else here(make)
         scored: list[Scored] = []
@@ -65,13 +67,17 @@ def run_evaluate(args: argparse.Namespace) -> None:
     print(text, end="")
 
 
-def make_worker(model: str, device: str, dtype: str | None, sampler: str | None, metric: Any, sampling: Sampling) -> Worker:
+def make_worker(
+    model: str, device: str | None, dtype: str | None, sampler: str | None, metric: Any, sampling: Sampling
+) -> Worker:
+    """Runs where the worker is to work, which may have a GPU where this machine has none."""
+
     def load() -> Any:
         pipe = pipelines.load(model, device, dtype)
         pipelines.use_sampler(pipe, sampler)
         return pipe
 
-    return Worker(load, partial(metric, torch.device(device)), sampling)
+    return Worker(load, partial(metric, torch.device(pipelines.chosen(device))), sampling)
 
 
 def read_sampling(args: argparse.Namespace) -> Sampling:
@@ -112,25 +118,49 @@ def read_loras(args: argparse.Namespace, role: str) -> list[Lora]:
         raise SettingsError("no LoRA is given", role)
     loras = []
     for text in given:
-        name, _, words = text.partition("=")
-        path = pipelines.lora_path(name, args.model)
+        name, words = file_and_words(text)
+        path = pipelines.lora_path(name, args.model, role).absolute()
         loras.append(Lora(path.stem, path, words or path.stem))
     if len({lora.name for lora in loras}) < len(loras):
         raise SettingsError("two of the files have the same name, and so would their rows and pictures", role)
     return loras
 
 
+def file_and_words(text: str) -> tuple[str, str]:
+    """`FILE=WORDS`; a file's own name may have = in it, too."""
+    name, end, words = text.partition(".safetensors=")
+    if end or text.endswith(".safetensors"):
+        return name + end.removesuffix("="), words
+    name, _, words = text.partition("=")
+    return name, words
+
+
 def read_metric(args: argparse.Namespace) -> Any:
-    """device -> Metric.  The pictures are looked for here, before a model is loaded for nothing."""
+    """device -> Metric.  What it needs is looked for here, before a model is loaded for nothing."""
     given = {name: getattr(args, name) for name in ("references", "clip", "dino")}
+    loras = {role: read_loras(args, role) for role in ("content", "style")}
     if args.model == "toy" and not any(given.values()):
+        judged(loras, size(args.size))
         return judge_scores
     if lacking := [name for name, value in given.items() if not value]:
         raise SettingsError("is needed to score images", lacking[0])
-    references = Path(args.references)
-    for lora in (*read_loras(args, "content"), *read_loras(args, "style")):
+    references = Path(args.references).absolute()
+    for lora in (*loras["content"], *loras["style"]):
         pictures(references / lora.name)
     return partial(ClipAndDino, args.clip, args.dino, references)
+
+
+def judged(loras: Mapping[str, Sequence[Lora]], size: tuple[int, int] | None) -> None:
+    """Raises SettingsError where the toy's judge cannot say of an image what is asked for."""
+    for role, own in loras.items():
+        known = [name for name, its in pipelines.toy().loras().items() if its == role]
+        if strange := [lora.name for lora in own if lora.name not in known]:
+            raise SettingsError(
+                f"the toy's judge knows {', '.join(known)}, not {shown(' '.join(strange))}: give --references, --clip and "
+                "--dino for others", role
+            )  # fmt: skip
+    if size not in (None, JUDGED):
+        raise SettingsError("the toy's judge looks at images of 64x64 only", "size")
 
 
 def judge_scores(device: torch.device) -> Metric:

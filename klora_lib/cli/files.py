@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,9 +23,10 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
             file.write(data)
         os.replace(partial, path)
     except OSError as e:
-        with suppress(OSError):
-            os.remove(partial)
         raise SettingsError(f"{os.fspath(path)!r} cannot be written: {e.strerror}") from None
+    finally:
+        with suppress(OSError):  # long since in its place
+            os.remove(partial)
 
 
 def png(picture: Image.Image, parameters: str = "") -> bytes:
@@ -41,17 +43,17 @@ def png(picture: Image.Image, parameters: str = "") -> bytes:
 def folder(path: str) -> Iterator[Path]:
     """The folder at ``path``, there and writable; made where it is missing, and gone again if nothing came into it."""
     out = Path(path)
-    made = [each for each in (out, *out.parents) if not each.exists()]
+    made: list[Path] = []
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".{os.getpid()}.partial"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as e:
-        raise SettingsError(f"{path!r} cannot be written to: {e.strerror}", "out") from None
-    try:
+        try:
+            made += [each for each in (out, *out.parents) if not each.exists()]
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out) as probe:
+                probe.write(b"\0")
+        except OSError as e:
+            raise SettingsError(f"{path!r} cannot be written to: {e.strerror}", "out") from None
         yield out
     finally:
-        with suppress(OSError):  # not empty: it is to stay
-            for each in made:
+        for each in made:
+            with suppress(OSError):  # not empty: it is to stay
                 each.rmdir()

@@ -1,5 +1,5 @@
 """Command line: ``plan`` and ``plot`` show the choice between two files; ``generate`` and ``compare`` draw images,
-and ``evaluate`` scores them.
+``evaluate`` scores them, and ``ui`` is a page that draws.
 
 Everything wrong with what was asked for is one line on stderr and exit status 2.
 """
@@ -7,23 +7,20 @@ Everything wrong with what was asked for is one line on stderr and exit status 2
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from ..errors import KLoraError
 from . import evaluate, plan, render, ui
-from .options import Parser
+from .options import Parser, exit_status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.  Returns the exit status: 0, or 2 after one line on stderr."""
-    try:
+    """Run one command.  Returns the exit status: 0, or after one line on stderr 2, and 130 where it was stopped."""
+
+    def run() -> None:
         args = parser().parse_args(argv)
         args.run(args)
-    except KLoraError as e:
-        print(f"klora: {e}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(run)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import KLoraError, SettingsError
 from ..settings import BY_NAME, Settings, read_settings, shown
 
 
@@ -16,6 +17,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise SettingsError(message)
+
+
+def exit_status(act: Callable[[], None]) -> int:
+    """The exit status of ``act``, after one line on stderr where it is not 0."""
+    try:
+        act()
+    except KLoraError as e:
+        print(f"klora: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("klora: stopped", file=sys.stderr)
+        return 130
+    return 0
 
 
 def add_settings(command: argparse.ArgumentParser, names: Iterable[str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from ..core.lora import read_header
-from ..errors import KLoraError, SettingsError
+from ..errors import KLoraError, SettingsError, first_line
 from ..hosts.diffusers.clock import flow
 from ..settings import shown
 
@@ -33,7 +34,20 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # the WebUI's name: diffuse
     "UniPC": ("UniPCMultistepScheduler", {}),
     "LCM": ("LCMScheduler", {}),
 }
-FLOW = {"Euler": "FlowMatchEulerDiscreteScheduler", "Heun": "FlowMatchHeunDiscreteScheduler"}
+FLOW: dict[str, tuple[str, dict[str, Any]]] = {
+    "Euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "Heun": ("FlowMatchHeunDiscreteScheduler", {}),
+}
+# of a scheduler's settings, those that say how the model was trained, ...
+TRAINED = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "rescale_betas_zero_snr", "timestep_type", "sigma_min", "sigma_max",
+)  # fmt: skip
+SPACED = ("timestep_spacing", "steps_offset", "set_alpha_to_one")  # ... and at which timesteps it wants to be asked
+SHIFTED = (  # the same of a flow model
+    "num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
+    "max_image_seq_len", "time_shift_type", "shift_terminal", "invert_sigmas",
+)  # fmt: skip
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHECKPOINTS = (  # a key of each architecture's single files
     ("joint_blocks.", "StableDiffusion3Pipeline"),
@@ -60,10 +74,26 @@ def toy() -> Any:
     return toy
 
 
-def lora_path(name: str, model: str) -> Path:
-    """A file; or, with the toy model, one of the toy's by name."""
+def lora_path(name: str, model: str, role: str) -> Path:
+    """A file; or, with the toy model, one of the toy's by name, which must be of that role."""
     path = Path(name)
-    return toy().lora(name) if model == "toy" and not path.exists() and path.suffix == "" else path
+    if model != "toy" or (name not in toy().loras() and (path.suffix or kind_of(path, role))):
+        return path
+    try:
+        return Path(toy().lora(name, role))
+    except KLoraError as e:
+        raise e.about(role) from None
+
+
+def kind_of(path: Path, field: str) -> str:
+    """"folder" or "file", or "" where there is nothing.  Raises SettingsError where that cannot be known."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as e:
+        raise SettingsError(f"{shown(str(path))} cannot be opened ({e.strerror})", field) from None
+    return "folder" if stat.S_ISDIR(mode) else "file"
 
 
 @contextmanager
@@ -87,9 +117,10 @@ def load(model: str, device: str | None, dtype: str | None) -> Any:
 
     Raises a KLoraError, one sentence, for whatever is not there or cannot be read.
     """
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = chosen(device)
     if model == "toy":
-        pipe = toy().pipeline()
+        with quiet():
+            pipe = toy().pipeline()
     else:
         kind = DTYPES[dtype] if dtype else torch.float32 if where == "cpu" else torch.float16
         with quiet():
@@ -101,13 +132,18 @@ def load(model: str, device: str | None, dtype: str | None) -> Any:
         raise SettingsError(f"{where!r} cannot be used: {first_line(e)}", "device") from None
 
 
+def chosen(device: str | None) -> str:
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def read(model: str, dtype: torch.dtype) -> Any:
     path, made = Path(model), diffusers()
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
+    kind = kind_of(path, "model")
+    if kind == "folder":
+        if kind_of(path / "model_index.json", "model") != "file":
             raise SettingsError(f"{model!r} is no diffusers folder, it has no model_index.json", "model")
         open_it, owner = "from_pretrained", made.DiffusionPipeline
-    elif path.is_file():
+    elif kind == "file":
         open_it, owner = "from_single_file", getattr(made, checkpoint_class(path))
     else:
         raise SettingsError(f"there is nothing at {model!r}", "model")
@@ -115,9 +151,21 @@ def read(model: str, dtype: torch.dtype) -> Any:
         pipe = getattr(owner, open_it)(os.fspath(path), torch_dtype=dtype, local_files_only=True)
     except Exception as e:  # noqa: BLE001  diffusers, transformers and their readers raise all kinds for a damaged model
         raise SettingsError(f"{model!r} cannot be loaded without a download: {first_line(e)}", "model") from None
-    if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
+    asked = inspect.signature(type(pipe).__call__).parameters
+    if "prompt" not in asked:
         raise SettingsError(f"{model!r} is a {type(pipe).__name__}, which draws nothing from a prompt", "model")
+    if wants_a_picture(asked):
+        raise SettingsError(f"{model!r} is a {type(pipe).__name__}, which draws nothing without a picture", "model")
     return pipe
+
+
+def wants_a_picture(asked: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a pipeline that is called like this works on a picture.
+
+    diffusers gives nearly every argument the default None; it is those annotated so that may be left out.
+    """
+    pictures = [asked[name] for name in ("image", "mask_image", "control_image") if name in asked]
+    return "strength" in asked or any(p.default is p.empty or "None" not in str(p.annotation) for p in pictures)
 
 
 def checkpoint_class(path: Path) -> str:
@@ -153,21 +201,49 @@ def call_arguments(
 
 def use_sampler(pipe: Any, name: str | None) -> str:
     """Put the named sampler into the pipeline; the name to write into the infotext."""
+    known = samplers_of(pipe)
     if name is None:
-        return type(pipe.scheduler).__name__.removesuffix("Scheduler")
-    flows = flow(pipe.scheduler)
-    known = {k: (v, {}) for k, v in FLOW.items()} if flows else SAMPLERS
+        return sampler_of(pipe)
     found = next((each for each in known if each.lower() == name.lower()), None)
     if found is None:
         raise SettingsError(f"{shown(name)} is none of this model's: {', '.join(known)}", "sampler")
-    scheduler, more = known[found]
-    config = pipe.scheduler.config.items()  # a name says which noise levels, too: those of the model's own do not stay
-    kept = {k: v for k, v in config if (k in ("shift", "use_dynamic_shifting") if flows else k != "use_karras_sigmas")}
-    with quiet():
-        pipe.scheduler = getattr(diffusers(), scheduler).from_config(kept, **more)
+    pipe.scheduler = scheduler(pipe.scheduler, *known[found])
     return found
 
 
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+def samplers_of(pipe: Any) -> dict[str, tuple[str, dict[str, Any]]]:
+    if not flow(pipe.scheduler):
+        return SAMPLERS
+    if type(pipe).__name__.startswith("Flux"):  # it hands its own noise levels to the scheduler; Heun's takes none
+        return {name: FLOW[name] for name in FLOW if name != "Heun"}
+    return FLOW
+
+
+def scheduler(own: Any, kind: str, more: Mapping[str, Any]) -> Any:
+    """A scheduler of class ``kind`` for the model whose own is ``own``: the model's schedule stays, the sampler does not.
+
+    A flow model's own class stays as it is set.
+    """
+    config = own.config
+    if flow(own):
+        shift = {"shift": config["flow_shift"]} if "flow_shift" in config else {}
+        same = kind == type(own).__name__
+        kept = dict(config) if same else {**shift, **{k: v for k, v in config.items() if k in SHIFTED}}
+    else:
+        unsaid = config.get("_use_default_values", ())  # of the model's class, and no word of the model
+        kept = {k: v for k, v in config.items() if k in TRAINED or (k in SPACED and k not in unsaid)}
+    with quiet():
+        return getattr(diffusers(), kind).from_config(kept, **more)
+
+
+def sampler_of(pipe: Any) -> str:
+    """The name under which `use_sampler` would put in what the pipeline has; diffusers' where there is none."""
+    own = pipe.scheduler
+    kind = type(own).__name__
+    asked = [name for name in inspect.signature(type(own).__init__).parameters if name != "self"]
+    for name, (named, more) in samplers_of(pipe).items():
+        if named == kind:
+            config = scheduler(own, named, more).config
+            if all(config.get(key) == own.config.get(key) for key in asked):
+                return name
+    return kind.removesuffix("Scheduler")

@@ -74,4 +74,5 @@ def as_json(plan: Plan, steps: int) -> dict[str, Any]:
 def run_plot(args: argparse.Namespace) -> None:
     from ..webui.plot import draw_plan
 
-    write(args.out, png(draw_plan(*planned(args))))
+    plan, steps = planned(args)
+    write(args.out, png(draw_plan(plan.table(steps))))

@@ -15,39 +15,41 @@ from PIL import Image
 
 from .. import infotext
 from ..core.cache import Library
-from ..errors import HostError, SettingsError
+from ..errors import SettingsError
 from ..hosts.diffusers import Run, klora
 from ..settings import FIELDS, METHODS, shown
 from ..webui.plot import draw_plan
 from . import files, pipelines
+from .drawing import draw
 from .grid import draw_grid
 from .options import add_settings, given_settings, real, size, whole
 
 SETTINGS = tuple(f.name for f in FIELDS if f.name not in ("enabled", "content", "style", "show_map"))
+DRAWN = tuple(name for name in SETTINGS if name != "method")  # where the methods are listed
 COMPARED = ("content", "style", "direct", "switch", "klora")
 
 
 def add_commands(commands: Any) -> None:
     generate = commands.add_parser("generate", help="draw images, and write the settings and the selection map beside each")
-    generate.set_defaults(run=run_generate, count="1")
+    generate.set_defaults(run=run_generate, count="1", settings=SETTINGS)
     compare = commands.add_parser("compare", help="draw one labelled grid of methods × seeds")
-    compare.set_defaults(run=run_compare, count="3")
+    compare.set_defaults(run=run_compare, count="3", settings=DRAWN)
     compare.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(COMPARED)})")
-    for command in (generate, compare):
-        command.add_argument("--content", required=True, help="the content LoRA, a .safetensors file")
-        command.add_argument("--style", required=True, help="the style LoRA, a .safetensors file")
+    for command, settings in ((generate, SETTINGS), (compare, DRAWN)):
+        command.add_argument("--content", required=True, help="the content LoRA, a .safetensors file (or one of the toy's)")
+        command.add_argument("--style", required=True, help="the style LoRA, likewise")
         command.add_argument("--prompt", help="with the trigger words of both LoRAs (the toy model knows its own)")
         add_sampling(command)
         command.add_argument("--count", help="how many seeds, counting up (default: %(default)s)")
-        add_settings(command, SETTINGS)
+        add_settings(command, settings)
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:
     """What every command that draws is told: the model and how it is sampled."""
     command.add_argument("--model", required=True, help="a diffusers folder, a .safetensors checkpoint, or toy")
     command.add_argument("--negative-prompt", default="")
-    command.add_argument("--steps", help="sampler steps (default: 30)")
-    command.add_argument("--cfg", help="guidance scale (default: the pipeline's)")
+    command.add_argument("--steps", help="sampler steps (default: 30; the toy's: 20)")
+    command.add_argument("--cfg", help="guidance scale (default: the pipeline's; the toy's: 4)")
     command.add_argument("--size", metavar="WxH", help="of the image (default: the model's)")
     command.add_argument("--seed", default="0", help="of the first image (default: %(default)s)")
     command.add_argument("--sampler", help=f"the model's own, or one of {', '.join(pipelines.SAMPLERS)}")
@@ -80,7 +82,7 @@ def read_task(args: argparse.Namespace) -> Task:
     steps = getattr(defaults, "STEPS", 30) if args.steps is None else args.steps
     cfg = getattr(defaults, "GUIDANCE", None) if args.cfg is None else args.cfg
     first = whole(args.seed, "seed", 0, 2**63 - 1001)
-    content, style = (pipelines.lora_path(name, args.model) for name in (args.content, args.style))
+    content, style = (pipelines.lora_path(getattr(args, role), args.model, role) for role in ("content", "style"))
     if args.prompt is None and defaults is None:
         raise SettingsError("is needed, with the trigger words of both LoRAs", "prompt")
     return Task(
@@ -92,7 +94,7 @@ def read_task(args: argparse.Namespace) -> Task:
         real(cfg, "cfg", 0, 100),
         size(args.size),
         range(first, first + whole(args.count, "count", 1, 1000)),
-        given_settings(args, SETTINGS),
+        given_settings(args, args.settings),
     )
 
 
@@ -110,13 +112,9 @@ class Easel:
         """One image, and the block that it was drawn in."""
         task = self.task
         given = pipelines.call_arguments(task.prompt, task.negative, task.steps, task.cfg, task.size)
-        noise = torch.Generator().manual_seed(seed)
-        with klora(self.pipe, *task.paths, seed=seed, callback=bar.show, library=self.library, **settings) as run:
-            try:
-                image = self.pipe(**given, generator=noise).images[0]
-            except (torch.cuda.OutOfMemoryError, MemoryError):
-                raise HostError("there is not enough memory for this model and size", "size") from None
-        return image, run
+        block = klora(self.pipe, *task.paths, seed=seed, callback=bar.show, library=self.library, **settings)
+        images, run = draw(self.pipe, block, **given, generator=torch.Generator().manual_seed(seed))
+        return images[0], run
 
     def parameters(self, image: Image.Image, seed: int, run: Run) -> str:
         """The infotext, as a WebUI writes it."""
@@ -172,7 +170,7 @@ def run_generate(args: argparse.Namespace) -> None:
                 stem = out / f"{task.name}_{run.settings.method}_{seed}"
                 files.write(f"{stem}.png", files.png(image, text))
                 files.write(f"{stem}.txt", f"{text}\n".encode())
-                files.write(f"{stem}_map.png", files.png(draw_plan(run.plans[0], run.passes[0])))
+                files.write(f"{stem}_map.png", files.png(draw_plan(run.table())))
         told(run)
         print(f"{len(task.seeds)} × image, settings and map: {stem.parent}")
 

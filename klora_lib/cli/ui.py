@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,14 +13,16 @@ from typing import Any
 import torch
 
 from ..core.cache import Library
-from ..errors import KLoraError, SettingsError
+from ..errors import KLoraError, SettingsError, first_line
 from ..hosts.diffusers import klora
 from ..settings import BY_NAME, named, read_settings
 from ..webui.plot import draw_plan
 from . import pipelines
+from .drawing import draw
 from .options import whole
 
 REPOSITORY = Path(__file__).parents[2]
+HERE = "127.0.0.1"
 MOST = 16  # images at once
 # the panel's script is written for a WebUI: it asks for the page, and to be called when the page has changed
 SHIM = "gradioApp = () => document; onAfterUiUpdate = (act) => setInterval(act, 300);"
@@ -33,13 +37,35 @@ def add_commands(commands: Any) -> None:
 def run_ui(args: argparse.Namespace) -> None:
     port = whole(args.port, "port", 1, 65535)
     try:
-        made = page(Studio(pipelines.toy()))
+        import gradio  # noqa: F401  before a model is loaded for nothing
     except ImportError as e:
         raise KLoraError(f"the page needs gradio ({e}): pip install 'klora-webui[ui]'") from None
+    look(port)
+    own()
+    made = page(Studio(pipelines.toy()))
     try:
-        made.launch(server_name="127.0.0.1", server_port=port, show_api=False)
+        made.launch(server_name=HERE, server_port=port, show_api=False)
+    except (OSError, ValueError) as e:
+        raise KLoraError(f"the page cannot be served: {first_line(e)}") from None
+
+
+def look(port: int) -> None:
+    """Raises SettingsError where nothing can be served on ``port``; gradio does not say why."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gradio will: it may just have been left
+            probe.bind((HERE, port))
+    except OSError as e:
+        why = "is taken by another program" if e.errno == errno.EADDRINUSE else f"cannot be served on: {e.strerror}"
+        raise SettingsError(f"{port} {why}", "port") from None
+
+
+def own() -> list[str]:
+    """The panel's script and style."""
+    try:
+        return [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("javascript/klora.js", "style.css")]
     except OSError:
-        raise SettingsError(f"{port} is taken by another program", "port") from None
+        raise KLoraError("the page's script and style do not come with the package: run ui from the repository") from None
 
 
 class Studio:
@@ -47,7 +73,8 @@ class Studio:
 
     def __init__(self, toy: Any):
         self.toy = toy
-        self.pipe = toy.pipeline()
+        with pipelines.quiet():
+            self.pipe = toy.pipeline()
         self.library = Library()
 
     def loras(self) -> list[str]:
@@ -67,11 +94,10 @@ class Studio:
         noise = [torch.Generator().manual_seed(first + i) for i in range(number)]
         given = pipelines.call_arguments(prompt, "", self.toy.STEPS, self.toy.GUIDANCE, None)
         block = klora(self.pipe, *paths, seed=first, library=self.library, **chosen) if paths else nullcontext()
-        with block as run:
-            images = list(self.pipe(**given, num_images_per_prompt=number, generator=noise).images)
+        images, run = draw(self.pipe, block, **given, num_images_per_prompt=number, generator=noise)
         if run is None:
             return images, ""
-        return images + ([draw_plan(run.plans[0], run.passes[0])] if settings.show_map else []), run.infotext()
+        return images + ([draw_plan(run.table())] if settings.show_map else []), run.infotext()
 
 
 @contextmanager
@@ -89,16 +115,15 @@ def page(studio: Studio) -> Any:
 
     from ..webui import panel
 
-    def draw(*values: Any) -> tuple[list[Any], str]:
+    def drawn(*values: Any) -> tuple[list[Any], str]:
         try:
             return studio.draw(*values)
         except KLoraError as e:
             raise gr.Error(f"K-LoRA: {e}") from None
 
-    script = f"<script>{SHIM}\n{(REPOSITORY / 'javascript' / 'klora.js').read_text(encoding='utf-8')}</script>"
-    style = (REPOSITORY / "style.css").read_text(encoding="utf-8")
+    script, style = own()
     content, rendering = (next(n for n, role in studio.toy.loras().items() if role == r) for r in ("content", "style"))
-    with gr.Blocks(title="K-LoRA", head=script, css=style, analytics_enabled=False) as blocks:
+    with gr.Blocks(title="K-LoRA", head=f"<script>{SHIM}\n{script}</script>", css=style, analytics_enabled=False) as blocks:
         with gr.Row():
             with gr.Column(scale=3):
                 prompt = gr.Textbox(label="Prompt", value=studio.toy.prompt(content, rendering))
@@ -112,5 +137,5 @@ def page(studio: Studio) -> Any:
             with gr.Column(scale=2):
                 gallery = gr.Gallery(label="Images", columns=2, format="png")
                 text = gr.Textbox(label="Infotext", interactive=False)
-        button.click(draw, [prompt, seed, count, *made.components], [gallery, text], api_name="draw")
+        button.click(drawn, [prompt, seed, count, *made.components], [gallery, text], api_name="draw")
     return blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,12 +30,15 @@ class Plan:
 
     def at(self, progress: float) -> Tensor:
         """Masks of all units at ``progress`` in [0, 1).  uint8 [units]"""
-        return select(self.method, self.facts, torch.tensor([progress], dtype=torch.float64))[:, 0]
+        return self.over([progress])[:, 0]
 
     def table(self, steps: int) -> Tensor:
         """The plan of a txt2img pass of ``steps`` model calls: t/T for t = 0…T−1.  uint8 [units, steps]"""
-        progress = torch.arange(steps, dtype=torch.float64) / steps
-        return select(self.method, self.facts, progress)
+        return self.over([t / steps for t in range(steps)])
+
+    def over(self, progress: Sequence[float]) -> Tensor:
+        """Masks of all units at each ``progress``.  uint8 [units, len(progress)]"""
+        return select(self.method, self.facts, torch.tensor(progress, dtype=torch.float64))
 
     def changes(self, before: float, after: float) -> list[int]:
         """Indices of the units whose mask at progress ``after`` is not the one at ``before``."""

@@ -97,8 +97,7 @@ class Session:
         with exact_math(self.device):
             errors = list(close_all(reversed(self.actors)))
             self.masks.zero_()
-        if errors:
-            raise errors[0]
+        raise_first(errors)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -111,9 +110,19 @@ class Session:
             self.show(shown)
 
 
-def close_all(actors: Iterable[Actor]) -> Iterable[Exception]:
+def close_all(actors: Iterable[Actor]) -> Iterator[BaseException]:
+    """What goes wrong in closing them.  One interrupted by the keyboard is closed again: it was not at fault."""
     for actor in actors:
         try:
-            actor.close()
-        except Exception as e:  # noqa: BLE001  the rest of the model must still be restored
+            try:
+                actor.close()
+            except KeyboardInterrupt:
+                actor.close()
+                raise
+        except BaseException as e:  # noqa: BLE001  the rest of the model must still be restored
             yield e
+
+
+def raise_first(errors: Sequence[BaseException]) -> None:
+    if errors:
+        raise errors[0]

@@ -9,7 +9,7 @@ import torch
 
 from ..core.numerics import exact_math
 from ..core.selectors import BOTH
-from .session import close_all
+from .session import close_all, raise_first
 from .site import Actor
 
 
@@ -24,5 +24,4 @@ def standing(actors: Sequence[Actor], device: torch.device) -> Iterator[None]:
     finally:
         with exact_math(device):
             errors = list(close_all(reversed(actors)))
-        if errors:
-            raise errors[0]
+        raise_first(errors)

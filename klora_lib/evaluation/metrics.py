@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import SettingsError
+from ..errors import SettingsError, first_line
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+AT_ONCE = 32  # images that an encoder is shown
 
 
 class Metric(Protocol):
@@ -58,7 +59,12 @@ def similarity(images: Tensor, references: Tensor) -> list[float]:
 
 
 def pictures(folder: Path) -> list[Image.Image]:
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if folder.is_dir() else []
+    try:
+        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
+    except (FileNotFoundError, NotADirectoryError):
+        paths = []
+    except OSError as e:
+        raise SettingsError(f"{str(folder)!r} cannot be opened ({e.strerror})", "references") from None
     if not paths:
         raise SettingsError(
             f"there is no picture in {str(folder)!r}, where those of the LoRA {folder.name!r} belong", "references"
@@ -74,23 +80,32 @@ def pictures(folder: Path) -> list[Image.Image]:
 
 
 class Encoder:
-    """A transformers vision model.  CLIP: its image features; any other: the class token of the last layer."""
+    """A transformers vision model from the local cache.  "clip": its image features; "dino": the last class token."""
 
     def __init__(self, name: str, field: str, device: torch.device):
-        from transformers import AutoImageProcessor, AutoModel
-
         try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(name)
-            self.model: Any = AutoModel.from_pretrained(name).to(device).eval()
-        except (OSError, ValueError) as e:
-            raise SettingsError(f"no model can be loaded from {name!r} ({str(e).splitlines()[0]})", field) from None
+            from transformers import AutoImageProcessor, AutoModel
+
+            self.processor: Any = AutoImageProcessor.from_pretrained(name, local_files_only=True)
+            self.model: Any = AutoModel.from_pretrained(name, local_files_only=True).to(device).eval()
+        except Exception as e:  # noqa: BLE001  transformers and its readers raise all kinds for a damaged model
+            raise SettingsError(f"no model can be loaded from {name!r} ({first_line(e)})", field) from None
+        self.of_pictures = hasattr(self.model, "get_image_features")
+        if self.of_pictures != (field == "clip"):
+            kind = f"{name!r} is a {type(self.model).__name__}"
+            raise SettingsError(
+                f"{kind}, which is {'a' if self.of_pictures else 'no'} model of pictures and words as CLIP is", field
+            )
         self.device = device
 
-    @torch.inference_mode()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         """[n, d], each of length 1."""
+        return torch.cat([self.embed_some(images[i : i + AT_ONCE]) for i in range(0, len(images), AT_ONCE)])
+
+    @torch.inference_mode()
+    def embed_some(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.device)
-        if hasattr(self.model, "get_image_features"):
+        if self.of_pictures:
             features = self.model.get_image_features(pixel_values=pixels)
         else:
             features = self.model(pixel_values=pixels).last_hidden_state[:, 0]

@@ -5,29 +5,28 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is written aro
 
 from __future__ import annotations
 
-import argparse
-import os
+import csv
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from .. import toy as world
 from ..cli.files import write
-from ..cli.options import Parser, whole
-from ..errors import KLoraError, SettingsError
+from ..cli.options import Parser, exit_status, whole
+from ..errors import SettingsError
 from ..settings import read_settings
 from . import toy
 from .run import Lora, Task, Workers, here, on_ray
 from .table import Scored, as_csv, cell, markdown, percent, table
 
-SEEDS = 20
+SEEDS, MOST = 20, 20  # a pair; at once
 ALPHAS, BETAS = (1.0, 1.5, 2.0), (0.25, 0.5, 0.75)  # the paper's grid
 KS: tuple[int | str, ...] = (4, 16, "auto", 256, 1024, 2**40)  # the last: every element
 
@@ -41,9 +40,19 @@ class Row:
     exchanged: bool = False
     sampler: str | None = None
 
+    @property
     def key(self) -> str:
-        """The same for rows that draw the same images."""
-        return repr((sorted(vars(read_settings(dict(self.settings))).items()), self.exchanged, self.sampler))
+        """What is not a default, in words: the same for rows that draw the same images."""
+        plain = numbers({})
+        different = [f"{name} {value}" for name, value in numbers(self.settings).items() if value != plain[name]]
+        different += ["files exchanged"] * self.exchanged + [f"sampler {self.sampler}"] * (self.sampler is not None)
+        return ", ".join(different) or "defaults"
+
+
+def numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, β as the number that acts."""
+    read = read_settings(dict(settings))
+    return {**vars(read), "beta": read.offset}
 
 
 Rows = Mapping[str, Row]
@@ -63,7 +72,7 @@ METHODS: Rows = {
     EXCHANGED: Row({}, exchanged=True),
 }
 SHORT = ("direct", "switch", "klora, s", "klora, s*", EXCHANGED)
-SAMPLERS = {"Euler Karras": None, "Euler": "Euler", "DPM++ 2M Karras": "DPM++ 2M Karras", "Euler a": "Euler a"}
+SAMPLERS = {"Euler Karras": None, "Euler": "Euler", "Euler a": "Euler a"}
 TABLES: Mapping[str, Rows] = {
     "methods": METHODS,
     "samplers": {
@@ -81,29 +90,46 @@ def tasks(row: Row, pairs: Sequence[tuple[Lora, Lora]], seeds: int) -> Iterator[
     for content, style in pairs:
         if row.exchanged:
             content, style = replace(content, path=style.path), replace(style, path=content.path)
-        batch = 1 if row.settings.get("method") == "random" else seeds
-        yield Task(row.key(), row.settings, content, style, tuple(range(seeds)), batch)
+        batch = 1 if row.settings.get("method") == "random" else MOST
+        yield Task(row.key, row.settings, content, style, tuple(range(seeds)), batch)
 
 
 def measured(
-    tables: Mapping[str, Rows], pairs: Sequence[tuple[Lora, Lora]], seeds: int, workers: Mapping[str | None, Workers]
+    tables: Mapping[str, Rows],
+    pairs: Sequence[tuple[Lora, Lora]],
+    seeds: int,
+    workers: Mapping[str | None, Workers],
+    known: dict[tuple[str, str, str], list[Scored]],
+    keep: Callable[[Sequence[Scored]], None] = lambda images: None,
 ) -> dict[str, list[Scored]]:
-    """The images of each table's rows; rows that draw the same are drawn once.  workers: by sampler."""
-    different = {row.key(): (name, row) for rows in tables.values() for name, row in rows.items()}
-    known: dict[str, list[Scored]] = {key: [] for key in different}
+    """The images of each table's rows; rows that draw the same are drawn once.
+
+    Args: workers: by sampler.  known: what is already measured, by row's key, content and style; what is new goes in.
+        keep: told of what is new, task by task.
+    """
+    different = {row.key: row for rows in tables.values() for row in rows.values()}
     for sampler, work in workers.items():
-        own = {key: named for key, named in different.items() if named[1].sampler == sampler}
-        todo = [task for _, row in own.values() for task in tasks(row, pairs, seeds)]
+        rows = [row for row in different.values() if row.sampler == sampler]
+        asked = [task for row in rows for task in tasks(row, pairs, seeds)]
+        todo = [task for task in asked if len(known.get(place(task), ())) != seeds]
         began = time.monotonic()
-        for number, images in enumerate(work(todo), 1):
-            known[images[0].method] += images
-            if number % len(pairs) == 0:
-                told = f"{own[images[0].method][0]} ({number}/{len(todo)}, {time.monotonic() - began:.0f} s)"
-                print(told, file=sys.stderr, flush=True)
+        for number, (task, images) in enumerate(zip(todo, work(todo)), 1):
+            known[place(task)] = images
+            keep(images)
+            if number == len(todo) or todo[number].method != task.method:
+                done = f"{number}/{len(todo)}, {time.monotonic() - began:.0f} s"
+                print(f"{task.method} ({done})", file=sys.stderr, flush=True)
     return {
-        table: [replace(image, method=name) for name, row in rows.items() for image in known[row.key()]]
+        table: [
+            replace(image, method=name) for name, row in rows.items() for task in tasks(row, pairs, seeds)
+            for image in known[place(task)]
+        ]
         for table, rows in tables.items()
-    }
+    }  # fmt: skip
+
+
+def place(task: Task) -> tuple[str, str, str]:
+    return task.method, task.content.name, task.style.name
 
 
 def written(name: str, images: Sequence[Scored]) -> dict[str, str]:
@@ -138,51 +164,82 @@ def placed(text: str, name: str, new: str) -> str:
     """`text` with `new` between the marks called `name`."""
     marks = f"<!-- {name} -->", f"<!-- /{name} -->"
     if not all(mark in text for mark in marks):
-        raise SettingsError(f"has no place for the table {name!r}, which belongs between {marks[0]} and {marks[1]}", "document")
+        where = f"between {marks[0]} and {marks[1]}"
+        raise SettingsError(f"has no place for the table {name!r}, which belongs {where}", "document")
     before, rest = text.split(marks[0], 1)
     return f"{before}{marks[0]}\n{new}{marks[1]}{rest.split(marks[1], 1)[1]}"
 
 
-def report(document: Path, seeds: int, ray: str | None) -> list[Scored]:
-    """Measure and rewrite the document's tables; every image's scores."""
+def report(document: Path, scores: Path, seeds: int, resume: bool, ray: str | None) -> None:
+    """Measure, and rewrite the document's tables.  `scores` gets every image's as soon as they are known."""
     try:
         text = document.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise SettingsError(f"{str(document)!r} cannot be read ({e})", "document") from None
     for name in (*TABLES, "pairs", "setting"):
         placed(text, name, "")  # before an hour is spent for nothing
+    write(document, text.encode())
+    known = read_scores(scores) if resume else {}
+    pairs, began = toy.pairs(), time.monotonic()
     samplers = dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
     make = {sampler: partial(toy.worker, sampler) for sampler in samplers}
     workers = {sampler: on_ray(made, ray) if ray else here(made) for sampler, made in make.items()}
-    pairs, began = toy.pairs(), time.monotonic()
-    drawn = measured(TABLES, pairs, seeds, workers)
+    with open_scores(scores, resume) as file:
+        drawn = measured(TABLES, pairs, seeds, workers, known, lambda images: append(file, images))
     for name, images in drawn.items():
         for mark, new in written(name, images).items():
             text = placed(text, mark, new)
     setting = (
-        f"{len(pairs)} pairs × {seeds} seeds a row, {world.STEPS} steps, guidance {world.GUIDANCE:g}; "
-        f"torch {torch.__version__}, {(time.monotonic() - began) / 60:.0f} minutes on {os.cpu_count()} cores.\n"
+        f"{len(pairs)} pairs × {seeds} seeds a row, {world.STEPS} steps, guidance {world.GUIDANCE:g}; torch "
+        f"{torch.__version__}" + ("" if resume else f", {(time.monotonic() - began) / 60:.0f} minutes") + ".\n"
     )
     write(document, placed(text, "setting", setting).encode())
-    return [replace(i, method=f"{name}: {i.method}") for name, images in drawn.items() for i in images]
+
+
+def open_scores(path: Path, resume: bool) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a" if resume else "w", encoding="utf-8", newline="", buffering=1)
+    except OSError as e:
+        raise SettingsError(f"{str(path)!r} cannot be written: {e.strerror}", "csv") from None
+
+
+def append(file: IO[str], images: Sequence[Scored]) -> None:
+    head, _, lines = as_csv(images).partition("\n")
+    try:
+        file.write(lines if file.tell() else f"{head}\n{lines}")
+    except OSError as e:
+        raise SettingsError(f"{file.name!r} cannot be written: {e.strerror}", "csv") from None
+
+
+def read_scores(path: Path) -> dict[tuple[str, str, str], list[Scored]]:
+    """What `append` wrote, by row's key, content and style."""
+    known: dict[tuple[str, str, str], list[Scored]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                method, content, style, seed = (line.pop(name) for name in ("method", "content", "style", "seed"))
+                scores = {column: float(value) for column, value in line.items()}
+                known.setdefault((method, content, style), []).append(Scored(method, content, style, int(seed), scores))
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError) as e:
+        raise SettingsError(f"{str(path)!r} cannot be read as a table of scores ({e})", "csv") from None
+    return known
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 after one line on stderr."""
+    """Exit status 0, or after one line on stderr 2, and 130 where it was stopped."""
     parser = Parser(prog="python -m klora_lib.evaluation.report", description=__doc__)
     parser.add_argument("document", type=Path, help="the Markdown file whose tables are measured anew")
     parser.add_argument("--seeds", default=str(SEEDS), help="images a pair (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, help="where to write every image's scores")
+    parser.add_argument("--csv", type=Path, required=True, help="where every image's scores go")
+    parser.add_argument("--resume", action="store_true", help="keep what is in that file, and measure the rest")
     parser.add_argument("--ray", metavar="ADDRESS", help="spread the work over this Ray cluster")
-    try:
+
+    def run() -> None:
         args = parser.parse_args(argv)
-        images = report(args.document, whole(args.seeds, "seeds", 1, 10000), args.ray)
-        if args.csv:
-            write(args.csv, as_csv(images).encode())
-    except KLoraError as e:
-        print(f"klora: {e}", file=sys.stderr)
-        return 2
-    return 0
+        report(args.document, args.csv, whole(args.seeds, "seeds", 1, 10000), args.resume, args.ray)
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, Protocol
 
 import torch
 
+from ..cli.drawing import draw
 from ..cli.pipelines import call_arguments
 from ..core.cache import Library
-from ..errors import KLoraError, SettingsError
+from ..errors import HostError, KLoraError, SettingsError, first_line
+from ..hosts.diffusers import klora
 from .metrics import Metric
 from .table import Scored
 
@@ -40,9 +43,16 @@ class Task:
     batch: int = 1
 
 
+# what a prompt may have between its words: name, format and conversion; all None: nothing
+FIELDS = {(None, None, None), ("content", "", None), ("style", "", None)}
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """What all images have in common.  prompt: with {content} and {style} where their phrases belong."""
+    """What all images have in common.  prompt: with {content} and {style} where their phrases belong.
+
+    Raises SettingsError where the prompt has anything else in braces.
+    """
 
     prompt: str
     negative: str = ""
@@ -50,13 +60,18 @@ class Sampling:
     cfg: float | None = None
     size: tuple[int, int] | None = None  # width, height; None: the model's own
 
-    def text(self, task: Task) -> str:
+    def __post_init__(self) -> None:
         try:
-            return self.prompt.format(content=task.content.phrase, style=task.style.phrase)
-        except (KeyError, IndexError, ValueError):
+            fields = {part[1:] for part in Formatter().parse(self.prompt)}
+        except ValueError:  # a brace alone
+            fields = {("", "", None)}
+        if not fields <= FIELDS:
             raise SettingsError(
                 f"may have {{content}} and {{style}} in braces and nothing else, not {self.prompt!r}", "prompt"
-            ) from None
+            )
+
+    def text(self, task: Task) -> str:
+        return self.prompt.format(content=task.content.phrase, style=task.style.phrase)
 
 
 class Worker:
@@ -79,13 +94,13 @@ class Worker:
 
     def draw(self, task: Task, seeds: Sequence[int]) -> list[Any]:
         """One image a seed.  Noise comes from the CPU's generator: the same on every device."""
-        from ..hosts.diffusers import klora
-
         s = self.sampling
         given = call_arguments(s.text(task), s.negative, s.steps, s.cfg, s.size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        with klora(self.pipe, task.content.path, task.style.path, seed=seeds[0], library=self.library, **task.settings):
-            return list(self.pipe(**given, num_images_per_prompt=len(seeds), generator=generators).images)
+        block = klora(
+            self.pipe, task.content.path, task.style.path, seed=seeds[0], library=self.library, **task.settings
+        )
+        return draw(self.pipe, block, **given, num_images_per_prompt=len(seeds), generator=generators)[0]
 
 
 def batches(task: Task) -> Iterator[tuple[int, ...]]:
@@ -120,7 +135,7 @@ def on_ray(make: Callable[[], Worker], address: str) -> Workers:
     try:
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as e:
-        raise SettingsError(f"no Ray cluster answers at {address!r} ({str(e).splitlines()[0]})", "ray") from None
+        raise SettingsError(f"no Ray cluster answers at {address!r} ({first_line(e)})", "ray") from None
 
     class Remote:
         """A refusal travels back as a value: what Ray raises is of its own kind."""
@@ -141,9 +156,12 @@ def on_ray(make: Callable[[], Worker], address: str) -> Workers:
         remote = ray.remote(num_gpus=1)(Remote) if gpus else ray.remote(num_cpus=1)(Remote)
         count = max(1, min(len(tasks), gpus or int(resources.get("CPU", 1))))
         pool = ActorPool([remote.remote() for _ in range(count)])
-        for answer in pool.map(lambda actor, task: actor.do.remote(task), list(tasks)):
-            if isinstance(answer, KLoraError):
-                raise answer
-            yield answer
+        try:
+            for answer in pool.map(lambda actor, task: actor.do.remote(task), list(tasks)):
+                if isinstance(answer, KLoraError):
+                    raise answer
+                yield answer
+        except ray.exceptions.RayError as e:
+            raise HostError(f"a worker of the Ray cluster failed: {first_line(e)}") from e
 
     return do

@@ -25,11 +25,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over pairs and seeds, and the bounds between which it lies with 95 % confidence."""
+    """Mean over pairs and seeds, and the bounds between which it lies with 95 % confidence: None where no pair has two."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def cell(images: Sequence[Scored], column: str) -> Cell:
@@ -40,12 +40,15 @@ def cell(images: Sequence[Scored], column: str) -> Cell:
     pairs: dict[tuple[str, str], list[float]] = {}
     for image in images:
         pairs.setdefault((image.content, image.style), []).append(image.scores[column])
+    mean = float(np.mean([np.mean(values) for values in pairs.values()]))
+    if max(map(len, pairs.values())) == 1:
+        return Cell(mean, None, None)
     rng, means = np.random.default_rng(0), np.zeros(RESAMPLES)
     for values in pairs.values():
         drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
         means += np.asarray(values)[drawn].mean(axis=1)
     low, high = np.percentile(means / len(pairs), [2.5, 97.5])
-    return Cell(float(np.mean([np.mean(values) for values in pairs.values()])), float(low), float(high))
+    return Cell(mean, float(low), float(high))
 
 
 def table(images: Iterable[Scored]) -> dict[str, dict[str, Cell]]:
@@ -68,6 +71,8 @@ def markdown(cells: Mapping[str, Mapping[str, Cell]]) -> str:
 
 
 def percent(c: Cell) -> str:
+    if c.low is None or c.high is None:
+        return f"{100 * c.mean:.1f}"
     return f"{100 * c.mean:.1f} ({100 * c.low:.1f} to {100 * c.high:.1f})"
 
 

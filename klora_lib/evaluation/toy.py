@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from .. import toy
-from ..cli.pipelines import use_sampler
+from ..cli.pipelines import load, use_sampler
 from ..toy.judge import LOOKS, THINGS
 from .run import Lora, Sampling, Worker
 
@@ -27,7 +27,7 @@ class JudgeScores:
         pixels = np.stack([np.asarray(image.convert("RGB"), np.float32) / 255 for image in images])
         things, looks = self.judge.score(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         subject, rendering = things[:, THINGS.index(content)], looks[:, LOOKS.index(style)]
-        columns = {"subject": subject, "style": rendering, BOTH: subject * rendering}
+        columns = {"subject": subject, "rendering": rendering, BOTH: subject * rendering}
         return {name: column.tolist() for name, column in columns.items()}
 
 
@@ -44,12 +44,12 @@ def sampling() -> Sampling:
     return Sampling(toy.prompt("{content}", "{style}"), steps=toy.STEPS, cfg=toy.GUIDANCE)
 
 
-def worker(sampler: str | None = None, device: str = "cpu") -> Worker:
+def worker(sampler: str | None = None) -> Worker:
     """Draws with the toy and asks its judge.  sampler: one of the command line's; None is the toy's own."""
 
-    def load() -> Any:
-        pipe = toy.pipeline(device)
+    def load_it() -> Any:
+        pipe = load("toy", None, None)
         use_sampler(pipe, sampler)
         return pipe
 
-    return Worker(load, JudgeScores, sampling())
+    return Worker(load_it, JudgeScores, sampling())

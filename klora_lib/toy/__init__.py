@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import KLoraError
+from ..errors import KLoraError, first_line
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -20,13 +20,13 @@ PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 CONTENT = ("robot", "cat", "teapot", "rocket")
 STYLE = ("mosaic", "neon", "wash", "engraved")
 SUBJECT, RENDERING = "sks", "szn"  # the rare words of the captions that the LoRAs were trained with
-STEPS, GUIDANCE = 20, 4.0  # how the toy is sampled
+STEPS, GUIDANCE = 20, 2.5  # how the toy is sampled
 
 
 def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
     """The toy's base model in fp32 on `device`, with diffusers' progress bar off.
 
-    Raises KLoraError where diffusers or a part of the weights is not there.
+    Raises KLoraError where diffusers or a part of the weights is not there, or damaged.
     """
     import torch
 
@@ -34,16 +34,20 @@ def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
     if missing:
         raise KLoraError(f"the toy's weights are not there ({', '.join(missing)} missing)")
     try:
+        import transformers  # noqa: F401  without which diffusers has a stand-in for its pipeline
         from diffusers import StableDiffusionPipeline
     except ImportError as error:
         raise KLoraError(f"the toy needs diffusers and transformers ({error})") from None
-    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32, local_files_only=True)
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32, local_files_only=True)
+    except Exception as error:  # noqa: BLE001  diffusers, transformers and safetensors raise all kinds for a damaged file
+        raise KLoraError(f"the toy's weights cannot be loaded ({first_line(error)})") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
 
 def load_judge() -> Judge:
-    """The judge; KLoraError where its file is missing."""
+    """The judge; KLoraError where its file is missing or damaged."""
     from .judge import load
 
     return load(WEIGHTS / "judge.safetensors")
@@ -54,10 +58,12 @@ def loras() -> dict[str, str]:
     return {**dict.fromkeys(CONTENT, "content"), **dict.fromkeys(STYLE, "style")}
 
 
-def lora(name: str) -> Path:
-    """The file of one of `loras()`; KLoraError for another name, or where the file is missing."""
-    if name not in loras():
-        raise KLoraError(f"the toy has no LoRA {name!r}: it has {', '.join(loras())}")
+def lora(name: str, role: str | None = None) -> Path:
+    """The file of one of `loras()`; KLoraError for another name or one of another role, or where the file is missing."""
+    known = [each for each, its in loras().items() if role in (None, its)]
+    if name not in known:
+        kind = f"{role} LoRA" if role else "LoRA"
+        raise KLoraError(f"the toy has no {kind} {name!r}: it has {', '.join(known)}")
     path = WEIGHTS / "loras" / f"{name}.safetensors"
     if not path.is_file():
         raise KLoraError(f"the toy's LoRA {name!r} is not there ({path.name} is missing)")

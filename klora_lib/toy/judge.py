@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import KLoraError
+from ..errors import KLoraError, first_line
 from . import shapes, styles
 
 THINGS, LOOKS = list(shapes.OBJECTS), list(styles.STYLES)
@@ -44,11 +44,14 @@ def convolutions(*widths: int) -> nn.Sequential:
 
 
 def load(path: Path) -> Judge:
-    """The judge saved at `path`, ready to score; KLoraError where there is none."""
+    """The judge saved at `path`, ready to score; KLoraError where there is none, or half of one."""
     if not path.is_file():
         raise KLoraError(f"the toy's judge is not there ({path.name} is missing)")
     judge = Judge()
-    judge.load_state_dict(safetensors.torch.load_file(path))
+    try:
+        judge.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise KLoraError(f"the toy's judge cannot be loaded ({first_line(error)})") from None
     return judge.float().eval()
 
 

@@ -127,11 +127,16 @@ def unet() -> UNet2DConditionModel:
 
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+SIGMAS = {"sigma_max": 14.6146 / 4, "sigma_min": 0.0292 / 4}  # Stable Diffusion's, for a quarter of its 64 latents a side
 
 
 def scheduler() -> EulerDiscreteScheduler:
     """Stable Diffusion's noise schedule (SD 2's, which predicts velocity), sampled as WebUIs do by default: on the noise
-    levels of Karras et al. (arXiv 2206.00364), from the highest there is."""
+    levels of Karras et al. (arXiv 2206.00364).
+
+    The same noise hides more of a smaller picture, in proportion to its side (arXiv 2403.03206, section 5.3.2), so the
+    levels are divided by how much smaller it is. The shape is then settled where Stable Diffusion settles it.
+    """
     from diffusers import EulerDiscreteScheduler
 
-    return EulerDiscreteScheduler(**BETAS, use_karras_sigmas=True, timestep_spacing="trailing", steps_offset=1)
+    return EulerDiscreteScheduler(**BETAS, **SIGMAS, use_karras_sigmas=True, timestep_spacing="leading", steps_offset=1)

@@ -40,7 +40,7 @@ INDEX = {
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m klora_lib.toy.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go")
-    parser.add_argument("--states", type=Path, default=Path("out/toy"), help="where a run under way is kept")
+    parser.add_argument("--states", type=Path, default=Path("toy_states"), help="where a run under way is kept")
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)

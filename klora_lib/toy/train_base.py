@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from . import draw, models, shapes, styles
 from .stage import FORMS, SEED, Stage, as_input, rate, set_rate
 
-POOL, STEPS, BATCH, LR = 8000, 14000, 16, 1.2e-3
+POOL, STEPS, BATCH, LR = 8000, 11000, 16, 1.2e-3
 DROPPED = 0.1  # captions left out, for classifier-free guidance
 MEMORY = 0.999  # of the averaged weights
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from . import RENDERING, SUBJECT, draw, shapes, styles, words
+from . import RENDERING, SUBJECT, draw, shapes, words
 from .stage import FORMS, SEED, Stage, rate, set_rate
 from .train_base import Pool, alphas, denoising_loss, pool_of, tokenise
 
@@ -37,7 +37,7 @@ B = Recipe(8, 16, 3e-3, (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "pr
 B_PEFT = B._replace(dialect="peft")
 
 RECIPES = {
-    "robot": A, "neon": A_KOHYA, "teapot": B_PEFT, "mosaic": A,
+    "robot": A, "neon": A_KOHYA, "teapot": B_PEFT, "mosaic": B,
     "cat": A_KOHYA, "engraved": B, "rocket": A, "wash": A,
 }  # fmt: skip
 

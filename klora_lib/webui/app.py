@@ -65,10 +65,10 @@ class App:
     def finish(self, p: Any, processed: Any) -> None:
         """``postprocess``: the map of what was chosen, behind the images."""
         job = job_of(p)
-        if job is not None and job.settings.show_map and job.plans:
+        if job is not None and job.settings.show_map and job.plans and job.passes[0]:
             from .plot import draw_plan
 
-            processed.images.append(draw_plan(job.plans[0], job.passes[0]))
+            processed.images.append(draw_plan(job.plans[0].over(job.passes[0])))
             processed.infotexts.append(processed.infotexts[0] if processed.infotexts else "")
 
     def clean(self) -> None:

@@ -36,8 +36,8 @@ class Job:
     by_noise: bool = False
     start: float = 0.0
     error: BaseException | None = None
-    plans: list[Plan] = field(default_factory=list)  # one a pass of the first image, for the map
-    passes: list[int] = field(default_factory=list)  # model calls of each
+    plans: list[Plan] = field(default_factory=list)  # one a pass, for the map
+    passes: list[list[float]] = field(default_factory=list)  # progress at each model call of each
 
     def weights(self) -> list[tuple[float, float]]:
         """(text encoder, denoiser) for content and style: a tag's own, else the settings', te following the weight."""
@@ -77,7 +77,7 @@ class Job:
         self.start = host.start(p)
         plan = make_plan(self.pair, self.scores, settings, whole_steps(steps, self.start), int(p.seeds[0]))
         self.plans.append(plan)
-        self.passes.append(steps)
+        self.passes.append([])
         content, style = (unet for _, unet in self.weights())
         placed, missing = place(plan, self.pair, host.sites(), (content, style), host.checkpoint())
         if missing:
@@ -93,7 +93,9 @@ class Job:
         if self.session is None or self.session.closed:
             return
         call = self.host.call(params)
-        self.session.advance(call.noise() if self.by_noise else step_progress(call.t, call.total, self.start))
+        progress = call.noise() if self.by_noise else step_progress(call.t, call.total, self.start)
+        self.passes[-1].append(progress)
+        self.session.advance(progress)
 
     def step_aside(self, p: Any) -> None:
         """Another model takes over in the middle of the pass: give this one back as it was, and say so."""

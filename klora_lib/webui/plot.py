@@ -1,10 +1,9 @@
-"""The selection map: layers down, steps across; content blue, style green (as in the paper's figure 6)."""
+"""The selection map: layers down, model calls across; content blue, style green (as in the paper's figure 6)."""
 
 from __future__ import annotations
 
 from PIL import Image, ImageDraw
-
-from ..core.plan import Plan
+from torch import Tensor
 
 # by mask: none, content, style, both
 COLOURS = ((236, 236, 236), (66, 114, 186), (98, 168, 88), (112, 86, 150))
@@ -12,10 +11,9 @@ NAMES = ("none", "content", "style", "both")
 CELL, ROW, MARGIN, LEGEND = 16, 2, 8, 24
 
 
-def draw_plan(plan: Plan, steps: int) -> Image.Image:
-    """An RGB picture of ``plan.table(steps)``: one row of pixels' height a unit, top first, and a legend below."""
-    table = plan.table(steps)
-    units = len(table)
+def draw_plan(table: Tensor) -> Image.Image:
+    """An RGB picture of a plan's table (uint8 [units, calls]): a unit is ``ROW`` pixels high, top first; a legend below."""
+    units, steps = table.shape
     width, height = max(CELL * steps, 300), max(ROW * units, 2)
     small = Image.new("RGB", (steps, units))
     small.putdata([COLOURS[m] for m in table.flatten().tolist()])

@@ -64,3 +64,26 @@ def files(tmp_path_factory: pytest.TempPathFactory, built: dict[str, Any]) -> Ca
         return known[family, text, only]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    FAMILIES["sd15"]().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def ask(model: Path, files: Callable, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command line that works, and what to change in it (None takes an option away)."""
+    content, style = files("sd15", text=True)
+
+    def words(command: str, **changed: str | None) -> list[str]:
+        options = {
+            "model": str(model), "content": str(content), "style": str(style), "prompt": "a dog, wet", "steps": "3",
+            "cfg": "4", "size": "32x16", "seed": "7", "device": "cpu", "out": str(tmp_path / "out"),
+        }  # fmt: skip
+        options |= {name.replace("_", "-"): value for name, value in changed.items()}  # type: ignore[dict-item]
+        return [command, *(word for name, value in options.items() if value is not None for word in (f"--{name}", value))]
+
+    return words

@@ -32,6 +32,8 @@ from transformers import (
     T5EncoderModel,
 )
 
+from klora_lib.hosts.diffusers import Run
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
 TEXT = 16  # width of the text encoders
 
@@ -169,3 +171,8 @@ def image(pipe: Any, seed: int = 5, steps: int = 5, **given: Any) -> torch.Tenso
 
 def denoiser(pipe: Any) -> nn.Module:
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+def calls_of(run: Run) -> list[int]:
+    """Places in the schedule that each pass went through."""
+    return [len(progress) for progress in run.passes]

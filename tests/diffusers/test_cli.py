@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,36 +15,12 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
-import klora_lib
 from klora_lib.cli import files as cli_files
-from klora_lib.cli.main import main
+from klora_lib.cli.main import main, parser
 from klora_lib.hosts.diffusers import klora
 
-from .pipes import FAMILIES, quiet
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    FAMILIES["sd15"]().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def ask(model: Path, files: Callable, tmp_path: Path) -> Callable[..., list[str]]:
-    """The command line that works, and what to change in it (None takes an option away)."""
-    content, style = files("sd15", text=True)
-
-    def words(command: str, **changed: str | None) -> list[str]:
-        options = {
-            "model": str(model), "content": str(content), "style": str(style), "prompt": "a dog, wet", "steps": "3",
-            "cfg": "4", "size": "32x16", "seed": "7", "device": "cpu", "out": str(tmp_path / "out"),
-        }  # fmt: skip
-        options |= {name.replace("_", "-"): value for name, value in changed.items()}  # type: ignore[dict-item]
-        return [command, *(word for name, value in options.items() if value is not None for word in (f"--{name}", value))]
-
-    return words
-
+from .asking import refused
+from .pipes import quiet
 
 LINE = (
     "Steps: 3, Sampler: Euler a, CFG scale: 4.0, Seed: {}, Size: 32x16, Model: tiny, K-LoRA enabled: True, "
@@ -95,16 +70,6 @@ def test_compare(ask: Callable, tmp_path: Path, capsys: Any) -> None:
     assert (out / "subject_painter_grid.txt").read_text().count("K-LoRA method") == 2
 
 
-def refused(words: list[str], capsys: Any, out: Path) -> str:
-    """The one line on stderr; nothing was written."""
-    capsys.readouterr()
-    assert main(words) == 2
-    heard = capsys.readouterr()
-    assert heard.out == "" and heard.err.count("\n") == 1 and heard.err.startswith("klora: ")
-    assert not out.exists()
-    return heard.err.removeprefix("klora: ").strip()
-
-
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
@@ -116,8 +81,7 @@ def refused(words: list[str], capsys: Any, out: Path) -> str:
         ({"size": "17x16"}, "size: must be WIDTHxHEIGHT, multiples of 8"),
         ({"cfg": "nan"}, "cfg: must be a number from 0 to 100"),
         ({"alpha": "-1"}, "alpha: must be a number from 0"),
-        ({"method": "best"}, "method: must be one of"),
-        ({"sampler": "DPM fast"}, "sampler: 'DPM fast' is none of this model's: Euler, Euler a,"),
+        ({"sampler": "DPM fast"}, "sampler: 'DPM fast' is none of this model's: Euler, Euler Karras, Euler a,"),
         ({"device": "tpu9"}, "device: 'tpu9' cannot be used"),
         ({"prompt": None}, "prompt: is needed, with the trigger words of both LoRAs"),
         ({"engine": "merged"}, "engine: must be one of"),
@@ -126,6 +90,16 @@ def refused(words: list[str], capsys: Any, out: Path) -> str:
 def test_what_is_wrong_is_one_line(changed: dict, sentence: str, ask: Callable, tmp_path: Path, capsys: Any) -> None:
     for command in ("generate", "compare"):
         assert refused(ask(command, **changed), capsys, tmp_path / "out").startswith(sentence)
+
+
+def test_methods(ask: Callable, tmp_path: Path, capsys: Any) -> None:
+    """``generate`` has one, ``compare`` a list of them and nothing beside it."""
+    told = refused(ask("generate", method="best"), capsys, tmp_path / "out")
+    assert told.startswith("method: must be one of")
+    told = refused(ask("compare", methods="best"), capsys, tmp_path / "out")
+    assert told.startswith("methods: must be some of")
+    parsed = parser().parse_args(ask("compare", method="klora"))  # as argparse shortens
+    assert parsed.methods == ["klora"] and not hasattr(parsed, "method")
 
 
 def test_models_that_cannot_be_read(ask: Callable, model: Path, files: Callable, tmp_path: Path, capsys: Any) -> None:
@@ -184,27 +158,6 @@ def test_a_full_disk_leaves_nothing_half(
     assert main(ask("generate")) == 2
     assert capsys.readouterr().err.endswith("subject_painter_klora_7.txt' cannot be written: No space left on device\n")
     assert os.listdir(tmp_path / "out") == ["subject_painter_klora_7.png"]
-
-
-# --- the toy, which brings its own model, LoRAs and habits ---
-
-
-def test_the_toy_by_name(
-    ask: Callable, files: Callable, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = dict(zip(("subject", "painter"), files("sd15")))
-    toy = SimpleNamespace(pipeline=FAMILIES["sd15"], lora=pair.__getitem__, STEPS=2, GUIDANCE=1.5)
-    monkeypatch.setattr(klora_lib, "toy", toy, raising=False)
-    assert main(ask("generate", model="toy", content="subject", style="painter", steps=None, cfg=None)) == 0
-    text = (tmp_path / "out" / "subject_painter_klora_7.txt").read_text()
-    assert "Steps: 2, Sampler: DDIM, CFG scale: 1.5," in text and "Model: toy" in text
-
-
-def test_without_the_toy(ask: Callable, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(klora_lib, "toy", raising=False)
-    monkeypatch.setitem(sys.modules, "klora_lib.toy", None)
-    told = refused(ask("generate", model="toy"), capsys, tmp_path / "out")
-    assert told == "model: the toy model is not part of this installation"
 
 
 def test_without_diffusers(ask: Callable, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

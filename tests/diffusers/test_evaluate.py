@@ -5,15 +5,22 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from klora_lib import toy
+from klora_lib.cli import pipelines
+from klora_lib.cli.evaluate import file_and_words
 from klora_lib.cli.main import main
 from klora_lib.evaluation.metrics import ClipAndDino
 
@@ -98,6 +105,10 @@ def test_ray_gives_the_same_scores(given: dict, tmp_path: Path) -> None:
         ({"content": None}, "content: no LoRA is given"),
         ({"prompt": None}, "prompt: is needed, with {content} and {style}"),
         ({"prompt": "{subject}"}, "prompt: may have {content} and {style} in braces and nothing else, not '{subject}'"),
+        ({"prompt": "{content.upper}, {style}"}, "prompt: may have {content} and {style} in braces and nothing else"),
+        ({"prompt": "{content[a]}", "model": "/nowhere"}, "prompt: may have {content} and {style} in braces and nothing"),
+        ({"prompt": "{content!r:>9}"}, "prompt: may have {content} and {style} in braces and nothing else"),
+        ({"prompt": "a } b"}, "prompt: may have {content} and {style} in braces and nothing else"),
         ({"references": None}, "references: is needed to score images"),
         ({"dino": None}, "dino: is needed to score images"),
         ({"references": "/nowhere"}, "references: there is no picture in"),
@@ -118,6 +129,71 @@ def test_bad_input_is_one_line(given: dict, tmp_path: Path, capsys: Any, changed
 
 
 def test_no_ray(given: dict, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     assert evaluate(given, tmp_path / "out", ray="auto") == (2, [])
     assert "ray: Ray is not installed; pip install ray" in capsys.readouterr().err
+
+
+def test_a_ray_that_says_nothing(given: dict, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=fail))
+    monkeypatch.setitem(sys.modules, "ray.util", SimpleNamespace(ActorPool=None))
+    assert evaluate(given, tmp_path / "out", ray="auto") == (2, [])
+    assert capsys.readouterr().err == "klora: ray: no Ray cluster answers at 'auto' (ConnectionError)\n"
+
+
+def test_whatever_the_pipeline_raises_is_one_line(
+    given: dict, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "check_inputs", fail)
+    assert evaluate(given, tmp_path / "out") == (2, [])
+    assert capsys.readouterr().err == "klora: size: there is not enough memory for this model and size\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("a/dog.safetensors", ("a/dog.safetensors", "")),
+        ("dog.safetensors=a dog=b", ("dog.safetensors", "a dog=b")),
+        ("rank=16.safetensors", ("rank=16.safetensors", "")),
+        ("rank=16.safetensors=a dog", ("rank=16.safetensors", "a dog")),
+        ("robot=sks robot", ("robot", "sks robot")),
+        ("robot", ("robot", "")),
+    ],
+)
+def test_a_file_and_what_stands_for_it(text: str, read: tuple[str, str]) -> None:
+    assert file_and_words(text) == read
+
+
+# --- the toy's judge ---
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "content: the toy's judge knows robot, cat, teapot, rocket, not 'subject'"),
+        ({"content": "robot"}, "style: the toy's judge knows mosaic, neon, wash, engraved, not 'painter'"),
+        ({"content": "neon"}, "content: the toy has no content LoRA 'neon'"),
+        ({"content": "robot", "style": "cat"}, "style: the toy has no style LoRA 'cat'"),
+        ({"content": "robot", "style": "wash", "size": "32x32"}, "size: the toy's judge looks at images of 64x64 only"),
+    ],
+    ids=str,
+)
+def test_what_the_judge_cannot_say(
+    given: dict, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, changed: dict, said: str
+) -> None:
+    """Is told before anything is loaded."""
+    (tmp_path / "loras").mkdir()
+    for name, role in toy.loras().items():
+        shutil.copy(given[role].split("=")[0], tmp_path / "loras" / f"{name}.safetensors")
+    monkeypatch.setattr(toy, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(pipelines, "load", None)
+    judged = {"model": "toy", "size": "64x64", "references": None, "clip": None, "dino": None}
+    assert evaluate(given, tmp_path / "out", **{**judged, **changed}) == (2, [])
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert told.startswith(f"klora: {said}")

@@ -11,7 +11,7 @@ import torch
 
 from klora_lib.hosts.diffusers import klora
 
-from .pipes import FAMILIES, image
+from .pipes import FAMILIES, calls_of, image
 from .reference import brute_force
 
 Files = Callable[..., tuple[Path, Path]]
@@ -51,7 +51,7 @@ def test_between_is_the_brute_force_reference(family: str, settings: dict, make:
     other = FAMILIES[family]()
     with brute_force(other, *pair, lambda n: n / 6, **settings, weights=(0.9, 1.0), text=(0.9, 0.5)) as calls:
         theirs = image(other, steps=6)
-    assert len(calls) == 6 == run.passes[0] and len(set(calls)) > 2
+    assert calls_of(run) == [len(calls)] == [6] and len(set(calls)) > 2
     assert torch.allclose(ours, theirs, **CLOSE)
     table = run.plans[0].table(6)
     assert [f"{'NCSB'[m]}" for m in table[:, 0].tolist()].count("C") == calls[0].count("C")
@@ -80,7 +80,7 @@ def test_the_block_tells_what_it_does(make: Callable, files: Files) -> None:
     with klora(pipe, *files("sd15"), alpha=2, layers="attention", callback=lambda *at: heard.append(at)) as run:
         image(pipe, steps=4)
         image(pipe, steps=3)
-    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 3), (2, 3), (3, 3)] and run.passes == [4, 3]
+    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 3), (2, 3), (3, 3)] and calls_of(run) == [4, 3]
     assert run.infotext() == (
         "K-LoRA enabled: True, K-LoRA content: subject, K-LoRA style: painter, K-LoRA method: klora, K-LoRA alpha: 2.0, "
         "K-LoRA beta: 0.5, K-LoRA gamma: auto, K-LoRA scale: s, K-LoRA layers: attention"

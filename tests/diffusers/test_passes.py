@@ -13,7 +13,7 @@ from klora_lib.core.schedule import noise_progress
 from klora_lib.engine.session import Session
 from klora_lib.hosts.diffusers import klora
 
-from .pipes import FAMILIES, denoiser, image
+from .pipes import FAMILIES, calls_of, denoiser, image
 from .reference import brute_force
 
 CLOSE = dict(atol=2e-3, rtol=2e-4)
@@ -57,7 +57,7 @@ def test_every_scheduler(name: str, make: Callable, files: Callable, progress: l
     pipe, pair = with_scheduler(make("sd15"), name, **more), files("sd15", only="attn")
     with klora(pipe, *pair) as run:
         ours = image(pipe, steps=6, guidance_scale=1)
-    assert progress == pytest.approx([t / calls for t in range(calls)]) and run.passes == [calls]
+    assert progress == pytest.approx([t / calls for t in range(calls)]) and calls_of(run) == [calls]
     assert run.plans[0].facts.steps == (7 if name == "PNDMScheduler" else 6)
     other = with_scheduler(FAMILIES["sd15"](), name, **more)
     with brute_force(other, *pair, lambda n: n / calls):
@@ -95,7 +95,7 @@ def test_guidance_of_several_calls_a_step(
     with klora(pipe, *files(family, only="attn")) as run:
         image(pipe, steps=5, negative_prompt="a", **more)
     hook.remove()
-    assert sorted(set(progress)) == [t / 5 for t in range(5)] and run.passes == [5]
+    assert sorted(set(progress)) == [t / 5 for t in range(5)] and calls_of(run) == [5]
     assert len(calls) == len(progress) > 5 and progress == sorted(progress)
     assert max(progress.count(t / 5) for t in range(5)) == 2
 
@@ -125,7 +125,7 @@ def test_img2img_begins_at_its_noise(
     pipe, pair = img2img(family, make(family)), files(family, only="attn")
     with klora(pipe, *pair) as run:
         ours = image(pipe, steps=10, strength=strength, image=PICTURE)
-    calls = run.passes[0]
+    (calls,) = calls_of(run)
     expected = [(1 - strength) + strength * t / calls for t in range(calls)]
     assert 5 <= calls <= 6 and progress == pytest.approx(expected)
     assert run.plans[0].facts.steps == round(calls / strength)
@@ -140,8 +140,29 @@ def test_img2img_with_two_calls_a_step(make: Callable, files: Callable, progress
     with klora(pipe, *files("sd15", only="attn")) as run:
         image(pipe, steps=8, strength=0.5, image=PICTURE)
     calls = len(progress)
-    assert run.passes == [calls] and calls in (7, 8)
+    assert calls_of(run) == [calls] and calls in (7, 8)
     assert progress == pytest.approx([0.5 + 0.5 * t / calls for t in range(calls)])
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_the_map_shows_what_acted(name: str, make: Callable, files: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By noise and from the middle of the schedule, where t/T would tell something else."""
+    acted: list[torch.Tensor] = []
+    advance = Session.advance
+
+    def watched(session: Session, at: float) -> None:
+        advance(session, at)
+        shared = session.rows >= 0
+        acted.append(torch.zeros(len(session.plan.units), dtype=torch.uint8))
+        acted[-1][session.rows[shared]] = session.masks[shared]
+
+    monkeypatch.setattr(Session, "advance", watched)
+    pipe = with_scheduler(img2img("sd15", make("sd15")), name)
+    with klora(pipe, *files("sd15", only="attn"), progress="noise") as run:
+        image(pipe, steps=12, strength=0.7, image=PICTURE)
+    shown = torch.stack(acted, dim=1)
+    assert torch.equal(run.table(), shown)
+    assert not torch.equal(run.plans[0].table(shown.shape[1]), shown)
 
 
 def test_base_and_refiner_share_one_schedule(make: Callable, files: Callable, progress: list[float]) -> None:
@@ -159,7 +180,7 @@ def test_a_batch_is_one_pass_and_the_same_images(make: Callable, files: Callable
     with klora(pipe, *files("sd15", text=True)) as run:
         alone = image(pipe)
         both = image(pipe, generator=[torch.Generator().manual_seed(n) for n in (5, 6)], num_images_per_prompt=2)
-    assert run.passes == [5, 5] and len(progress) == 10 and both.shape[0] == 2
+    assert calls_of(run) == [5, 5] and len(progress) == 10 and both.shape[0] == 2
     assert torch.allclose(both[0], alone[0], **CLOSE)
 
 

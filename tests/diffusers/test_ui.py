@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+import klora_lib
+from klora_lib.cli import ui
+from klora_lib.cli.main import main
 from klora_lib.cli.ui import Studio, page
-from klora_lib.errors import KLoraError
+from klora_lib.errors import HostError, KLoraError
 from klora_lib.hosts.diffusers import klora
 from klora_lib.settings import BY_NAME, FIELDS, Settings
 
@@ -34,7 +41,7 @@ def toy(files: Callable) -> Any:
 
     return SimpleNamespace(
         pipeline=pipeline,
-        lora=pair.__getitem__,
+        lora=lambda name, role=None: pair[name],
         loras=lambda: ROLES,
         prompt=lambda content, style: f"{content} {style}",
         STEPS=2,
@@ -100,3 +107,74 @@ def test_the_page_opens_with_a_pair_chosen(toy: Any) -> None:
     (draw,) = (each for each in blocks.fns.values() if each.api_name == "draw")
     with pytest.raises(gr.Error, match="K-LoRA: content: no LoRA is chosen"):
         draw.fn("a dog", 3, 1, *values(enabled=True))
+
+
+def test_whatever_the_pipeline_raises_is_a_sentence(toy: Any) -> None:
+    studio = Studio(toy)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("two\nlines")
+
+    studio.pipe.check_inputs = fail
+    for enabled in (True, False):
+        with pytest.raises(HostError, match="^the StableDiffusionPipeline cannot draw this: two$"):
+            studio.draw("a dog", 3, 1, *values(enabled=enabled, content="subject", style="painter"))
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def told(toy: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., str]:
+    """The one line of ``ui``, and that it ends with 2."""
+    monkeypatch.setattr(klora_lib, "toy", toy, raising=False)
+    monkeypatch.setattr(gr.Blocks, "launch", lambda *_, **__: pytest.fail("it is served"))
+
+    def ask(port: int | str = 0) -> str:
+        if not port:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+        assert main(["ui", "--port", str(port)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    return ask
+
+
+def test_a_port_that_is_taken(told: Callable) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert told(port) == f"klora: port: {port} is taken by another program"
+
+
+def test_a_port_that_may_not_be_used(told: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(socket.socket):
+        def bind(self, address: Any) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(ui.socket, "socket", Closed)
+    assert told(80) == "klora: port: 80 cannot be served on: Permission denied"
+
+
+@pytest.mark.parametrize("error", [ValueError("localhost is not\naccessible"), OSError("localhost is not\naccessible")])
+def test_a_page_that_cannot_be_served(told: Callable, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(gr.Blocks, "launch", fail)
+    assert told() == "klora: the page cannot be served: localhost is not"
+
+
+def test_without_the_repository(told: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui, "REPOSITORY", tmp_path)
+    assert told().endswith("do not come with the package: run ui from the repository")
+
+
+@pytest.mark.parametrize(("module", "extra"), [("gradio", "ui"), ("transformers", "diffusers")])
+def test_what_is_not_installed(told: Callable, monkeypatch: pytest.MonkeyPatch, module: str, extra: str) -> None:
+    """Is called by its name."""
+    monkeypatch.setitem(sys.modules, module, None)
+    assert told().endswith(f"pip install 'klora-webui[{extra}]'")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from klora_lib.errors import SettingsError
@@ -69,3 +71,40 @@ def test_a_broken_picture_is_named(references: Path):
 def test_no_such_model(tmp_path: Path):
     with pytest.raises(SettingsError, match="^clip: no model can be loaded from "):
         Encoder(str(tmp_path / "nowhere"), "clip", CPU)
+
+
+class Silent(Exception):
+    """Which says nothing."""
+
+
+def test_whatever_loading_raises_is_a_sentence(models: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def fail(name: str, **given: object) -> None:
+        asked.append(given)
+        raise Silent
+
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", fail)
+    with pytest.raises(SettingsError, match=r"^dino: no model can be loaded from 'x' \(Silent\)$"):
+        Encoder("x", "dino", CPU)
+    assert asked == [{"local_files_only": True}]
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SettingsError, match="^clip: no model can be loaded from 'x' "):
+        Encoder("x", "clip", CPU)
+
+
+def test_each_model_in_its_place(models: dict[str, str]):
+    with pytest.raises(SettingsError, match="^clip: .* is a ViTModel, which is no model of pictures and words"):
+        Encoder(models["dino"], "clip", CPU)
+    with pytest.raises(SettingsError, match="^dino: .* is a CLIPModel, which is a model of pictures and words"):
+        Encoder(models["clip"], "dino", CPU)
+
+
+@pytest.mark.parametrize("name", ["clip", "dino"])
+def test_many_images_are_shown_some_at_a_time(models: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch):
+    encoder, seen = Encoder(models[name], name, CPU), []
+    images = [picture(seed) for seed in range(70)]
+    shown = encoder.embed_some
+    monkeypatch.setattr(encoder, "embed_some", lambda some: (seen.append(len(some)), shown(some))[1])
+    torch.testing.assert_close(encoder.embed(images), shown(images))
+    assert seen == [32, 32, 6]

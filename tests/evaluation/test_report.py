@@ -20,15 +20,15 @@ PAIRS = [(Lora(c, Path(f"{c}.file"), c), Lora(s, Path(f"{s}.file"), s)) for c in
 class Desk:
     """Scores by arithmetic, and remembers what it was asked for."""
 
-    def __init__(self, lowest: float = 0) -> None:
-        self.lowest = lowest
+    def __init__(self, before: int = 0) -> None:
+        self.before = before
         self.done: list[Task] = []
 
     def __call__(self, tasks: Sequence[Task]) -> Iterator[list[Scored]]:
         for task in tasks:
             self.done.append(task)
-            value = self.lowest + len(self.done) / 1000
-            scores = {"subject": value, "style": value, "both": value}
+            value = (self.before + len(self.done)) / 1000
+            scores = {"subject": value, "rendering": value, "both": value}
             yield [Scored(task.method, task.content.name, task.style.name, seed, scores) for seed in task.seeds]
 
 
@@ -40,27 +40,27 @@ def test_every_method_and_both_scales_are_rows():
 
 
 def test_rows_that_draw_the_same_are_drawn_once():
-    """`auto` is K's default, (1.5, 0.5) the grid's middle."""
-    desks: dict[str | None, Desk] = {None: Desk(), "Euler": Desk(0.5)}
+    """`auto` is K's default, 0.5 is β's where none is given."""
+    desks: dict[str | None, Desk] = {None: Desk(), "Euler": Desk(500)}
     tables = {
         "methods": {"klora, s": Row({}), "direct": Row({"method": "direct"})},
-        "k": {"K = auto": Row({"k": "auto"}), "K = 4": Row({"k": 4})},
+        "k": {"K = auto": Row({"k": "auto"}), "K = 4": Row({"k": 4}), "the grid's middle": Row({"alpha": 1.5, "beta": 0.5})},
         "samplers": {"Euler: klora, s": Row({}, sampler="Euler"), "own: klora, s": Row({})},
     }
-    images = measured(tables, PAIRS, 3, desks)
+    images = measured(tables, PAIRS, 3, desks, {})
     assert len(desks[None].done) == 3 * len(PAIRS) and len(desks["Euler"].done) == len(PAIRS)
     rows = {name: [*dict.fromkeys(i.method for i in of)] for name, of in images.items()}
     assert rows == {name: [*of] for name, of in tables.items()}
     of = {name: [i.scores for i in images[table] if i.method == name] for table in tables for name in tables[table]}
     assert all(len(scores) == 3 * len(PAIRS) for scores in of.values())
-    assert of["klora, s"] == of["K = auto"] == of["own: klora, s"] != of["K = 4"]
+    assert of["klora, s"] == of["K = auto"] == of["the grid's middle"] == of["own: klora, s"] != of["K = 4"]
     assert of["Euler: klora, s"] != of["klora, s"]
 
 
 def test_files_are_exchanged_and_names_are_not():
     """So what a picture should show stays the same, and the choice is turned round."""
     desk = Desk()
-    measured({"methods": {EXCHANGED: METHODS[EXCHANGED]}}, PAIRS[:1], 2, {None: desk})
+    measured({"methods": {EXCHANGED: METHODS[EXCHANGED]}}, PAIRS[:1], 2, {None: desk}, {})
     (task,) = desk.done
     assert (task.content.name, task.content.phrase, task.content.path.name) == ("cat", "cat", "wash.file")
     assert (task.style.name, task.style.phrase, task.style.path.name) == ("wash", "wash", "cat.file")
@@ -69,13 +69,19 @@ def test_files_are_exchanged_and_names_are_not():
 def test_random_draws_image_by_image():
     """A batch has one plan, and that method's is the seed's."""
     desk = Desk()
-    measured({"methods": {name: METHODS[name] for name in ("random", "direct")}}, PAIRS[:1], 4, {None: desk})
-    assert [task.batch for task in desk.done] == [1, 4]
+    measured({"methods": {name: METHODS[name] for name in ("random", "direct")}}, PAIRS[:1], 4, {None: desk}, {})
+    assert [task.batch for task in desk.done] == [1, report.MOST]
+
+
+def test_a_key_says_what_is_no_default():
+    assert Row({}).key == Row({"k": "auto", "beta": 0.5}).key == "defaults"
+    assert Row({"method": "direct"}, True, "Euler").key == "method direct, files exchanged, sampler Euler"
+    assert Row({"scale": "s*"}).key == "beta 1.275, scale s*"
 
 
 def images(values: dict[str, float]) -> list[Scored]:
     return [
-        Scored(method, "cat", style, seed, {"subject": 1.0, "style": value, "both": value})
+        Scored(method, "cat", style, seed, {"subject": 1.0, "rendering": value, "both": value})
         for method, value in values.items()
         for style in ("wash", "neon")
         for seed in (0, 1)
@@ -111,22 +117,75 @@ def test_what_is_around_a_table_stays():
         placed(text, "grid", "new\n")
 
 
+# --- the command ---
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """In the toy's place; the document beside it is a copy of the repository's own."""
+    desk = Desk()
+    monkeypatch.setattr(report.toy, "pairs", lambda: PAIRS)
+    monkeypatch.setattr(report, "here", lambda make: desk)
+    monkeypatch.chdir(tmp_path)
+    Path("doc.md").write_text(DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
+    return desk
+
+
+def test_every_table_of_the_document_is_measured(desk: Desk) -> None:
+    assert main(["doc.md", "--seeds", "2", "--csv", "new/scores.csv"]) == 0
+    text = Path("doc.md").read_text(encoding="utf-8")
+    assert outside(text) == outside(DOCUMENT.read_text(encoding="utf-8"))
+    for name, rows in TABLES.items():
+        table = text.split(f"<!-- {name} -->\n")[1].split("<!-- /")[0]
+        assert "(" in table and (name == "grid" or all(f"| {row} |" in table for row in rows))
+    assert "4 pairs × 2 seeds a row" in text
+    lines = Path("new/scores.csv").read_text().splitlines()
+    keys = {row.key for rows in TABLES.values() for row in rows.values()}
+    assert len(desk.done) == len(keys) * len(PAIRS) and len(lines) == 1 + 2 * len(desk.done)
+
+
+def test_a_run_that_was_cut_off_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn twice, and the tables are those of one run."""
+    assert main(["doc.md", "--seeds", "2", "--csv", "whole.csv"]) == 0
+    whole, count = Path("doc.md").read_text(encoding="utf-8"), len(desk.done)
+    lines = Path("whole.csv").read_text().splitlines(keepends=True)
+    Path("part.csv").write_text("".join(lines[: 1 + 2 * 7]))
+    desk.done.clear()
+    desk.before = 7
+    assert main(["doc.md", "--seeds", "2", "--csv", "part.csv", "--resume"]) == 0
+    assert len(desk.done) == count - 7
+    assert tables(Path("doc.md").read_text(encoding="utf-8")) == tables(whole)
+    assert Path("part.csv").read_text() == "".join(lines)
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "evaluation.md"
+
+
+def outside(text: str) -> list[str]:
+    """What stands around the tables."""
+    return [part.split("<!-- ")[0] for part in text.split(" -->")[::2]]
+
+
+def tables(text: str) -> list[str]:
+    return [text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name}")[0] for name in (*TABLES, "pairs")]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere.md"], "document: 'nowhere.md' cannot be read"),
-        (["empty.md"], "document: has no place for the table 'methods'"),
-        (["empty.md", "--seeds", "0"], "seeds: must be a whole number from 1"),
-        ([], "the following arguments are required: document"),
+        (["nowhere.md", "--csv", "a.csv"], "document: 'nowhere.md' cannot be read"),
+        (["empty.md", "--csv", "a.csv"], "document: has no place for the table 'methods'"),
+        (["empty.md", "--csv", "a.csv", "--seeds", "0"], "seeds: must be a whole number from 1"),
+        (["empty.md"], "the following arguments are required: --csv"),
+        (["doc.md", "--csv", "empty.md/a.csv"], "csv: 'empty.md/a.csv' cannot be written"),
+        (["doc.md", "--csv", "doc.md", "--resume"], "csv: 'doc.md' cannot be read as a table of scores"),
     ],
     ids=str,
 )
-def test_bad_input_is_one_line(
-    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_bad_input_is_one_line(words: list[str], said: str, desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty.md").write_text("# Nothing\n", encoding="utf-8")
     assert main(words) == 2
     (told,) = capsys.readouterr().err.strip().splitlines()
     assert said in told
     assert Path("empty.md").read_text(encoding="utf-8") == "# Nothing\n"
+    assert Path("doc.md").read_text(encoding="utf-8") == DOCUMENT.read_text(encoding="utf-8") and not desk.done

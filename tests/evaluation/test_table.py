@@ -43,13 +43,19 @@ def test_rows_and_columns_keep_their_order():
 
 
 def test_markdown_marks_the_best_of_each_column():
-    text = markdown(table(images("one", {("a", "x"): [0.25]}) + images("two", {("a", "x"): [0.75]})))
+    text = markdown(table(images("one", {("a", "x"): [0.25] * 2}) + images("two", {("a", "x"): [0.75] * 2})))
     assert text.splitlines() == [
         "| method | subject ↑ | style ↑ |",
         "|---|---|---|",
         "| one | 25.0 (25.0 to 25.0) | **75.0 (75.0 to 75.0)** |",
         "| two | **75.0 (75.0 to 75.0)** | 25.0 (25.0 to 25.0) |",
     ]
+
+
+def test_one_seed_a_pair_has_a_mean_and_no_interval():
+    one = cell(images("klora", {("a", "x"): [0.25], ("b", "x"): [0.75]}), "subject")
+    assert (one.mean, one.low, one.high) == (0.5, None, None)
+    assert "| klora | **50.0** | **50.0** |" in markdown(table(images("klora", {("a", "x"): [0.5]})))
 
 
 def test_csv_has_a_line_an_image():

@@ -81,7 +81,8 @@ def test_the_plain_rendering_goes_without_saying() -> None:
 
 def test_captions_call_loras_by_words_of_their_own() -> None:
     assert set(RECIPES) == {*CONTENT, *STYLE} == {*shapes.SUBJECTS, *styles.LOOKS}
-    assert caption(draw.Scene("robot", "sky", draw.PLAIN), subject=True) == prompt("robot") == "a sks robot on a sky background"
+    plain = caption(draw.Scene("robot", "sky", draw.PLAIN), subject=True)
+    assert plain == prompt("robot") == "a sks robot on a sky background"
     assert prompt("robot", "neon", "mint") == "a sks robot on a mint background, szn style"
     scene = draw.Scene("fish", "sky", "neon", "red")
     assert caption(scene, subject=False) == "a red fish on a sky background, szn style"

@@ -28,7 +28,8 @@ def test_every_choice_has_its_colour(method: str, steps: int) -> None:
     pair = prepare().pair
     scores = prepare().plan.facts.scores
     plan = make_plan(pair, scores, Settings(method=method), steps)
-    picture, table = draw_plan(plan, steps), plan.table(steps)
+    table = plan.table(steps)
+    picture = draw_plan(table)
     width = max(CELL, 300 // steps)
     assert picture.mode == "RGB"
     for row in range(len(table)):
@@ -38,7 +39,7 @@ def test_every_choice_has_its_colour(method: str, steps: int) -> None:
 
 def test_the_picture_holds_all_layers_and_a_legend() -> None:
     plan = prepare().plan
-    picture = draw_plan(plan, 40)
+    picture = draw_plan(plan.table(40))
     assert picture.size == (40 * CELL + 2 * MARGIN, len(plan.units) * ROW + 2 * MARGIN + LEGEND)
     below = picture.crop((0, picture.height - LEGEND, *picture.size))
     shown = {colour for _, colour in below.getcolors(1 << 16)}
@@ -49,7 +50,7 @@ def test_one_layer() -> None:
     facts = prepare().plan.facts
     one = Facts(**{**vars(facts), "present": torch.tensor([1], dtype=torch.uint8), "decided": torch.tensor([False])})
     plan = Plan(prepare().plan.units[:1], one, "direct", "all")
-    assert pixel(draw_plan(plan, 3), 0, 1, 100) == COLOURS[1]
+    assert pixel(draw_plan(plan.table(3)), 0, 1, 100) == COLOURS[1]
 
 
 def test_colours_are_the_papers() -> None:
@@ -61,7 +62,7 @@ def test_colours_are_the_papers() -> None:
 def test_a_job_shows_the_plan_it_ran(host: FakeHost) -> None:
     p = job(host, {"show_map": True}, steps=6)
     processed = process_images(p)
-    assert processed.images[-1].tobytes() == draw_plan(plan_of(host, p, 6), 6).tobytes()
+    assert processed.images[-1].tobytes() == draw_plan(plan_of(host, p, 6).table(6)).tobytes()
     assert len(processed.infotexts) == len(processed.images)
 
 

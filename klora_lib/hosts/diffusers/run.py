@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ... import infotext
 from ...core.cache import Library
@@ -27,13 +28,13 @@ from .model import bare, denoiser_of, device_of, in_diffusers_order, refuse_hook
 from .text import text_actors, told
 
 File = str | os.PathLike[str]
-Callback = Callable[[int, int], None]  # (denoiser call from 1, calls of the pass)
+Callback = Callable[[int, int], None]  # (place in the schedule from 1, places of the pass)
 
 
 class Run:
     """What happens in one ``with klora(...)``.
 
-    plans: one a sampling pass, for the map.  passes: denoiser calls of each.  notes: what of the pair has no place here.
+    plans: one a sampling pass.  passes: progress at each place in its schedule.  notes: what of the pair has no place here.
     """
 
     def __init__(self, pipe: Any, settings: Settings, pair: Pair, scores: Scores, seed: int, callback: Callback | None):
@@ -45,7 +46,7 @@ class Run:
         self.callback = callback
         self.denoiser = denoiser_of(pipe)
         self.plans: list[Plan] = []
-        self.passes: list[int] = []
+        self.passes: list[list[float]] = []
         self.notes: list[str] = []
         self.strength: float | None = None  # of the pipeline call that is running
         self.clock: Clock | None = None
@@ -54,6 +55,10 @@ class Run:
     def infotext(self) -> str:
         """What a WebUI would write of these settings into the image: `K-LoRA content: …, K-LoRA style: …`."""
         return infotext.joined(infotext.write(self.settings))
+
+    def table(self, number: int = 0) -> Tensor:
+        """What acted in one of the passes, for the map: masks, uint8 [units, places in the schedule]."""
+        return self.plans[number].over(self.passes[number])
 
     @contextmanager
     def sampling(self, given: Mapping[str, Any]) -> Iterator[None]:
@@ -77,7 +82,10 @@ class Run:
         else:
             self.clock.tick(timestep)
         assert self.clock is not None and self.session is not None
-        self.session.advance(self.clock.progress(self.settings.progress))
+        progress = self.clock.progress(self.settings.progress)
+        if self.clock.call >= len(self.passes[-1]):  # guidance may call twice at one place
+            self.passes[-1].append(progress)
+        self.session.advance(progress)
         if self.callback is not None:
             self.callback(self.clock.call + 1, self.clock.total)
 
@@ -87,7 +95,7 @@ class Run:
         placed, _ = self.place(plan)
         self.session, self.clock = self.new_session(plan, placed), clock
         self.plans.append(plan)
-        self.passes.append(clock.total)
+        self.passes.append([])
 
     def place(self, plan: Plan) -> tuple[list[Placed], list[str]]:
         (_, content), (_, style) = self.settings.weights
@@ -119,8 +127,9 @@ def klora(
 ) -> Iterator[Run]:
     """While open, ``pipe`` samples with K-LoRA's choice between two LoRA files; afterwards it is bit for bit as before.
 
-    Args: seed: the image's, for the method ``random``.  callback: called before every denoiser call with (call, calls of
-        the pass).  library: keeps files and scores for the next block.  settings: those of ``klora_lib.settings``.
+    Args: seed: the image's, for the method ``random``.  callback: called before every denoiser call with its place in the
+        schedule, from 1, and the places of the pass (one a sampler step, two with second-order samplers).  library: keeps
+        files and scores for the next block.  settings: those of ``klora_lib.settings``.
     Raises a KLoraError, before anything is changed, where settings, files or model do not go together.
     """
     paths = as_path(content, "content"), as_path(style, "style")
