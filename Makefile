@@ -22,8 +22,8 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-# the tests' tensors are too small to share among threads
-unit live: export OMP_NUM_THREADS = 1
+# the tests' tensors, and the toy's, are too small to share among threads
+unit live demo evaluation: export OMP_NUM_THREADS = 1
 
 unit: .venv/installed
 	$(BIN)/python -m pytest --quiet --ignore=tests/live
@@ -36,9 +36,9 @@ live: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tests.bench
 
-# the toy model draws one of its subjects in one of its styles: `make demo CONTENT=cat STYLE=wash`; `make demo UI=1` is a page
-CONTENT = robot
-STYLE = neon
+# the toy model draws one of its subjects in one of its styles: `make demo CONTENT=cat STYLE=mosaic`; `make demo UI=1` is a page
+CONTENT = teapot
+STYLE = wash
 TOY = --model toy --content $(CONTENT) --style $(STYLE) --out $(DEMO)
 
 demo: .venv/installed
