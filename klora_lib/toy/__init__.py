@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
-CONTENT = ("robot", "cat", "teapot", "rocket")
-STYLE = ("mosaic", "neon", "wash", "engraved")
+CONTENT = ("teapot", "cat", "robot", "rocket")
+STYLE = ("wash", "mosaic", "neon", "engraved")
 SUBJECT, RENDERING = "sks", "szn"  # the rare words of the captions that the LoRAs were trained with
 STEPS, GUIDANCE = 20, 2.5  # how the toy is sampled
 

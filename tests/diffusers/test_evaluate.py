@@ -176,8 +176,8 @@ def test_a_file_and_what_stands_for_it(text: str, read: tuple[str, str]) -> None
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({}, "content: the toy's judge knows robot, cat, teapot, rocket, not 'subject'"),
-        ({"content": "robot"}, "style: the toy's judge knows mosaic, neon, wash, engraved, not 'painter'"),
+        ({}, "content: the toy's judge knows teapot, cat, robot, rocket, not 'subject'"),
+        ({"content": "robot"}, "style: the toy's judge knows wash, mosaic, neon, engraved, not 'painter'"),
         ({"content": "neon"}, "content: the toy has no content LoRA 'neon'"),
         ({"content": "robot", "style": "cat"}, "style: the toy has no style LoRA 'cat'"),
         ({"content": "robot", "style": "wash", "size": "32x32"}, "size: the toy's judge looks at images of 64x64 only"),

@@ -70,7 +70,7 @@ def test_the_toys_names_come_before_files(
 def test_the_toys_loras_have_a_role(ask: Callable, tmp_path: Path, capsys: Any) -> None:
     for command in ("generate", "compare"):
         told = refused(ask(command, model="toy", content="neon", style="robot"), capsys, tmp_path / "out")
-        assert told == "content: the toy has no content LoRA 'neon': it has robot, cat, teapot, rocket"
+        assert told == "content: the toy has no content LoRA 'neon': it has teapot, cat, robot, rocket"
 
 
 def test_a_toy_that_is_damaged(

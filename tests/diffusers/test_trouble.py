@@ -119,7 +119,7 @@ def test_stopped(ask: Callable, tmp_path: Path, capsys: Any, monkeypatch: pytest
     assert capsys.readouterr().err.splitlines()[-1] == "klora: stopped"
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(report, "report", stop)
-    assert report.main(["x.md"]) == 130
+    assert report.main(["x.md", "--csv", "x.csv"]) == 130
     assert capsys.readouterr().err == "klora: stopped\n"
 
 

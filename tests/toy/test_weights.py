@@ -53,7 +53,7 @@ def read_raw(path: Path) -> list[str]:
 
 
 def test_what_is_missing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KLoraError, match="no LoRA 'dragon': it has robot"):
+    with pytest.raises(KLoraError, match="no LoRA 'dragon': it has teapot"):
         toy.lora("dragon")
     monkeypatch.setattr(toy, "WEIGHTS", tmp_path)
     for ask in (toy.pipeline, toy.load_judge, lambda: toy.lora("robot")):
