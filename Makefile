@@ -56,7 +56,7 @@ endif
 
 # measures the tables of docs/evaluation.md anew; an hour on two cores
 evaluation: .venv/installed
-	$(BIN)/python -m klora_lib.evaluation.report docs/evaluation.md --csv out/evaluation.csv
+	$(BIN)/python -m klora_lib report docs/evaluation.md --csv out/evaluation.csv
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis out build dist *.egg-info

@@ -29,6 +29,8 @@ KNOWS = {  # room: the rooms it may import
     "hosts": {"hosts", "engine", "core", "settings", "infotext", "errors"},
     "webui": {"webui", "hosts", "engine", "core", "settings", "infotext", "errors"},
     "toy": {"toy", "errors"},  # a model to run on, whatever runs on it
+    "drawing": {"drawing", "toy", "hosts", "core", "settings", "errors"},
+    "evaluation": {"evaluation", "drawing", "toy", "hosts", "core", "settings", "errors"},
 }
 OUTSIDE = {"torch", "safetensors"} | set(sys.stdlib_module_names)  # what PURE rooms may import from elsewhere
 LONGEST = 300  # lines

@@ -1,1 +1,1 @@
-"""The command line: plan and plot, generate and compare, evaluate, ui."""
+"""The command line: plan and plot, generate and compare, evaluate and report, ui."""

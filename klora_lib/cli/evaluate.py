@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from ..core.cache import Library
+from ..drawing import pipelines
 from ..errors import SettingsError
 from ..evaluation.metrics import ClipAndDino, Metric, pictures
 from ..evaluation.run import Lora, Sampling, Task, Worker, Workers, here, on_ray
 from ..evaluation.table import Scored, as_csv, markdown, table
 from ..settings import METHODS, shown
-from . import files, pipelines
+from . import files
 from .options import add_settings, given_settings, real, size, whole
 from .render import DRAWN, add_sampling, read_methods
 
@@ -62,9 +63,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
                 f"{number}/{len(tasks)} {task.method}: {task.content.name} × {task.style.name}", file=sys.stderr, flush=True
             )
         text = markdown(table(scored))
+        print(text, end="", flush=True)  # before a full disk can lose it
         files.write(out / "evaluation.md", text.encode())
         files.write(out / "evaluation.csv", as_csv(scored).encode())
-    print(text, end="")
 
 
 def make_worker(

@@ -1,5 +1,5 @@
 """Command line: ``plan`` and ``plot`` show the choice between two files; ``generate`` and ``compare`` draw images,
-``evaluate`` scores them, and ``ui`` is a page that draws.
+``evaluate`` scores them, ``report`` measures docs/evaluation.md anew, and ``ui`` is a page that draws.
 
 Everything wrong with what was asked for is one line on stderr and exit status 2.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from . import evaluate, plan, render, ui
+from . import evaluate, plan, render, report, ui
 from .options import Parser, exit_status
 
 
@@ -29,5 +29,6 @@ def parser() -> argparse.ArgumentParser:
     plan.add_commands(commands)
     render.add_commands(commands)
     evaluate.add_commands(commands)
+    report.add_commands(commands)
     ui.add_commands(commands)
     return top

@@ -15,12 +15,13 @@ from PIL import Image
 
 from .. import infotext
 from ..core.cache import Library
+from ..drawing import pipelines
+from ..drawing.draw import draw
 from ..errors import SettingsError
 from ..hosts.diffusers import Run, klora
 from ..settings import FIELDS, METHODS, shown
 from ..webui.plot import draw_plan
-from . import files, pipelines
-from .drawing import draw
+from . import files
 from .grid import draw_grid
 from .options import add_settings, given_settings, real, size, whole
 

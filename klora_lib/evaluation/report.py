@@ -1,30 +1,22 @@
-"""The evaluation on the toy world: `python -m klora_lib.evaluation.report docs/evaluation.md` measures its tables anew.
+"""The tables of the evaluation on the toy world: what their rows are, and where they stand in a document.
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is written around them stays.
 """
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
-
-from .. import toy as world
-from ..cli.files import write
-from ..cli.options import Parser, exit_status, whole
 from ..errors import SettingsError
 from ..settings import read_settings
 from . import toy
-from .run import Lora, Task, Workers, here, on_ray
-from .table import Scored, as_csv, cell, markdown, percent, table
+from .run import Lora, Task, Workers
+from .table import Scored, cell, markdown, percent, table
 
 SEEDS, MOST = 20, 20  # a pair; at once
 ALPHAS, BETAS = (1.0, 1.5, 2.0), (0.25, 0.5, 0.75)  # the paper's grid
@@ -170,77 +162,15 @@ def placed(text: str, name: str, new: str) -> str:
     return f"{before}{marks[0]}\n{new}{marks[1]}{rest.split(marks[1], 1)[1]}"
 
 
-def report(document: Path, scores: Path, seeds: int, resume: bool, ray: str | None) -> None:
-    """Measure, and rewrite the document's tables.  `scores` gets every image's as soon as they are known."""
-    try:
-        text = document.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise SettingsError(f"{str(document)!r} cannot be read ({e})", "document") from None
-    for name in (*TABLES, "pairs", "setting"):
-        placed(text, name, "")  # before an hour is spent for nothing
-    write(document, text.encode())
-    known = read_scores(scores) if resume else {}
-    pairs, began = toy.pairs(), time.monotonic()
-    samplers = dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
-    make = {sampler: partial(toy.worker, sampler) for sampler in samplers}
-    workers = {sampler: on_ray(made, ray) if ray else here(made) for sampler, made in make.items()}
-    with open_scores(scores, resume) as file:
-        drawn = measured(TABLES, pairs, seeds, workers, known, lambda images: append(file, images))
+def filled(text: str, drawn: Mapping[str, Sequence[Scored]], setting: str) -> str:
+    """The document with all its tables, and how they were measured."""
     for name, images in drawn.items():
         for mark, new in written(name, images).items():
             text = placed(text, mark, new)
-    setting = (
-        f"{len(pairs)} pairs × {seeds} seeds a row, {world.STEPS} steps, guidance {world.GUIDANCE:g}; torch "
-        f"{torch.__version__}" + ("" if resume else f", {(time.monotonic() - began) / 60:.0f} minutes") + ".\n"
-    )
-    write(document, placed(text, "setting", setting).encode())
+    return placed(text, "setting", setting)
 
 
-def open_scores(path: Path, resume: bool) -> IO[str]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a" if resume else "w", encoding="utf-8", newline="", buffering=1)
-    except OSError as e:
-        raise SettingsError(f"{str(path)!r} cannot be written: {e.strerror}", "csv") from None
-
-
-def append(file: IO[str], images: Sequence[Scored]) -> None:
-    head, _, lines = as_csv(images).partition("\n")
-    try:
-        file.write(lines if file.tell() else f"{head}\n{lines}")
-    except OSError as e:
-        raise SettingsError(f"{file.name!r} cannot be written: {e.strerror}", "csv") from None
-
-
-def read_scores(path: Path) -> dict[tuple[str, str, str], list[Scored]]:
-    """What `append` wrote, by row's key, content and style."""
-    known: dict[tuple[str, str, str], list[Scored]] = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                method, content, style, seed = (line.pop(name) for name in ("method", "content", "style", "seed"))
-                scores = {column: float(value) for column, value in line.items()}
-                known.setdefault((method, content, style), []).append(Scored(method, content, style, int(seed), scores))
-    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError) as e:
-        raise SettingsError(f"{str(path)!r} cannot be read as a table of scores ({e})", "csv") from None
-    return known
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0, or after one line on stderr 2, and 130 where it was stopped."""
-    parser = Parser(prog="python -m klora_lib.evaluation.report", description=__doc__)
-    parser.add_argument("document", type=Path, help="the Markdown file whose tables are measured anew")
-    parser.add_argument("--seeds", default=str(SEEDS), help="images a pair (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, required=True, help="where every image's scores go")
-    parser.add_argument("--resume", action="store_true", help="keep what is in that file, and measure the rest")
-    parser.add_argument("--ray", metavar="ADDRESS", help="spread the work over this Ray cluster")
-
-    def run() -> None:
-        args = parser.parse_args(argv)
-        report(args.document, args.csv, whole(args.seeds, "seeds", 1, 10000), args.resume, args.ray)
-
-    return exit_status(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def complete(text: str) -> None:
+    """Raises SettingsError where the document lacks a table's place: before an hour is spent for nothing."""
+    for name in (*TABLES, "pairs", "setting"):
+        placed(text, name, "")

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ..cli.drawing import draw
-from ..cli.pipelines import call_arguments
 from ..core.cache import Library
+from ..drawing.draw import draw
+from ..drawing.pipelines import call_arguments
 from ..errors import HostError, KLoraError, SettingsError, first_line
 from ..hosts.diffusers import klora
 from .metrics import Metric

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from .. import toy
-from ..cli.pipelines import load, use_sampler
+from ..drawing.pipelines import load, use_sampler
 from ..toy.judge import LOOKS, THINGS
 from .run import Lora, Sampling, Worker
 

@@ -19,9 +19,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from klora_lib import toy
-from klora_lib.cli import pipelines
 from klora_lib.cli.evaluate import file_and_words
 from klora_lib.cli.main import main
+from klora_lib.drawing import pipelines
 from klora_lib.evaluation.metrics import ClipAndDino
 
 from ..encoders import write_encoders

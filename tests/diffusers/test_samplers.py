@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 
-from klora_lib.cli.pipelines import FLOW, SAMPLERS, use_sampler
+from klora_lib.drawing.pipelines import FLOW, SAMPLERS, use_sampler
 from klora_lib.errors import SettingsError
 
 TRAINED = {

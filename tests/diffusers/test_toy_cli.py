@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 import klora_lib.toy
-from klora_lib.cli import pipelines
 from klora_lib.cli.main import main
+from klora_lib.drawing import pipelines
 from klora_lib.errors import KLoraError
 from klora_lib.toy.judge import Judge, save
 

@@ -17,11 +17,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from klora_lib.cli import files as cli_files
-from klora_lib.cli import pipelines
-from klora_lib.cli.drawing import draw
 from klora_lib.cli.main import main
+from klora_lib.drawing import pipelines
+from klora_lib.drawing.draw import draw
 from klora_lib.errors import HostError, PairError, SettingsError
-from klora_lib.evaluation import report
 from klora_lib.evaluation.metrics import pictures
 
 from .asking import refused
@@ -118,9 +117,6 @@ def test_stopped(ask: Callable, tmp_path: Path, capsys: Any, monkeypatch: pytest
     assert main(ask("generate")) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "klora: stopped"
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(report, "report", stop)
-    assert report.main(["x.md", "--csv", "x.csv"]) == 130
-    assert capsys.readouterr().err == "klora: stopped\n"
 
 
 def test_a_pipeline_that_works_on_a_picture(ask: Callable, model: Path, tmp_path: Path, capsys: Any) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from klora_lib.cli import report as command
+from klora_lib.cli.main import main
 from klora_lib.errors import SettingsError
 from klora_lib.evaluation import report
-from klora_lib.evaluation.report import EXCHANGED, METHODS, TABLES, Row, main, measured, placed, written
+from klora_lib.evaluation.report import EXCHANGED, METHODS, TABLES, Row, measured, placed, written
 from klora_lib.evaluation.run import Lora, Task
 from klora_lib.evaluation.table import Scored
 from klora_lib.settings import METHODS as NAMES
@@ -125,14 +127,14 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     """In the toy's place; the document beside it is a copy of the repository's own."""
     desk = Desk()
     monkeypatch.setattr(report.toy, "pairs", lambda: PAIRS)
-    monkeypatch.setattr(report, "here", lambda make: desk)
+    monkeypatch.setattr(command, "here", lambda make: desk)
     monkeypatch.chdir(tmp_path)
     Path("doc.md").write_text(DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
     return desk
 
 
 def test_every_table_of_the_document_is_measured(desk: Desk) -> None:
-    assert main(["doc.md", "--seeds", "2", "--csv", "new/scores.csv"]) == 0
+    assert main(["report", "doc.md", "--seeds", "2", "--csv", "new/scores.csv"]) == 0
     text = Path("doc.md").read_text(encoding="utf-8")
     assert outside(text) == outside(DOCUMENT.read_text(encoding="utf-8"))
     for name, rows in TABLES.items():
@@ -146,13 +148,13 @@ def test_every_table_of_the_document_is_measured(desk: Desk) -> None:
 
 def test_a_run_that_was_cut_off_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn twice, and the tables are those of one run."""
-    assert main(["doc.md", "--seeds", "2", "--csv", "whole.csv"]) == 0
+    assert main(["report", "doc.md", "--seeds", "2", "--csv", "whole.csv"]) == 0
     whole, count = Path("doc.md").read_text(encoding="utf-8"), len(desk.done)
     lines = Path("whole.csv").read_text().splitlines(keepends=True)
     Path("part.csv").write_text("".join(lines[: 1 + 2 * 7]))
     desk.done.clear()
     desk.before = 7
-    assert main(["doc.md", "--seeds", "2", "--csv", "part.csv", "--resume"]) == 0
+    assert main(["report", "doc.md", "--seeds", "2", "--csv", "part.csv", "--resume"]) == 0
     assert len(desk.done) == count - 7
     assert tables(Path("doc.md").read_text(encoding="utf-8")) == tables(whole)
     assert Path("part.csv").read_text() == "".join(lines)
@@ -184,7 +186,7 @@ def tables(text: str) -> list[str]:
 )
 def test_bad_input_is_one_line(words: list[str], said: str, desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty.md").write_text("# Nothing\n", encoding="utf-8")
-    assert main(words) == 2
+    assert main(["report", *words]) == 2
     (told,) = capsys.readouterr().err.strip().splitlines()
     assert said in told
     assert Path("empty.md").read_text(encoding="utf-8") == "# Nothing\n"

@@ -1,0 +1,83 @@
+"""``report``: measure the tables of docs/evaluation.md anew."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from ..drawing import pipelines
+from ..errors import SettingsError
+from ..evaluation import toy
+from ..evaluation.report import SEEDS, TABLES, complete, filled, measured
+from ..evaluation.run import here, on_ray
+from ..evaluation.table import Scored, as_csv
+from . import files
+from .options import whole
+
+
+def add_commands(commands: Any) -> None:
+    command = commands.add_parser("report", help="measure the tables of an evaluation document anew, on the toy model")
+    command.set_defaults(run=run_report)
+    command.add_argument("document", type=Path, help="a Markdown file with places for the tables, as docs/evaluation.md")
+    command.add_argument("--csv", type=Path, required=True, help="where every image's scores go, as soon as they are known")
+    command.add_argument("--resume", action="store_true", help="keep what is in that file, and measure the rest")
+    command.add_argument("--seeds", default=str(SEEDS), help="images a pair (default: %(default)s)")
+    command.add_argument("--ray", metavar="ADDRESS", help="spread the work over this Ray cluster")
+
+
+def run_report(args: argparse.Namespace) -> None:
+    seeds = whole(args.seeds, "seeds", 1, 10000)
+    try:
+        text = args.document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingsError(f"{str(args.document)!r} cannot be read ({e})", "document") from None
+    complete(text)
+    files.write(args.document, text.encode())  # can it be written?
+    known = read_scores(args.csv) if args.resume else {}
+    world, began = pipelines.toy(), time.monotonic()
+    pairs, samplers = toy.pairs(), dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
+    make = {sampler: partial(toy.worker, sampler) for sampler in samplers}
+    workers = {sampler: on_ray(made, args.ray) if args.ray else here(made) for sampler, made in make.items()}
+    with opened(args.csv, args.resume) as file:
+        drawn = measured(TABLES, pairs, seeds, workers, known, lambda images: append(file, images))
+    spent = "" if args.resume else f", {(time.monotonic() - began) / 60:.0f} minutes"
+    sampled = f"{world.STEPS} steps, guidance {world.GUIDANCE:g}"
+    setting = f"{len(pairs)} pairs × {seeds} seeds a row, {sampled}; torch {torch.__version__}{spent}.\n"
+    files.write(args.document, filled(text, drawn, setting).encode())
+
+
+def opened(path: Path, resume: bool) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a" if resume else "w", encoding="utf-8", newline="", buffering=1)
+    except OSError as e:
+        raise SettingsError(f"{str(path)!r} cannot be written: {e.strerror}", "csv") from None
+
+
+def append(file: IO[str], images: Sequence[Scored]) -> None:
+    head, _, lines = as_csv(images).partition("\n")
+    try:
+        file.write(lines if file.tell() else f"{head}\n{lines}")
+    except OSError as e:
+        raise SettingsError(f"{file.name!r} cannot be written: {e.strerror}", "csv") from None
+
+
+def read_scores(path: Path) -> dict[tuple[str, str, str], list[Scored]]:
+    """What `append` wrote, by row's key, content and style."""
+    known: dict[tuple[str, str, str], list[Scored]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                method, content, style, seed = (line.pop(name) for name in ("method", "content", "style", "seed"))
+                scores = {column: float(value) for column, value in line.items()}
+                known.setdefault((method, content, style), []).append(Scored(method, content, style, int(seed), scores))
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError) as e:
+        raise SettingsError(f"{str(path)!r} cannot be read as a table of scores ({e})", "csv") from None
+    return known
