@@ -54,7 +54,7 @@ else
 	@echo "  the table  evaluation.md, above: the judge's scores of the same pictures, in percent"
 endif
 
-# measures the tables of docs/evaluation.md anew; an hour on two cores
+# measures the tables of docs/evaluation.md anew; three quarters of an hour on one core
 evaluation: .venv/installed
 	$(BIN)/python -m klora_lib report docs/evaluation.md --csv out/evaluation.csv
 

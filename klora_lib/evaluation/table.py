@@ -44,7 +44,7 @@ def cell(images: Sequence[Scored], column: str) -> Cell:
     if max(map(len, pairs.values())) == 1:
         return Cell(mean, None, None)
     rng, means = np.random.default_rng(0), np.zeros(RESAMPLES)
-    for values in pairs.values():
+    for _, values in sorted(pairs.items()):  # the same interval in whatever order the pairs come
         drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
         means += np.asarray(values)[drawn].mean(axis=1)
     low, high = np.percentile(means / len(pairs), [2.5, 97.5])
