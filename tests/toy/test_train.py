@@ -1,0 +1,62 @@
+"""Theorem: the training script makes what is shipped, part by part, and a run that was cut off goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from klora_lib import toy
+from klora_lib.core.lora import read_lora
+from klora_lib.toy import train, train_base, train_judge, train_loras, train_vae
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+STEPS = {train_vae: 2, train_base: 2, train_judge: 2, train_loras: 1}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(weights, states) of a training of one or two steps a stage on a handful of pictures."""
+    out, states = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("states")
+    with pytest.MonkeyPatch.context() as patch:
+        for module, steps in STEPS.items():
+            patch.setattr(module.train, "__defaults__", (*module.train.__defaults__[:-1], steps))
+        for module, pictures in ((train_vae, 12), (train_base, 16), (train_judge, 12)):
+            patch.setattr(module, "POOL", pictures)
+        patch.setattr(train_loras, "PICTURES", 4)
+        patch.setattr(train_judge, "CHECKED", 10)
+        patch.setattr(train_judge.check, "__defaults__", (10,))
+        train.main(["--out", str(out), "--states", str(states), "--threads", "1"])
+    return out, states
+
+
+def test_what_it_makes_is_what_is_shipped(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy, "WEIGHTS", made[0])
+    image = toy.pipeline()("a red fish on a sky background", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3)
+    toy.load_judge()
+    shipped = Path(toy.__file__).parent / "weights" / "loras"
+    for name in toy.loras():
+        files = (read_lora(folder / f"{name}.safetensors") for folder in (made[0] / "loras", shipped))
+        ours, theirs = ({layer: (d.shape, d.rank) for layer, d in file.modules.items()} for file in files)
+        assert ours == theirs
+    log = [json.loads(line) for line in (made[0] / "log.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in log} == {"vae", "base", "judge", *(f"lora {name}" for name in toy.loras())}
+
+
+def test_a_stage_goes_on_from_its_state(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps were made: of three, only the third is left."""
+    out, states = made
+    seen: list[int] = []
+    rate = train_base.rate
+    monkeypatch.setattr(train_base, "rate", lambda step, *more: seen.append(step) or rate(step, *more))
+    train_base.train(states, out, steps=3)
+    assert seen == [2]
+
+
+def test_what_is_there_is_not_trained_again(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, states = made
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    train.main(["--out", str(out), "--states", str(states), "--threads", "1"])
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
