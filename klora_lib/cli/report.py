@@ -36,8 +36,10 @@ def run_report(args: argparse.Namespace) -> None:
     seeds = whole(args.seeds, "seeds", 1, 10000)
     try:
         text = args.document.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise SettingsError(f"{str(args.document)!r} cannot be read ({e})", "document") from None
+    except OSError as e:
+        raise SettingsError(f"{str(args.document)!r} cannot be read: {e.strerror}", "document") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{str(args.document)!r} is no UTF-8 text", "document") from None
     complete(text)
     files.write(args.document, text.encode())  # can it be written?
     known = read_scores(args.csv) if args.resume else {}
@@ -78,6 +80,8 @@ def read_scores(path: Path) -> dict[tuple[str, str, str], list[Scored]]:
                 method, content, style, seed = (line.pop(name) for name in ("method", "content", "style", "seed"))
                 scores = {column: float(value) for column, value in line.items()}
                 known.setdefault((method, content, style), []).append(Scored(method, content, style, int(seed), scores))
-    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError) as e:
-        raise SettingsError(f"{str(path)!r} cannot be read as a table of scores ({e})", "csv") from None
+    except OSError as e:
+        raise SettingsError(f"{str(path)!r} cannot be read: {e.strerror}", "csv") from None
+    except (UnicodeDecodeError, KeyError, ValueError, TypeError):
+        raise SettingsError(f"{str(path)!r} is no table of scores", "csv") from None
     return known

@@ -175,12 +175,13 @@ def tables(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere.md", "--csv", "a.csv"], "document: 'nowhere.md' cannot be read"),
+        (["nowhere.md", "--csv", "a.csv"], "document: 'nowhere.md' cannot be read: No such file"),
         (["empty.md", "--csv", "a.csv"], "document: has no place for the table 'methods'"),
         (["empty.md", "--csv", "a.csv", "--seeds", "0"], "seeds: must be a whole number from 1"),
         (["empty.md"], "the following arguments are required: --csv"),
         (["doc.md", "--csv", "empty.md/a.csv"], "csv: 'empty.md/a.csv' cannot be written"),
-        (["doc.md", "--csv", "doc.md", "--resume"], "csv: 'doc.md' cannot be read as a table of scores"),
+        (["doc.md", "--csv", "doc.md", "--resume"], "csv: 'doc.md' is no table of scores"),
+        (["doc.md", "--csv", "gone.csv", "--resume"], "csv: 'gone.csv' cannot be read: No such file"),
     ],
     ids=str,
 )
