@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .. import infotext
+from .. import infotext, toy
 from ..core.cache import Library
 from ..drawing import pipelines
 from ..drawing.draw import draw
@@ -49,8 +49,8 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     """What every command that draws is told: the model and how it is sampled."""
     command.add_argument("--model", required=True, help="a diffusers folder, a .safetensors checkpoint, or toy")
     command.add_argument("--negative-prompt", default="")
-    command.add_argument("--steps", help="sampler steps (default: 30; the toy's: 20)")
-    command.add_argument("--cfg", help="guidance scale (default: the pipeline's; the toy's: 4)")
+    command.add_argument("--steps", help=f"sampler steps (default: 30; the toy's: {toy.STEPS})")
+    command.add_argument("--cfg", help=f"guidance scale (default: the pipeline's; the toy's: {toy.GUIDANCE:g})")
     command.add_argument("--size", metavar="WxH", help="of the image (default: the model's)")
     command.add_argument("--seed", default="0", help="of the first image (default: %(default)s)")
     command.add_argument("--sampler", help=f"the model's own, or one of {', '.join(pipelines.SAMPLERS)}")

@@ -129,8 +129,30 @@ def written(name: str, images: Sequence[Scored]) -> dict[str, str]:
     if name == "grid":
         return {name: grid_table(images)}
     if name == "methods":
-        return {name: markdown(table(images)), "pairs": pair_table([i for i in images if i.method in SHORT[:4]])}
+        behind = {image.method: "direct" for image in images if image.method != "direct"}
+        pairs = pair_table([i for i in images if i.method in SHORT[:4]])
+        return {name: markdown(table(images)), "ahead": ahead_table(images, behind), "pairs": pairs}
+    if name == "samplers":
+        behind = {f"klora, s: {sampler}": f"direct: {sampler}" for sampler in SAMPLERS}
+        return {name: markdown(table(images)), "ahead by sampler": ahead_table(images, behind)}
     return {name: markdown(table(images))}
+
+
+def ahead_table(images: Sequence[Scored], behind: Mapping[str, str]) -> str:
+    """By how much a row is ahead of another (`behind`: row → row), the same seeds compared in the column `both`."""
+    scores = {(i.method, i.content, i.style, i.seed): i.scores[toy.BOTH] for i in images}
+    lines = ["| method | ahead by | pairs ahead |", "|---|---|---|"]
+    for name, other in behind.items():
+        own = [
+            replace(i, scores={"ahead": i.scores[toy.BOTH] - scores[other, i.content, i.style, i.seed]})
+            for i in images if i.method == name
+        ]  # fmt: skip
+        pairs: dict[tuple[str, str], float] = {}
+        for i in own:
+            pairs[i.content, i.style] = pairs.get((i.content, i.style), 0) + i.scores["ahead"]
+        won = sum(total > 0 for total in pairs.values())
+        lines.append(f"| {name} | {percent(cell(own, 'ahead'))} | {won} of {len(pairs)} |")
+    return "\n".join(lines) + "\n"
 
 
 def grid_table(images: Sequence[Scored]) -> str:
@@ -172,5 +194,5 @@ def filled(text: str, drawn: Mapping[str, Sequence[Scored]], setting: str) -> st
 
 def complete(text: str) -> None:
     """Raises SettingsError where the document lacks a table's place: before an hour is spent for nothing."""
-    for name in (*TABLES, "pairs", "setting"):
+    for name in (*TABLES, "ahead", "ahead by sampler", "pairs", "setting"):
         placed(text, name, "")

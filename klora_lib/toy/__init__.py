@@ -23,8 +23,8 @@ SUBJECT, RENDERING = "sks", "szn"  # the rare words of the captions that the LoR
 STEPS, GUIDANCE = 20, 2.5  # how the toy is sampled
 
 
-def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
-    """The toy's base model in fp32 on `device`, with diffusers' progress bar off.
+def pipeline() -> StableDiffusionPipeline:
+    """The toy's base model in fp32 on the CPU, with diffusers' progress bar off.
 
     Raises KLoraError where diffusers or a part of the weights is not there, or damaged.
     """
@@ -43,7 +43,7 @@ def pipeline(device: str = "cpu") -> StableDiffusionPipeline:
     except Exception as error:  # noqa: BLE001  diffusers, transformers and safetensors raise all kinds for a damaged file
         raise KLoraError(f"the toy's weights cannot be loaded ({first_line(error)})") from None
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe
 
 
 def load_judge() -> Judge:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,13 +104,23 @@ def test_the_grid_is_alpha_across_and_beta_down():
 
 def test_pairs_have_a_line_each():
     made = written("methods", images({"direct": 0.25, "klora, s": 0.5, "topk": 0.75}))
-    assert [*made] == ["methods", "pairs"]
+    assert [*made] == ["methods", "ahead", "pairs"]
     assert made["pairs"].splitlines() == [
         "| content | style | direct | klora, s |",
         "|---|---|---|---|",
         "| cat | wash | 25.0 (25.0 to 25.0) | 50.0 (50.0 to 50.0) |",
         "| cat | neon | 25.0 (25.0 to 25.0) | 50.0 (50.0 to 50.0) |",
     ]
+
+
+def test_ahead_is_by_seed_and_counts_pairs():
+    """A row that gains half in one pair and loses a quarter in the other is ahead by an eighth, in one pair of two."""
+    values = {
+        "direct": {"wash": (0.0, 0.25), "neon": (0.25, 0.5)},
+        "klora, s": {"wash": (0.5, 0.75), "neon": (0.0, 0.25)},
+    }
+    rows = [replace(i, scores={"both": values[i.method][i.style][i.seed]}) for i in images(dict.fromkeys(values, 0.0))]
+    assert written("methods", rows)["ahead"].splitlines()[2:] == ["| klora, s | 12.5 (12.5 to 12.5) | 1 of 2 |"]
 
 
 def test_what_is_around_a_table_stays():
@@ -169,7 +180,8 @@ def outside(text: str) -> list[str]:
 
 
 def tables(text: str) -> list[str]:
-    return [text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name}")[0] for name in (*TABLES, "pairs")]
+    names = (*TABLES, "ahead", "ahead by sampler", "pairs")
+    return [text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name}")[0] for name in names]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,18 @@ def test_all_of_it_is_small_and_says_how_it_was_made() -> None:
     assert all(line["seconds"] > 0 for line in log)
 
 
+def test_the_table_of_the_training_is_the_logs() -> None:
+    readme = (toy.WEIGHTS / "README.md").read_text(encoding="utf-8")
+    log = [json.loads(line) for line in (toy.WEIGHTS / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    for stage in dict.fromkeys(line["stage"] for line in log):
+        own = [line for line in log if line["stage"] == stage and "loss" in line]
+        first, last = own[0], own[-1]
+        numbers = f"{last['step']} | {first['loss']:.3f} → {last['loss']:.3f} | {last['seconds'] / 60:.1f} min"
+        assert f"| {stage} | {numbers} |" in readme
+    checked = log[-1]
+    assert f"{checked['subjects_right']:.0%} of the objects and {checked['styles_right']:.0%} of the renderings" in readme
+
+
 def test_loras_are_of_two_recipes_and_two_dialects() -> None:
     """Every one is read whole; some touch only attention, others more, with an alpha that is not their rank."""
     scales, wide = set(), set()
