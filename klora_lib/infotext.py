@@ -26,8 +26,13 @@ def write(settings: Settings) -> dict[str, str]:
 
 def stamp(p: Any, settings: Settings) -> None:
     """Write ``settings`` into a dict of parameters of ``p``'s own: the cells of a plot are copies of one p, and share it."""
-    others = {k: v for k, v in p.extra_generation_params.items() if not k.startswith(STEM)}
-    p.extra_generation_params = {**others, **write(settings)}
+    withdraw(p)
+    p.extra_generation_params |= write(settings)
+
+
+def withdraw(p: Any) -> None:
+    """Take everything of ours out of ``p``'s parameters, into a dict of its own."""
+    p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if not k.startswith(STEM)}
 
 
 def text(value: Any) -> str:

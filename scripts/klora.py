@@ -31,4 +31,4 @@ class KLoraScript(scripts.Script):
 
 script_callbacks.on_cfg_denoiser(APP.denoise)
 script_callbacks.on_before_ui(boot.add_axes)
-script_callbacks.on_script_unloaded(APP.clean)
+script_callbacks.on_script_unloaded(APP.unload)

@@ -49,6 +49,12 @@ class Bypassed:
         self.chosen = []
         self.forget()
 
+    def written(self) -> list[Tensor]:
+        return []
+
+    def attached(self) -> bool:
+        return not self.chosen or (self.hook is not None and self.hook.id in self.site.module._forward_hooks)
+
     def forget(self) -> None:
         self.made.clear()
         self.room.give_back(self.taken)

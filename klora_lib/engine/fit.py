@@ -32,7 +32,7 @@ def place(
         found = seats(unit, sites)
         if not found:
             missing.append(unit.name)
-        placed += [Placed(row, added_mask(plan, unit), site, loads(part, weights)) for part, site in found]
+        placed += [Placed(row, added_mask(plan, unit), site, loads(part, weights), part.name) for part, site in found]
     if not any(unit.shared and seats(unit, sites) for unit in pair.units):
         raise PairError(f"none of the layers that both LoRAs touch is in {checkpoint!r}, {pair.units[0].name} is not")
     return placed, missing

@@ -121,6 +121,13 @@ class Merged:
         self.backed_up = False
         self.factors.clear()
 
+    def written(self) -> list[Tensor]:
+        pairs = ((self.weight, "weight"), (self.bias, "bias"))
+        return [getattr(self.site.module, name) for backup, name in pairs if backup is not None]
+
+    def attached(self) -> bool:
+        return True  # a written weight needs nothing else
+
 
 def wide_type(tensor: Tensor) -> torch.dtype:
     """fp32, or fp64 for fp64.  (torch does not promote fp8, in which a norm's weight may be.)"""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class Placed:
     mask: int
     site: Site
     loads: Loads
+    name: str = ""  # of the layer, for messages
 
 
 def make_actor(placed: Placed, engine: str, device: torch.device, room: Room) -> Actor:
@@ -53,24 +55,33 @@ def foreign(weight: Tensor) -> str:
 
 
 class Session:
-    """The plan at work on a model.  After ``close`` every weight is bit for bit what it was, and no hook is left."""
+    """The plan at work on a model.  After ``close`` every weight is bit for bit what it was, and no hook is left.
+
+    Another thread may close it at any time (another request, a reload of the UI); everything else is for one thread.
+    """
 
     def __init__(self, plan: Plan, placed: Sequence[Placed], engine: str, device: torch.device):
         self.plan = plan
         self.device = device
+        self.lock = RLock()
         room = Room.on(device)
         self.actors = [make_actor(p, engine, device, room) for p in placed]
+        self.names = [p.name for p in placed]
+        self.of_module: dict[int, list[int]] = {}  # module's identity → its actors
+        for i, p in enumerate(placed):
+            self.of_module.setdefault(id(p.site.module), []).append(i)
         self.rows = torch.tensor([-1 if p.row is None else p.row for p in placed])
         self.fixed = torch.tensor([p.mask for p in placed], dtype=torch.uint8)
         self.masks = torch.zeros(len(placed), dtype=torch.uint8)
+        self.versions: dict[int, tuple[Tensor, int | None]] = {}  # by identity: the tensors we wrote, as we left them
         self.switches = 0
         self.closed = False
 
     def advance(self, progress: float) -> None:
         """Bring every site to the plan's choice at ``progress``; only sites whose choice changes are touched."""
-        if self.closed:
-            return
-        self.switches += self.show(self.wanted(progress))
+        with self.lock:
+            if not self.closed:
+                self.switches += self.show(self.wanted(progress))
 
     def show(self, wanted: Tensor) -> int:
         """Every site as ``wanted`` says; how many had to change."""
@@ -81,33 +92,65 @@ class Session:
             for i in changed:
                 self.actors[i].show(int(wanted[i]))
                 self.masks[i] = wanted[i]
+        self.versions |= {id(t): (t, version(t)) for i in changed for t in self.actors[i].written()}
         return len(changed)
 
     def wanted(self, progress: float) -> Tensor:
         return torch.where(self.rows < 0, self.fixed, self.plan.at(progress)[self.rows])
 
+    def altered(self) -> list[str]:
+        """Names of the layers on which our choice no longer acts: somebody wrote the weight, or took our hook away."""
+        acting = self.masks.nonzero().flatten().tolist()
+        return [self.names[i] for i in acting if not self.intact(self.actors[i])]
+
+    def intact(self, actor: Actor) -> bool:
+        return actor.attached() and all(
+            id(t) in self.versions and self.versions[id(t)][1] == version(t) for t in actor.written()
+        )
+
     def close(self) -> None:
         """Undo everything; safe to call again.  A site that fails does not keep the others from being restored."""
-        self.closed = True
-        self.undo()
-        self.actors = []
+        with self.lock:
+            self.closed = True
+            self.undo(range(len(self.actors)))
+            self.actors = []
+            self.versions.clear()
 
-    def undo(self) -> None:
-        """The model as it was, everything ready to act again."""
+    @property
+    def released(self) -> bool:
+        """Closed, and without a site that failed to close."""
+        return self.closed and not self.actors
+
+    def undo(self, which: Sequence[int]) -> None:
+        """These sites as they were, ready to act again."""
         with exact_math(self.device):
-            errors = list(close_all(reversed(self.actors)))
-            self.masks.zero_()
+            errors = list(close_all(self.actors[i] for i in reversed(which)))
+            self.masks[list(which)] = 0
         raise_first(errors)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """While open the model is as it was, for a host that rewrites weights within a pass; then the choice acts again."""
-        shown = self.masks.clone()
-        if not self.closed:
-            self.undo()
-        yield
-        if not self.closed:
-            self.show(shown)
+    def aside(self, modules: Collection[nn.Module] | None = None) -> Iterator[None]:
+        """While open the model (or these ``modules`` of it) is as it was; then the choice acts again.
+
+        For whatever rewrites weights within a pass: a host that merges another LoRA, a job within this one.
+        """
+        every = range(len(self.actors))
+        which = every if modules is None else [i for module in modules for i in self.of_module.get(id(module), ())]
+        with self.lock:
+            shown = self.masks.clone()
+            if not self.closed:
+                self.undo(which)
+        try:
+            yield
+        finally:
+            with self.lock:
+                if not self.closed:
+                    self.show(shown)
+
+
+def version(tensor: Tensor) -> int | None:
+    """Torch's count of writes to ``tensor``; it keeps none for tensors that were made in inference mode."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def close_all(actors: Iterable[Actor]) -> Iterator[BaseException]:

@@ -85,6 +85,14 @@ class Loads:
 class Actor(Protocol):
     """One site during one pass.  ``show`` may be called with any mask at any time; ``close`` undoes all of it."""
 
+    site: Site
+
     def show(self, mask: int) -> None: ...
 
     def close(self) -> None: ...
+
+    def written(self) -> list[Tensor]:
+        """The model's tensors that carry our choice now."""
+
+    def attached(self) -> bool:
+        """Whether what we hung on the layer is still there."""

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's WebUI (1.7 and later): lazy per-layer merging in the Lora extension's patched forwards."""
+"""AUTOMATIC1111's WebUI (1.10 and later): lazy per-layer merging in the Lora extension's patched forwards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import copy
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import nn
 
 from ..engine.site import Site
 from ..errors import HostError
-from .contract import TextPart
+from .contract import Aside, TextPart
 from .family import Family
 from .layers import sites_of
+from .patching import inside
 
 NAME = "AUTOMATIC1111"
 NEEDED = (
@@ -84,6 +86,33 @@ class A1111(Family):
             else:
                 self.networks.network_apply_weights(module)
 
+    @contextmanager
+    def around_rewrites(self, aside: Aside) -> Iterator[None]:
+        """A layer is merged anew at its own forward when the set of networks, or a multiplier, is another than before.
+
+        The host then takes its backup of what the weight holds, or puts its backup in the weight's place.
+        """
+        networks = self.networks
+
+        def apply(layer: nn.Module) -> AbstractContextManager[None]:
+            return aside((layer,)) if self.due(layer) else nullcontext()
+
+        def restore(layer: nn.Module) -> AbstractContextManager[None]:
+            return aside((layer,)) if backed_up(layer) else nullcontext()
+
+        with (
+            inside(networks, ("network_apply_weights",), apply),
+            inside(networks, ("network_restore_weights_from_backup",), restore),
+        ):
+            yield
+
+    def due(self, layer: nn.Module) -> bool:
+        """Whether the host will write this layer's weight, or take a backup of it, at its next forward."""
+        if getattr(layer, "network_layer_name", None) is None:
+            return False
+        wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in self.networks.loaded_networks)
+        return getattr(layer, "network_current_names", ()) != wanted or (bool(wanted) and not backed_up(layer))
+
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
         """Drop the pair from the loaded networks and append networks that hold text-encoder modules only.
 
@@ -117,6 +146,11 @@ def without_modules(network: Any) -> Any:
     bare = copy.copy(network)
     bare.name, bare.modules = own_name(network.name), {}
     return bare
+
+
+def backed_up(layer: nn.Module) -> bool:
+    """Whether the host has a backup of the layer."""
+    return any(getattr(layer, f"network_{name}_backup", None) is not None for name in ("weights", "bias"))
 
 
 def own_name(name: str) -> str:

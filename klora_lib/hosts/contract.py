@@ -13,6 +13,8 @@ from torch import nn
 from ..core.lora import LoraFile
 from ..engine.site import Site
 
+Aside = Callable[..., AbstractContextManager[None]]  # (modules: Collection[nn.Module] | None = None)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -85,11 +87,26 @@ class Host(Protocol):
     def around_sampling(self, p: Any, context: Callable[[int], AbstractContextManager[None]]) -> None:
         """Run the coming sampling pass of ``p`` inside ``context(steps)``; what it raises ends the job."""
 
-    def before_model_swap(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
-        """While open: call ``act`` before another checkpoint replaces the model in the middle of a pass (refiner)."""
+    def around_replaced_sample(self, p: Any, context: Callable[[], AbstractContextManager[None]]) -> None:
+        """Where another script has put its own function in the place of ``p.sample``: run that inside ``context()``.
 
-    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
-        """While open: whatever the host itself writes into weights within a pass, it writes inside ``aside()``."""
+        Raises HostError where that script is known never to call the hook by which we hear of a pass.
+        """
+
+    def before_refiner(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
+        """While open: call ``act`` before the refiner's checkpoint replaces the model in the middle of a pass."""
+
+    def before_model_moves(self, act: Callable[[], None]) -> AbstractContextManager[None]:
+        """While open: call ``act`` before the loaded model is unloaded, or another checkpoint loaded into it."""
+
+    def around_rewrites(self, aside: Aside) -> AbstractContextManager[None]:
+        """While open: whatever the host itself writes into weights within a pass, it writes inside ``aside(modules)``.
+
+        Without modules: inside ``aside()``, which is the whole model.
+        """
+
+    def around_jobs(self, context: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+        """While open: a whole job that begins within the pass, whoever starts it, runs inside ``context()``."""
 
     def start(self, p: Any) -> float:
         """Where the coming pass begins: 1 − denoising strength for img2img and hires, 0 for txt2img."""
@@ -99,6 +116,12 @@ class Host(Protocol):
 
     def fixed_steps(self, p: Any) -> bool:
         """Does the sampler of ``p`` know how many steps it will take?"""
+
+    def calls(self, p: Any) -> int:
+        """How many denoiser calls the running pass has made, by the sampler's own count."""
+
+    def stopped(self) -> bool:
+        """Whether the user has interrupted or skipped the image."""
 
     def stop_sampling(self) -> BaseException:
         """What a denoiser callback raises to end the pass at once."""

@@ -12,8 +12,13 @@ import torch
 
 from ..core.schedule import noise_progress
 from ..errors import HostError, SettingsError
-from .contract import Call, Entry, Tag, TextPart
+from ..settings import BY_NAME
+from .contract import Aside, Call, Entry, Tag, TextPart
+from .patching import inside, run_inside
 
+HOOKS = ("process", "after_extra_networks_activate", "process_before_every_sampling", "postprocess")  # of a script
+WITHOUT_THE_HOOK = {"img2imgalt": "img2img alternative test"}  # by a script's module: its title
+MOVERS = ("unload_model_weights", "send_model_to_cpu", "send_model_to_trash", "load_model_weights")
 STANDS_FOR = "klora_stands_for"  # on a tag of ours: the user's tag, or None
 
 
@@ -113,29 +118,50 @@ class Family:
         launch_sampling.klora_job = p  # type: ignore[attr-defined]
         sampler.launch_sampling = launch_sampling
 
+    def around_replaced_sample(self, p: Any, context: Callable[[], AbstractContextManager[None]]) -> None:
+        """The class's own ``sample`` always calls the hook; a script may have put another on this one ``p``."""
+        sample = vars(p).get("sample")
+        if sample is None:
+            return
+        for module, title in WITHOUT_THE_HOOK.items():
+            if module in getattr(sample, "__module__", ""):
+                raise HostError(f"the script {title!r} samples by itself, where K-LoRA cannot act; choose one of them")
+        p.sample = run_inside(sample, lambda *_, **__: context())
+
     @contextmanager
-    def before_model_swap(self, p: Any, act: Callable[[], None]) -> Iterator[None]:
+    def before_refiner(self, p: Any, act: Callable[[], None]) -> Iterator[None]:
         """The refiner loads its weights into the very modules that carry ours, from inside the denoiser's forward."""
         if getattr(p, "refiner_checkpoint_info", None) is None:
             yield
             return
         from modules import sd_models
 
-        reload = getattr(sd_models, self.reload)
-
-        def act_and_reload(*args: Any, **kwargs: Any) -> Any:
-            act()
-            return reload(*args, **kwargs)
-
-        setattr(sd_models, self.reload, act_and_reload)
-        try:
+        with inside(sd_models, (self.reload,), first(lambda *_, **__: act())):
             yield
-        finally:
-            setattr(sd_models, self.reload, reload)
 
-    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+    @contextmanager
+    def before_model_moves(self, act: Callable[[], None]) -> Iterator[None]:
+        """By the functions of ``sd_models`` that do it; what they do to another model than ours is not told."""
+        from modules import sd_models, shared
+
+        ours = shared.sd_model
+
+        def tell(model: Any = None, *args: Any, **kwargs: Any) -> None:
+            if model is None or model is ours:
+                act()
+
+        with inside(sd_models, MOVERS, first(tell)):
+            yield
+
+    def around_rewrites(self, aside: Aside) -> AbstractContextManager[None]:
         """Nothing is written within a pass once a layer is settled."""
         return nullcontext()
+
+    def around_jobs(self, context: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+        """``process_images`` itself is imported by name all over; what it calls is looked up anew every time."""
+        from modules import processing
+
+        return inside(processing, ("process_images_inner",), lambda *_, **__: context())
 
     def call(self, params: Any) -> Call:
         denoiser = params.denoiser
@@ -159,20 +185,49 @@ class Family:
         known = {"sigmas", "sigma_sched", "timesteps", "n"}
         return bool(known & set(inspect.signature(p.sampler.func).parameters))
 
+    def calls(self, p: Any) -> int:
+        return int(p.sampler.model_wrap_cfg.step)
+
+    def stopped(self) -> bool:
+        from modules import shared
+
+        return bool(shared.state.interrupted or shared.state.skipped)
+
     def stop_sampling(self) -> BaseException:
         from modules import sd_samplers_common
 
         return sd_samplers_common.InterruptedException()
 
 
+def first(act: Callable[..., None]) -> Callable[..., AbstractContextManager[None]]:
+    """A context in which ``act`` happens before anything else."""
+
+    @contextmanager
+    def context(*args: Any, **kwargs: Any) -> Iterator[None]:
+        act(*args, **kwargs)
+        yield
+
+    return context
+
+
 def read_tag(params: Any) -> Tag:
-    """<lora:name:te:unet>, <lora:name:te=…:unet=…>: as the host reads them, unet following te."""
-    positional, named, tag = params.positional, params.named, f"<lora:{':'.join(params.items)}>"
+    """<lora:name:te:unet>, <lora:name:te=…:unet=…>: as the host reads them, unet following te.
+
+    Read from the tag as it was written: an extension may have put other arguments in the place of those it understands.
+    """
+    tag = f"<lora:{':'.join(params.items)}>"
+    named = dict(item.split("=", 1) for item in params.items if "=" in item)
+    positional = [item for item in params.items if "=" not in item]
     if len(positional) > 3 or "dyn" in named:
         raise SettingsError(f"the tag {tag} asks for a dynamic rank, which a LoRA of the pair cannot have", "prompt")
+    if others := [name for name in named if name not in ("te", "unet")]:
+        raise SettingsError(f"the tag {tag} has {', '.join(others)}, which does not act on a LoRA of the pair", "prompt")
+    te = named.get("te", positional[1] if len(positional) > 1 else "1")
+    unet = named.get("unet", positional[2] if len(positional) > 2 else te)
     try:
-        te = float(named.get("te", positional[1] if len(positional) > 1 else 1.0))
-        unet = float(named.get("unet", positional[2] if len(positional) > 2 else te))
-    except ValueError:
-        raise SettingsError(f"the tag {tag} has a weight that is no number", "prompt") from None
-    return Tag(te, unet)
+        return Tag(*(tag_weight.read(text.strip()) for text in (te, unet)))
+    except (ValueError, AttributeError):
+        raise SettingsError(f"the tag {tag} has a weight that is not {tag_weight.accepts}", "prompt") from None
+
+
+tag_weight = BY_NAME["content_weight"]  # a tag's weight stands for a setting's, and is held to the same bounds

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 
 from ..engine.site import Site
 from ..errors import HostError
-from .contract import TextPart
+from .contract import Aside, TextPart
 from .forge_weights import numbers, packing
 from .forges import Forges
 from .layers import sites_of
+from .patching import inside
 
 NAME = "Forge"
 NEEDED = (
@@ -96,21 +97,10 @@ class Forge(Forges):
         packed = self.model().forge_objects.unet.model.storage_dtype not in FLOATS
         return packed and dynamic_args.get("online_lora", False)
 
-    @contextmanager
-    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    def around_rewrites(self, aside: Aside) -> AbstractContextManager[None]:
         """Fooocus inpaint loads a patcher with other LoRAs within a pass: the host then puts its backups back and merges."""
         loader = self.model().forge_objects.unet.lora_loader
-        refresh = loader.refresh
-
-        def refresh_aside(*args: Any, **kwargs: Any) -> Any:
-            with aside():
-                return refresh(*args, **kwargs)
-
-        loader.refresh = refresh_aside
-        try:
-            yield
-        finally:
-            del loader.refresh
+        return inside(loader, ("refresh",), lambda *_, **__: aside())
 
 
 def without(patcher: Any, paths: set[str]) -> Any:

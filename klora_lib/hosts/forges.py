@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +12,9 @@ from torch import nn
 
 from ..core.schedule import noise_progress
 from ..errors import HostError
+from .contract import Aside
 from .family import Family
+from .patching import inside
 
 
 class Forges(Family):
@@ -32,7 +33,7 @@ class Forges(Family):
     def settle(self, modules: Iterable[nn.Module]) -> None:
         """Nothing is pending: a sampler is launched after the model has been loaded and its LoRAs merged."""
 
-    def around_rewrites(self, aside: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+    def around_rewrites(self, aside: Aside) -> AbstractContextManager[None]:
         return patching_aside(self.model().forge_objects.unet, aside)
 
     def noise(self, denoiser: Any, sigma: torch.Tensor) -> float:
@@ -58,32 +59,21 @@ PATCHING = ("load", "patch_model", "unpatch_model", "partially_load", "partially
 
 
 @contextmanager
-def patching_aside(unet: Any, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def patching_aside(unet: Any, aside: Aside) -> Iterator[None]:
     """While open, every patcher of ``unet``'s model that patches, unpatches or moves weights does so inside ``aside()``.
 
     These hosts do it by putting other parameters in the place of those that we write; within a pass where another patcher
     is loaded (Fooocus inpaint) or where something else needs the memory (a full preview).
     """
-    classes, model = type(unet).__mro__, unet.model
-    found = [(c, name, vars(c)[name]) for name in PATCHING for c in classes if name in vars(c)]
-    for owner, name, method in found:
-        setattr(owner, name, wrapped(method, model, aside))
-    try:
+
+    def context(patcher: Any, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+        return aside() if patcher.model is unet.model else nullcontext()
+
+    with ExitStack() as stack:
+        for owner in type(unet).__mro__:
+            own = tuple(name for name in PATCHING if name in vars(owner))
+            stack.enter_context(inside(owner, own, context))
         yield
-    finally:
-        for owner, name, method in found:
-            setattr(owner, name, method)
-
-
-def wrapped(method: Callable[..., Any], model: Any, aside: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def act(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.model is not model:
-            return method(self, *args, **kwargs)
-        with aside():
-            return method(self, *args, **kwargs)
-
-    return act
 
 
 def predicted_progress(predictor: Any, sigma: torch.Tensor) -> float:

@@ -86,12 +86,12 @@ class Neo(Forges):
             raise HostError("this WebUI's LoRA loader has changed: it loads the pair though it was not asked to")
         return True
 
-    def before_model_swap(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
+    def before_refiner(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
         from modules import shared
 
         if getattr(p, "refiner_checkpoint_info", None) is not None and getattr(shared.opts, "refiner_fast_sd", False):
             raise HostError("the option 'Reload \"state_dict\" Only' writes the refiner over the layers of the pair")
-        return super().before_model_swap(p, act)
+        return super().before_refiner(p, act)
 
 
 def numbers(module: nn.Module, device: torch.device) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from .. import infotext
 from ..core.cache import Library
-from ..errors import KLoraError
+from ..errors import HostError, KLoraError
 from ..hosts import detect
 from ..settings import Settings, named, read_settings
 from . import xyz
@@ -19,21 +19,26 @@ JOB = "klora_job"  # on p
 
 
 class App:
-    """Owns what outlives a job: files and scores already read, and the last job, should it have left anything."""
+    """Owns what outlives a job: files and scores already read, and the jobs that have a pass open in the model."""
 
     def __init__(self) -> None:
         self.library = Library()
-        self.last: Job | None = None
+        self.sampling: list[Job] = []  # the last one draws; those before it wait, in the middle of a pass of theirs
+        self.drawing: Any = None  # the p of the last enabled job, until it has ended
 
     def begin(self, p: Any, args: Sequence[Any]) -> None:
         """``process``: undo what a crashed job left; then, if enabled, make everything ready or refuse."""
         vars(p).pop(JOB, None)
         try:
-            self.clean()
+            self.clean(keep=lambda job: job.current is not None)
+            self.drawing = None
             settings = asked(p, args)
             if settings.enabled:
-                self.last = prepare(detect(), self.library, settings, p.steps)
-                setattr(p, JOB, self.last)
+                host = detect()
+                job = prepare(host, self.library, settings, p.steps)
+                host.around_replaced_sample(p, lambda: told(job))
+                setattr(p, JOB, job)
+                self.drawing = p
                 infotext.stamp(p, settings)
         except KLoraError as e:
             refuse(p, KLoraRefused(f"K-LoRA: {e}"))
@@ -49,33 +54,63 @@ class App:
         """``process_before_every_sampling``."""
         if job := job_of(p):
             try:
-                job.host.around_sampling(p, lambda steps: heard(job.sampling(p, steps)))
+                job.host.around_sampling(p, lambda steps: self.sample(job, p, steps))
             except Exception as e:  # noqa: BLE001  the host would swallow it and sample without us
                 refuse_sampling(p, KLoraRefused(f"K-LoRA: {e}") if isinstance(e, KLoraError) else e)
 
+    @contextmanager
+    def sample(self, job: Job, p: Any, steps: int) -> Iterator[None]:
+        """One sampling pass of ``job``, with our refusals in the form that API and UI understand."""
+        self.sampling.append(job)
+        try:
+            with job.sampling(p, steps):
+                yield
+        except KLoraError as e:
+            raise KLoraRefused(f"K-LoRA: {e}") from e
+        finally:
+            self.sampling = [other for other in self.sampling if other is not job or not job.released]
+
     def denoise(self, params: Any) -> None:
         """``on_cfg_denoiser``.  The host swallows our exceptions, but not the one by which it stops a pass itself."""
-        job = job_of(getattr(params.denoiser, "p", None))
+        p = getattr(params.denoiser, "p", None)
+        job = job_of(p)
         if job is None:
+            self.note_pass_without_us(p)
             return
         guarded(job, lambda: job.advance(params))
         if job.error is not None:
+            if job.current is None:  # nobody may be left who raises it
+                infotext.withdraw(p)
+                p.comment(f"K-LoRA: {job.error}")
             raise job.host.stop_sampling()
+
+    def note_pass_without_us(self, p: Any) -> None:
+        """What another extension draws within a K-LoRA job (ADetailer) has no part in it: the job's image says so."""
+        if self.drawing is not None and p is not None:
+            self.drawing.extra_generation_params["K-LoRA not in"] = pass_name(p)
 
     def finish(self, p: Any, processed: Any) -> None:
         """``postprocess``: the map of what was chosen, behind the images."""
         job = job_of(p)
-        if job is not None and job.settings.show_map and job.plans and job.passes[0]:
+        if self.drawing is p:
+            self.drawing = None
+        if job is not None and job.settings.show_map and job.passes and job.passes[0].progress:
             from .plot import draw_plan
 
-            processed.images.append(draw_plan(job.plans[0].over(job.passes[0])))
+            processed.images.append(draw_plan(job.passes[0].table()))
             processed.infotexts.append(processed.infotexts[0] if processed.infotexts else "")
 
-    def clean(self) -> None:
-        """Whatever the last job still holds is undone."""
-        if self.last is not None:
-            self.last.close()
-            self.last = None
+    def unload(self) -> None:
+        """``script_unloaded``: the UI is being reloaded, and these hooks are not called any more."""
+        for job in self.sampling:
+            job.end("the WebUI was reloaded while this job was sampling")
+        self.clean()
+
+    def clean(self, keep: Callable[[Job], bool] = lambda job: False) -> None:
+        """Whatever jobs still hold is undone.  ``keep``: which of them are at work and go on."""
+        for job in [job for job in self.sampling if not keep(job)]:
+            job.close()
+            self.sampling.remove(job)
 
 
 def job_of(p: Any) -> Job | None:
@@ -83,13 +118,21 @@ def job_of(p: Any) -> Job | None:
 
 
 @contextmanager
-def heard(sampling: AbstractContextManager[None]) -> Iterator[None]:
-    """``sampling``, with our refusals in the form that API and UI understand."""
-    try:
-        with sampling:
-            yield
-    except KLoraError as e:
-        raise KLoraRefused(f"K-LoRA: {e}") from e
+def told(job: Job) -> Iterator[None]:
+    """Around another script's sampling: raises KLoraRefused where it drew without telling us of a pass."""
+    before = len(job.passes)
+    yield
+    if job.error is None and len(job.passes) == before and not job.host.stopped():
+        job.error = HostError("another script sampled in the WebUI's place, and without K-LoRA")
+    if isinstance(job.error, KLoraError):
+        raise KLoraRefused(f"K-LoRA: {job.error}")
+    if job.error is not None:
+        raise job.error
+
+
+def pass_name(p: Any) -> str:
+    """What an infotext calls a pass that is drawn within a job."""
+    return "ADetailer's pass" if getattr(p, "_ad_inner", False) else "another extension's pass"
 
 
 def asked(p: Any, args: Sequence[Any]) -> Settings:

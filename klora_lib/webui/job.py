@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from ..core.cache import Library
 from ..core.pairing import Pair
-from ..core.plan import Plan, make_plan
+from ..core.plan import make_plan
 from ..core.schedule import step_progress, whole_steps
 from ..core.scoring import Scores
 from ..engine.fit import place
+from ..engine.sampling import SamplingPass
 from ..engine.session import Session
-from ..errors import KLoraError, PairError, SettingsError, all_offenders
+from ..errors import HostError, KLoraError, PairError, SettingsError, all_offenders
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..settings import Settings
 
@@ -32,12 +35,21 @@ class Job:
     scores: Scores
     tags: dict[str, Tag] = field(default_factory=dict)  # of the current pass, by entry name
     heard_networks: bool = False
-    session: Session | None = None
+    passes: list[SamplingPass] = field(default_factory=list)
+    within: int = 0  # jobs that run within the pass
     by_noise: bool = False
     start: float = 0.0
     error: BaseException | None = None
-    plans: list[Plan] = field(default_factory=list)  # one a pass, for the map
-    passes: list[list[float]] = field(default_factory=list)  # progress at each model call of each
+
+    @property
+    def current(self) -> SamplingPass | None:
+        """The pass that is open now."""
+        return self.passes[-1] if self.passes and not self.passes[-1].closed else None
+
+    @property
+    def released(self) -> bool:
+        """Whether the model carries nothing of ours."""
+        return all(each.session.released for each in self.passes)
 
     def weights(self) -> list[tuple[float, float]]:
         """(text encoder, denoiser) for content and style: a tag's own, else the settings', te following the weight."""
@@ -55,29 +67,38 @@ class Job:
 
     @contextmanager
     def sampling(self, p: Any, steps: int) -> Iterator[None]:
-        """One sampling pass of ``steps`` sampler steps.  Raises what went wrong in a callback, where nobody would."""
+        """One sampling pass of ``steps`` sampler steps.
+
+        Raises what went wrong in a callback, where nobody would hear it, and HostError where the sampler drew without us.
+        """
         if self.error is not None:
             raise self.error
-        self.session = self.open(p, steps)
+        current = self.open(p, steps)
         try:
             with (
-                self.host.before_model_swap(p, lambda: self.step_aside(p)),
-                self.host.around_rewrites(self.session.aside),
+                self.host.around_rewrites(self.aside),
+                self.host.around_jobs(self.another_job),
+                self.host.before_model_moves(self.model_moves),
+                self.host.before_refiner(p, lambda: self.step_aside(p)),
             ):
                 yield
+            if self.error is None:
+                current.check(self.host.calls(p), self.host.stopped())
+        except Exception as e:
+            if self.error is not None and self.error is not e:
+                raise self.error from e  # what the sampler stumbled over afterwards is not the reason
+            raise
         finally:
-            self.close()
+            current.close()
         if self.error is not None:
             raise self.error
 
-    def open(self, p: Any, steps: int) -> Session:
+    def open(self, p: Any, steps: int) -> SamplingPass:
         """Plan the pass and place the pair on the model as it is loaded now.  Raises PairError where it does not fit."""
         host, settings = self.host, self.settings
         self.by_noise = settings.progress == "noise" or not host.fixed_steps(p)
         self.start = host.start(p)
         plan = make_plan(self.pair, self.scores, settings, whole_steps(steps, self.start), int(p.seeds[0]))
-        self.plans.append(plan)
-        self.passes.append([])
         content, style = (unet for _, unet in self.weights())
         placed, missing = place(plan, self.pair, host.sites(), (content, style), host.checkpoint())
         if missing:
@@ -86,22 +107,75 @@ class Job:
         if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
         host.settle(site.site.module for site in placed)
-        return Session(plan, placed, settings.engine, host.device())
+        self.passes.append(SamplingPass(plan, Session(plan, placed, settings.engine, host.device())))
+        return self.passes[-1]
 
     def advance(self, params: Any) -> None:
-        """A model call is about to happen: bring the model to its place in the plan."""
-        if self.session is None or self.session.closed:
+        """A denoiser call is about to happen: bring the model to its place in the plan."""
+        if self.current is None:
+            if not (self.passes and self.passes[-1].ended_early):
+                raise HostError("the sampler draws without having told K-LoRA that it begins")
             return
         call = self.host.call(params)
-        progress = call.noise() if self.by_noise else step_progress(call.t, call.total, self.start)
-        self.passes[-1].append(progress)
-        self.session.advance(progress)
+        self.current.advance(call.noise() if self.by_noise else step_progress(call.t, call.total, self.start))
+
+    def end(self, reason: str) -> None:
+        """The job cannot go on: the model gets its weights back now, and ``sampling`` raises ``reason``."""
+        self.error = self.error or HostError(reason)
+        self.close()
+
+    # --- what others do to the model within a pass ---
+
+    @contextmanager
+    def aside(self, modules: Collection[nn.Module] | None = None) -> Iterator[None]:
+        """While open the model (or these ``modules``) is as it was: the host writes weights itself."""
+        current = self.current
+        if current is None:
+            yield
+        elif not current.at_home:
+            self.end("another request rewrote the model's weights while this job was sampling")
+            yield
+        else:
+            with current.aside(modules):
+                yield
+
+    @contextmanager
+    def another_job(self) -> Iterator[None]:
+        """A whole job runs within the pass: it finds the model as it was, and afterwards our choice acts again."""
+        current = self.current
+        if current is not None and not current.at_home:
+            self.end("another job began on the same model while this one was sampling")
+            current = None
+        if current is None:
+            yield
+            return
+        before = self.host.checkpoint()
+        self.within += 1
+        try:
+            with current.aside():
+                try:
+                    yield
+                finally:
+                    if (after := self.host.checkpoint()) != before:
+                        self.end(f"a job within this one loaded {after!r} in the place of {before!r}")
+        finally:
+            self.within -= 1
+
+    def model_moves(self) -> None:
+        """The host is about to unload a model, or to load another checkpoint into it."""
+        current = self.current
+        if current is None or self.within:  # a job within this one may do so: see there
+            return
+        if current.at_home:
+            self.end("another checkpoint took the model's place while this job was sampling")
+        else:
+            self.end("another request unloaded or replaced the checkpoint while this job was sampling")
 
     def step_aside(self, p: Any) -> None:
-        """Another model takes over in the middle of the pass: give this one back as it was, and say so."""
-        if self.session is None or self.session.closed:
+        """The refiner takes over in the middle of the pass: give this model back as it was, and say so."""
+        if self.current is None or self.within:
             return
-        self.close()
+        self.current.end_early()
         denoiser = p.sampler.model_wrap_cfg
         where = f"step {denoiser.step} of {denoiser.total_steps}"
         p.extra_generation_params["K-LoRA until"] = f"{where} (refiner)"
@@ -109,9 +183,8 @@ class Job:
 
     def close(self) -> None:
         """The model as it was; safe to call again."""
-        if self.session is not None:
-            self.session.close()
-            self.session = None
+        for each in self.passes[-1:]:
+            each.close()
 
 
 def prepare(host: Host, library: Library, settings: Settings, steps: int) -> Job:

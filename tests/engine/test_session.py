@@ -85,6 +85,9 @@ class Spy:
     def close(self) -> None:
         self.actor.close()  # type: ignore[attr-defined]
 
+    def written(self) -> list[torch.Tensor]:
+        return self.actor.written()  # type: ignore[attr-defined]
+
 
 def spied(run: Prepared) -> list[tuple[int, int]]:
     calls: list[tuple[int, int]] = []

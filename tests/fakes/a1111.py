@@ -35,6 +35,7 @@ class FakeA1111(FakeHost):
 
     def own_modules(self, lora_dir: Path) -> dict[str, types.ModuleType]:
         self.sd_models.reload_model_weights = self.reload_model_weights  # type: ignore[attr-defined]
+        self.sd_models.unload_model_weights = self.unload_model_weights  # type: ignore[attr-defined]
         module = networks.make(self.shared, lora_dir)
         networks.name_layers(self.sd_model)
         module.patch()
@@ -67,6 +68,9 @@ class FakeA1111(FakeHost):
                     self.networks.network_reset_cached_weight(layer)
             self.sd_model.sd_checkpoint_info = info
         return self.sd_model
+
+    def unload_model_weights(self, sd_model: Any = None) -> None:
+        """To the CPU, where this host's model always is; no lock is asked for."""
 
     def begin_batch(self) -> None:
         self.sd_models.reload_model_weights()

@@ -46,9 +46,19 @@ class ExtraNetworkParams:
 
 
 class Script:
+    """The base class of scripts: every hook is there, and does nothing."""
+
     infotext_fields: Any = None
     paste_field_names: Any = None
     is_img2img = False
+
+    def process(self, p: Any, *args: Any) -> None: ...
+
+    def after_extra_networks_activate(self, p: Any, *args: Any, **kwargs: Any) -> None: ...
+
+    def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None: ...
+
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None: ...
 
     def elem_id(self, item: str) -> str:
         return f"script_txt2img_{re.sub(r'[^a-z_0-9]', '', self.title().lower())}_{item}"  # type: ignore[attr-defined]
@@ -145,14 +155,18 @@ class FakeHost(ABC):
         raise AttributeError(name)
 
     def make_modules(self) -> dict[str, types.ModuleType]:
+        from .processing import process_images_inner
+
         opts = types.SimpleNamespace(lora_functional=False, lora_add_hashes_to_infotext=True, sd_lora="None")
+        state = types.SimpleNamespace(interrupted=False, skipped=False)
         made = {
-            "shared": {"sd_model": self.load(BASE), "opts": opts, "state": types.SimpleNamespace(interrupted=False)},
+            "shared": {"sd_model": self.load(BASE), "opts": opts, "state": state},
             "devices": {"device": torch.device("cpu"), "cpu": torch.device("cpu")},
             "sd_unet": {"current_unet": None},
             "sd_models": {},
             "sd_samplers_common": {"InterruptedException": InterruptedException},
             "extra_networks": {"ExtraNetworkParams": ExtraNetworkParams, "parse_prompt": parse_prompt},
+            "processing": {"process_images_inner": process_images_inner},
             "scripts": {"Script": Script, "AlwaysVisible": object(), "scripts_data": []},
             "script_callbacks": self.callbacks(),
             "ui_components": {"__getattr__": self.widget},

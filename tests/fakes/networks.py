@@ -136,28 +136,28 @@ def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
             loaded.append(network)
 
     def restore(layer: nn.Module) -> None:
-        for field in ("weight", "bias"):
-            backup = getattr(layer, f"network_{field}_backup", None)
+        for field, kept in (("weight", "network_weights_backup"), ("bias", "network_bias_backup")):
+            backup = getattr(layer, kept, None)
             if backup is not None:
                 getattr(layer, field).copy_(backup)
 
     def reset(layer: nn.Module) -> None:
         layer.network_current_names = ()
-        layer.network_weight_backup = layer.network_bias_backup = None
+        layer.network_weights_backup = layer.network_bias_backup = None
 
     def apply(layer: nn.Module) -> None:
         name = getattr(layer, "network_layer_name", None)
         if name is None:
             return
         wanted, current = wanted_names(loaded), getattr(layer, "network_current_names", ())
-        if wanted and getattr(layer, "network_weight_backup", None) is None:
+        if wanted and getattr(layer, "network_weights_backup", None) is None:
             if current:
                 raise RuntimeError(f"{name}: merged, and no backup")
-            layer.network_weight_backup = layer.weight.clone()
+            layer.network_weights_backup = layer.weight.clone()
             layer.network_bias_backup = None if layer.bias is None else layer.bias.clone()
         if current == wanted:
             return
-        restore(layer)
+        module.network_restore_weights_from_backup(layer)
         for network in loaded:
             if name in network.modules:
                 layer.weight.copy_(layer.weight + network.modules[name].updown(layer.weight))
@@ -166,12 +166,12 @@ def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
     def forward_of(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(layer: nn.Module, x: Tensor) -> Tensor:
             if not shared.opts.lora_functional:
-                apply(layer)
+                module.network_apply_weights(layer)
                 return original(layer, x)
             if not loaded:
                 return original(layer, x)
-            restore(layer)
-            reset(layer)
+            module.network_restore_weights_from_backup(layer)
+            module.network_reset_cached_weight(layer)
             y = original(layer, x)
             for network in loaded:
                 if (extra := network.modules.get(getattr(layer, "network_layer_name", ""))) is not None:

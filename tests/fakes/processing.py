@@ -111,6 +111,11 @@ def activate(p: Processing, data: dict[str, list[ExtraNetworkParams]]) -> None:
 
 
 def process_images(p: Processing) -> Processed:
+    """Looks the rest up anew every time, as hosts do: an extension may have put its own in that place."""
+    return p.host.processing.process_images_inner(p)
+
+
+def process_images_inner(p: Processing) -> Processed:
     host = p.host
     p.all_seeds = [p.seed + i for i in range(p.n_iter * p.batch_size)]
     host.hook("process", p)

@@ -16,6 +16,7 @@ from klora_lib.core.lora import read_lora
 from klora_lib.errors import HostError, KLoraError
 from klora_lib.hosts import a1111, detect
 from klora_lib.hosts.contract import Entry, Tag, TextPart
+from klora_lib.hosts.family import HOOKS
 
 from ..fakes.a1111 import FakeA1111
 from ..fakes.host import ExtraNetworkParams, installed, parse_prompt
@@ -32,6 +33,21 @@ def test_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_thing(host: FakeA1111) -> None:
     assert detect().name == "AUTOMATIC1111"
+
+
+@pytest.mark.parametrize(
+    ("module", "owner", "name"),
+    [*(("modules.scripts", "Script", hook) for hook in HOOKS), ("modules.script_callbacks", "", "on_cfg_denoiser"),
+     ("modules.processing", "", "process_images_inner")],
+)  # fmt: skip
+def test_a_webui_without_one_of_our_hooks_is_refused(
+    host: FakeA1111, monkeypatch: pytest.MonkeyPatch, module: str, owner: str, name: str
+) -> None:
+    """A1111 before 1.10 has no hook before sampling: its LoRA loader is the real one, and it would draw without us."""
+    place = sys.modules[module]
+    monkeypatch.delattr(getattr(place, owner) if owner else place, name)
+    with pytest.raises(HostError, match=f"^this WebUI has no {name}, through which K-LoRA works; AUTOMATIC1111 has all"):
+        detect()
 
 
 def test_a_forks_empty_stubs(host: FakeA1111, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,10 +139,22 @@ def test_without_tags_nothing_is_taken(host: FakeA1111) -> None:
     assert data == {"hypernet": [ExtraNetworkParams(["subject_full"])]}
 
 
-@pytest.mark.parametrize("tag", ["subject_full:1:1:8", "subject_full:1:dyn=8", "subject_full:much", "style_full:te=x"])
+@pytest.mark.parametrize("tag", [
+    "subject_full:1:1:8", "subject_full:1:dyn=8", "subject_full:much", "style_full:te=x", "subject_full:nan",
+    "subject_full:inf", "subject_full:1:-inf", "subject_full:1e30", "subject_full:1000", "subject_full:unet=-100.5",
+    "subject_full:1:lbw=OUTALL", "subject_full:1:stop=3", "subject_full:1@0,0@1",
+])  # fmt: skip
 def test_a_tag_that_cannot_be_is_refused_in_its_own_words(host: FakeA1111, tag: str) -> None:
     _, data = parse_prompt(f"<lora:{tag}>")
     with pytest.raises(KLoraError, match=f"<lora:{tag}>"):
+        detect().take_tags(data, entries(host))
+
+
+def test_a_tag_is_read_as_it_was_written(host: FakeA1111) -> None:
+    """An extension that schedules LoRAs (loractl) has put 1 in the place of the weights it understands."""
+    _, data = parse_prompt("<lora:subject_full:1@0,0@1>")
+    data["lora"][0].positional = ["subject_full", 1]
+    with pytest.raises(KLoraError, match="1@0,0@1> has a weight that is not a number from -100 to 100"):
         detect().take_tags(data, entries(host))
 
 

@@ -185,7 +185,7 @@ def test_the_guard_acts_before_the_swap_and_is_undone(host: FakeA1111) -> None:
     seen: list[Any] = []
     p = pass_of(host, refiner_checkpoint_info=REFINER)
     original = host.sd_models.reload_model_weights
-    with detect().before_model_swap(p, lambda: seen.append(detect().checkpoint())):
+    with detect().before_refiner(p, lambda: seen.append(detect().checkpoint())):
         assert host.sd_models.reload_model_weights(info=REFINER) is host.sd_model
         assert host.sd_models.reload_model_weights is not original
     assert seen == [BASE.name_for_extra] and detect().checkpoint() == REFINER.name_for_extra
@@ -195,14 +195,14 @@ def test_the_guard_acts_before_the_swap_and_is_undone(host: FakeA1111) -> None:
 def test_the_guard_is_undone_after_an_error(host: FakeA1111) -> None:
     p = pass_of(host, refiner_checkpoint_info=REFINER)
     original = host.sd_models.reload_model_weights
-    with pytest.raises(ZeroDivisionError), detect().before_model_swap(p, lambda: None):
+    with pytest.raises(ZeroDivisionError), detect().before_refiner(p, lambda: None):
         _ = 1 / 0
     assert host.sd_models.reload_model_weights == original
 
 
 def test_without_a_refiner_nothing_is_guarded(host: FakeA1111) -> None:
     original = host.sd_models.reload_model_weights
-    with detect().before_model_swap(pass_of(host), lambda: None):
+    with detect().before_refiner(pass_of(host), lambda: None):
         assert host.sd_models.reload_model_weights == original
 
 

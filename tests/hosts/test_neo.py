@@ -18,6 +18,8 @@ from klora_lib.errors import HostError
 from klora_lib.hosts import detect, forge, neo
 from klora_lib.hosts.contract import Entry, TextPart
 
+from ..fakes.host import Script
+
 ENTRIES = [Entry(name, f"/loras/{name}.safetensors") for name in ("subject", "style")]
 OTHER = "/loras/other.safetensors"
 Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -102,9 +104,17 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loader]:
     sd_models = install(monkeypatch, "modules.sd_models", forge_model_reload=lambda: None)
     install(monkeypatch, "modules", shared=shared, extra_networks=extra, sd_models=sd_models)
     install(monkeypatch, "backend.patcher.base", ModelPatcher=Patcher)
+    install_hooks(monkeypatch)
     loader.load_networks([], [], [])
     loader.model.forge_objects_after_applying_lora = loader.model.forge_objects
     yield loader
+
+
+def install_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every host must have to be detected."""
+    install(monkeypatch, "modules.scripts", Script=Script)
+    install(monkeypatch, "modules.script_callbacks", on_cfg_denoiser=None)
+    install(monkeypatch, "modules.processing", process_images_inner=None)
 
 
 def parts(text: bool = True) -> list[TextPart]:
@@ -197,12 +207,12 @@ def test_the_loader_notes_what_the_adapter_reads(loader: Loader) -> None:
 
 def test_a_refiner_that_overwrites_the_layers_is_refused(loader: Loader) -> None:
     p, host = types.SimpleNamespace(refiner_checkpoint_info="refiner"), neo.make()
-    with host.before_model_swap(p, lambda: None):
+    with host.before_refiner(p, lambda: None):
         pass
     sys.modules["modules.shared"].opts.refiner_fast_sd = True
-    with pytest.raises(HostError, match="state_dict"), host.before_model_swap(p, lambda: None):
+    with pytest.raises(HostError, match="state_dict"), host.before_refiner(p, lambda: None):
         pass
-    with host.before_model_swap(job(), lambda: None):  # no refiner, no matter
+    with host.before_refiner(job(), lambda: None):  # no refiner, no matter
         pass
 
 

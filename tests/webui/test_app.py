@@ -14,7 +14,7 @@ from ..fakes.a1111 import FakeA1111
 from ..fakes.forge import FakeForge
 from ..fakes.host import FakeHost, installed
 from ..fakes.processing import Processing, process_images
-from ..fakes.samplers import Sampler
+from ..fakes.samplers import Denoiser, Sampler
 from .jobs import close, job, plain, untouched, watch, weights
 
 
@@ -103,19 +103,26 @@ def test_the_next_job_is_not_refused(host: FakeHost) -> None:
 
 def test_a_model_that_cannot_be_cleaned_is_not_drawn_with(host: FakeHost) -> None:
     """The host swallows what ``process`` raises; an image would be a silent mix of two jobs."""
-    p = job(host)
-    host.hook("process", p)
-    p.seeds, p.sampler = [1], host.create_sampler("Euler")
-    p.klora_job.session = p.klora_job.open(p, 6)
-    p.klora_job.session.advance(0.5)
+    before, p = weights(host), job(host)
+    stuck: list[Any] = []
+
+    def look(denoiser: Denoiser) -> None:
+        if not stuck:
+            stuck.append(p.klora_job.current.session.actors[0])
+            stuck.append(stuck[0].close)
+            stuck[0].close = fail
+
+    host.on_call.append(look)
+    with pytest.raises(MemoryError):
+        process_images(p)
     calls = watch(host)
-    stuck = p.klora_job.session.actors[0]
-    undo, stuck.close = stuck.close, fail
     with pytest.raises(MemoryError):
         process_images(job(host))
     assert calls == []
-    stuck.close = undo
+    stuck[0].close = stuck[1]
+    host.on_call.clear()
     assert len(process_images(job(host)).images) == 1
+    assert untouched(host, before)
 
 
 # --- arguments ---

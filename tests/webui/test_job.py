@@ -26,7 +26,7 @@ def test_off_touches_nothing(host: FakeHost, settings: dict) -> None:
     assert vars(p).keys() == vars(alone).keys()
     assert p.extra_generation_params == alone.extra_generation_params and p.comments == {}
     assert torch.equal(with_us.images[0], without.images[0])
-    assert host.swallowed == [] and host.app.last is None
+    assert host.swallowed == [] and host.app.sampling == [] and host.app.drawing is None
     assert all("launch_sampling" not in vars(sampler) for sampler in host.samplers)
 
 
@@ -128,10 +128,10 @@ def test_the_hires_prompt_has_tags_of_its_own(host: FakeHost) -> None:
 def test_every_batch_is_a_pass(host: FakeHost, fields: dict) -> None:
     before, opened = weights(host), []
     p = job(host, {"method": "random"}, n_iter=3, **fields)
-    host.on_call.append(lambda d: opened.append(p.klora_job.session) if p.klora_job.session not in opened else None)
+    host.on_call.append(lambda d: opened.append(p.klora_job.current) if p.klora_job.current not in opened else None)
     seen = watch(host)
     process_images(p)
-    assert len(opened) == 3 and len(p.klora_job.plans) == 3
+    assert len(opened) == 3 and p.klora_job.passes == opened
     each = len(seen) // 3
     start, whole = (0.5, 8) if fields else (0.0, 6)
     for n in range(3):
@@ -226,7 +226,7 @@ def test_what_fails_inside_a_swallowed_callback_ends_the_job(host: FakeHost) -> 
 
     def fail(denoiser: object) -> None:
         if len(calls) == 2:
-            p.klora_job.session.wanted = lambda progress: 1 / 0
+            p.klora_job.current.session.wanted = lambda progress: 1 / 0
 
     host.on_call.append(fail)
     with pytest.raises(ZeroDivisionError):
@@ -241,30 +241,6 @@ def test_what_fails_while_networks_load_ends_the_job(host: FakeHost) -> None:
         process_images(job(host, prompt="a cat <lora:subject:1:1:4>"))
     assert calls == []
     process_images(plain(host))  # Forge has by then merged what the tag says
-    assert untouched(host, before)
-
-
-def test_a_second_job_cleans_up_after_one_that_never_closed(host: FakeHost) -> None:
-    before = weights(host)
-    p = job(host)
-    host.hook("process", p)
-    p.seeds, p.sampler = [1], host.create_sampler("Euler")
-    p.klora_job.session = p.klora_job.open(p, 6)
-    p.klora_job.session.advance(0.5)
-    assert not close(weights(host), before)
-    process_images(plain(host))
-    assert untouched(host, before)
-
-
-def test_reloading_the_ui_cleans_up(host: FakeHost) -> None:
-    before = weights(host)
-    p = job(host)
-    host.hook("process", p)
-    p.seeds, p.sampler = [1], host.create_sampler("Euler")
-    p.klora_job.session = p.klora_job.open(p, 6)
-    p.klora_job.session.advance(0.5)
-    for callback in host.script_callbacks.registered["script_unloaded"]:
-        callback()
     assert untouched(host, before)
 
 

@@ -67,7 +67,7 @@ def test_the_hook_of_a_hires_pass_is_called_twice_and_acts_once(forge: FakeForge
     forge.script.process_before_every_sampling = lambda p, *args, **kwargs: passes.append(p.is_hr_pass) or hook(p, *args)
     p = job(forge, enable_hr=True, hr_second_pass_steps=4)
     process_images(p)
-    assert passes == [False, True, True] and len(p.klora_job.plans) == 2
+    assert passes == [False, True, True] and len(p.klora_job.passes) == 2
     for t in range(4):
         assert close(seen[6 + t], expected(forge, before, plan_of(forge, p, 8), 0.5 + 0.5 * t / 4)), t
     assert untouched(forge, before)
