@@ -221,13 +221,18 @@ class Host:
         """What the brute-force reference did in the last job, one entry a sampling pass."""
         return self.must("/klora-probe/reference")
 
-    def last_job(self) -> dict[str, int]:
-        """How often it called the denoiser ("calls"; 0 where it was told to fail), and how many weights were "rewritten"."""
+    def last_job(self) -> dict:
+        """How often it called the denoiser ("calls"; 0 where it was told to fail), how many weights were "rewritten", and
+        what an act within it has "said"."""
         return self.must("/klora-probe/job")
 
     def arm(self, **fault: int) -> None:
         """`fail`, `interrupt`, `skip` or `rewrite` the next job's model at the call with this number."""
         self.must("/klora-probe/arm", fault)
+
+    def arm_act(self, at: int, act: str, *arguments: object) -> None:
+        """Something happens within the next job, before its call with this number: see extension/klora_probe_lib/acts.py."""
+        self.must("/klora-probe/arm", {"at": at, "act": act, "arguments": list(arguments)})
 
     def reload_ui(self) -> None:
         starts = self.log_text().count("Startup time")

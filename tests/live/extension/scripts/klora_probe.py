@@ -4,7 +4,7 @@ import gradio as gr
 import psutil
 import torch
 from fastapi import Body, FastAPI
-from klora_probe_lib import watch, webui
+from klora_probe_lib import acts, watch, webui
 from klora_probe_lib.reference import Reference
 
 from modules import script_callbacks, scripts, shared
@@ -19,6 +19,8 @@ class Probe:
         self.report = []
         self.fault = {}
         self.calls = self.rewritten = 0
+        self.acting = False
+        self.said = None
         self.hook = None
 
     def begin(self, request):
@@ -26,6 +28,7 @@ class Probe:
         self.end()
         self.report = []
         self.calls = self.rewritten = 0
+        self.said = None
         if request:
             self.reference = Reference(request["content"], request["style"], request.get("settings", {}))
 
@@ -53,6 +56,8 @@ class Probe:
             raise RuntimeError("the probe was told to fail here")
 
     def before_call(self, params):
+        if self.acting:  # a job of our own within the job
+            return
         if "fail" not in self.fault:
             self.calls += 1
             for order, act in (("interrupt", shared.state.interrupt), ("skip", shared.state.skip)):
@@ -62,10 +67,23 @@ class Probe:
             if self.fault.get("rewrite") == self.calls:
                 self.fault = {}
                 self.rewritten = webui.rewrite()
+            if self.fault.get("at") == self.calls:
+                name, arguments = self.fault["act"], self.fault["arguments"]
+                self.fault = {}
+                self.act(name, arguments)
         if self.reference is not None:
             self.reference.write(params)
 
+    def act(self, name, arguments):
+        self.acting = True
+        try:
+            self.said = acts.ACTS[name](*arguments)
+        finally:
+            self.acting = False
+
     def after_call(self, params):
+        if self.acting:
+            return
         if self.reference is not None:
             self.reference.restore()
 
@@ -115,7 +133,7 @@ def add_endpoints(_: gr.Blocks, app: FastAPI):
 
     @app.get("/klora-probe/job")
     def job():
-        return {"calls": PROBE.calls, "rewritten": PROBE.rewritten}
+        return {"calls": PROBE.calls, "rewritten": PROBE.rewritten, "said": PROBE.said}
 
     @app.post("/klora-probe/arm")
     def arm(fault: dict = Body(...)):  # noqa: B008
