@@ -175,4 +175,4 @@ def denoiser(pipe: Any) -> nn.Module:
 
 def calls_of(run: Run) -> list[int]:
     """Places in the schedule that each pass went through."""
-    return [len(progress) for progress in run.passes]
+    return [len(each.progress) for each in run.passes]

@@ -62,7 +62,7 @@ def test_a_fused_file_on_split_layers(family: str, engine: str, make: Callable, 
     style = files(family)[1]
     with klora(pipe, fused, style, method="content", engine=engine) as run:
         assert torch.allclose(image(pipe, steps=3), expected, **CLOSE)
-    assert run.notes == [] and {u.name for u in run.plans[0].units if u.shared} >= {"transformer_blocks.0.attn.to_qkv"}
+    assert run.notes == [] and {u.name for u in run.passes[0].plan.units if u.shared} >= {"transformer_blocks.0.attn.to_qkv"}
     with klora(pipe, style, fused, engine=engine):
         mixed = image(pipe, steps=3)
     assert not torch.allclose(mixed, expected, atol=0.05)
@@ -87,14 +87,14 @@ def test_all_of_a_units_members_switch_together(make: Callable, tmp_path: Path) 
     seen: list[list[tuple[int, int]]] = []
 
     def look(*_: int) -> None:
-        session = run.session
+        session = run.passes[-1].session
         assert session is not None
         seen.append([(int(row), int(mask)) for row, mask in zip(session.rows, session.masks)])
 
     with klora(pipe, fused, style, callback=look) as run:
         image(pipe, steps=4)
     for moment in seen:
-        shared = {row for row, _ in moment if row >= 0 and run.plans[0].units[row].shared}
+        shared = {row for row, _ in moment if row >= 0 and run.passes[0].plan.units[row].shared}
         assert all(len({mask for r, mask in moment if r == row}) == 1 for row in shared)
         assert any(sum(r == row for r, _ in moment) == 3 for row in shared)
 

@@ -53,7 +53,7 @@ def test_between_is_the_brute_force_reference(family: str, settings: dict, make:
         theirs = image(other, steps=6)
     assert calls_of(run) == [len(calls)] == [6] and len(set(calls)) > 2
     assert torch.allclose(ours, theirs, **CLOSE)
-    table = run.plans[0].table(6)
+    table = run.passes[0].plan.table(6)
     assert [f"{'NCSB'[m]}" for m in table[:, 0].tolist()].count("C") == calls[0].count("C")
 
 
@@ -72,7 +72,7 @@ def test_disabled_is_the_plain_pipeline(make: Callable, files: Files) -> None:
     plain = image(pipe)
     with klora(pipe, *files("sd15"), enabled=False) as run:
         assert torch.equal(image(pipe), plain)
-    assert run.plans == [] and run.passes == []
+    assert run.passes == []
 
 
 def test_the_block_tells_what_it_does(make: Callable, files: Files) -> None:

@@ -58,7 +58,7 @@ def test_every_scheduler(name: str, make: Callable, files: Callable, progress: l
     with klora(pipe, *pair) as run:
         ours = image(pipe, steps=6, guidance_scale=1)
     assert progress == pytest.approx([t / calls for t in range(calls)]) and calls_of(run) == [calls]
-    assert run.plans[0].facts.steps == (7 if name == "PNDMScheduler" else 6)
+    assert run.passes[0].plan.facts.steps == (7 if name == "PNDMScheduler" else 6)
     other = with_scheduler(FAMILIES["sd15"](), name, **more)
     with brute_force(other, *pair, lambda n: n / calls):
         theirs = image(other, steps=6, guidance_scale=1)
@@ -128,7 +128,7 @@ def test_img2img_begins_at_its_noise(
     (calls,) = calls_of(run)
     expected = [(1 - strength) + strength * t / calls for t in range(calls)]
     assert 5 <= calls <= 6 and progress == pytest.approx(expected)
-    assert run.plans[0].facts.steps == round(calls / strength)
+    assert run.passes[0].plan.facts.steps == round(calls / strength)
     other = img2img(family, FAMILIES[family]())
     with brute_force(other, *pair, lambda n: expected[n]):
         theirs = image(other, steps=10, strength=strength, image=PICTURE)
@@ -162,7 +162,7 @@ def test_the_map_shows_what_acted(name: str, make: Callable, files: Callable, mo
         image(pipe, steps=12, strength=0.7, image=PICTURE)
     shown = torch.stack(acted, dim=1)
     assert torch.equal(run.table(), shown)
-    assert not torch.equal(run.plans[0].table(shown.shape[1]), shown)
+    assert not torch.equal(run.passes[0].plan.table(shown.shape[1]), shown)
 
 
 def test_base_and_refiner_share_one_schedule(make: Callable, files: Callable, progress: list[float]) -> None:

@@ -168,8 +168,7 @@ def test_a_compiled_denoiser_draws_the_same(how: str, files: Callable, dynamo: A
 
 
 def kinds(run: Run) -> set[type]:
-    assert run.session is not None
-    return {type(actor) for actor in run.session.actors if len(actor.site.shape) > 1}
+    return {type(actor) for actor in run.passes[-1].session.actors if len(actor.site.shape) > 1}
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux"])

@@ -18,7 +18,7 @@ from klora_lib.errors import HostError
 from klora_lib.hosts import detect, forge, neo
 from klora_lib.hosts.contract import Entry, TextPart
 
-from ..fakes.host import Script
+from .modules import install, install_hooks
 
 ENTRIES = [Entry(name, f"/loras/{name}.safetensors") for name in ("subject", "style")]
 OTHER = "/loras/other.safetensors"
@@ -37,13 +37,6 @@ class Patcher:
 
     def clone(self) -> Patcher:
         return Patcher(self.model, self.kept)
-
-
-def install(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> types.ModuleType:
-    module = types.ModuleType(name)
-    vars(module).update(members)
-    monkeypatch.setitem(sys.modules, name, module)
-    return module
 
 
 class Objects(types.SimpleNamespace):
@@ -108,13 +101,6 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loader]:
     loader.load_networks([], [], [])
     loader.model.forge_objects_after_applying_lora = loader.model.forge_objects
     yield loader
-
-
-def install_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What every host must have to be detected."""
-    install(monkeypatch, "modules.scripts", Script=Script)
-    install(monkeypatch, "modules.script_callbacks", on_cfg_denoiser=None)
-    install(monkeypatch, "modules.processing", process_images_inner=None)
 
 
 def parts(text: bool = True) -> list[TextPart]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from ..patching import replaced
+
 MARK = "klora_acts"  # on what we hang on a denoiser
 Act = Callable[[Mapping[str, Any]], None]
 Around = Callable[[Mapping[str, Any]], AbstractContextManager[None]]
@@ -34,6 +36,21 @@ def around_calls(pipe: Any, around: Around) -> Iterator[None]:
         yield
     finally:
         pipe.__class__ = own
+
+
+@contextmanager
+def count_steps(scheduler: Any) -> Iterator[list[None]]:
+    """While open, the list grows by one with every step of ``scheduler``, whatever calls the denoiser."""
+    steps: list[None] = []
+    original = scheduler.step
+
+    @functools.wraps(original)  # pipelines look at its signature
+    def step(*args: Any, **kwargs: Any) -> Any:
+        steps.append(None)
+        return original(*args, **kwargs)
+
+    with replaced(scheduler, "step", step):
+        yield steps
 
 
 def occupied(module: nn.Module) -> bool:

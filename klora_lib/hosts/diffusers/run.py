@@ -18,11 +18,12 @@ from ...core.pairing import Pair
 from ...core.plan import Plan, make_plan
 from ...core.scoring import Scores
 from ...engine.fit import place
+from ...engine.sampling import SamplingPass
 from ...engine.session import Placed, Session
 from ...engine.standing import standing
 from ...errors import HostError, PairError, SettingsError
 from ...settings import Settings, read_settings, shown
-from .calls import around_calls, before_forward, occupied
+from .calls import around_calls, before_forward, count_steps, occupied
 from .clock import Clock, train_timesteps
 from .model import bare, denoiser_of, device_of, in_diffusers_order, refuse_hooks, sites
 from .text import text_actors, told
@@ -34,7 +35,7 @@ Callback = Callable[[int, int], None]  # (place in the schedule from 1, places o
 class Run:
     """What happens in one ``with klora(...)``.
 
-    plans: one a sampling pass.  passes: progress at each place in its schedule.  notes: what of the pair has no place here.
+    passes: the sampling passes so far.  notes: what of the pair has no place here.
     """
 
     def __init__(self, pipe: Any, settings: Settings, pair: Pair, scores: Scores, seed: int, callback: Callback | None):
@@ -45,12 +46,10 @@ class Run:
         self.seed = seed
         self.callback = callback
         self.denoiser = denoiser_of(pipe)
-        self.plans: list[Plan] = []
-        self.passes: list[list[float]] = []
+        self.passes: list[SamplingPass] = []
         self.notes: list[str] = []
         self.strength: float | None = None  # of the pipeline call that is running
         self.clock: Clock | None = None
-        self.session: Session | None = None
 
     def infotext(self) -> str:
         """What a WebUI would write of these settings into the image: `K-LoRA content: …, K-LoRA style: …`."""
@@ -58,20 +57,32 @@ class Run:
 
     def table(self, number: int = 0) -> Tensor:
         """What acted in one of the passes, for the map: masks, uint8 [units, places in the schedule]."""
-        return self.plans[number].over(self.passes[number])
+        return self.passes[number].table()
 
     @contextmanager
     def sampling(self, given: Mapping[str, Any]) -> Iterator[None]:
-        """One call of the pipeline, with arguments ``given``."""
+        """One call of the pipeline, with arguments ``given``.  Raises HostError where it sampled without us."""
         if denoiser_of(self.pipe) is not self.denoiser:
             raise HostError("the pipeline got another denoiser after klora() began; open a new block for it")
         late = given.get("denoising_start") is not None  # which overrules the strength
         self.strength = None if late or given.get("strength") is None else float(given["strength"])
         self.close()
+        before = len(self.passes)
         try:
-            yield
+            with count_steps(self.pipe.scheduler) as steps:
+                yield
+            self.check(self.passes[before:], len(steps))
         finally:
             self.close()
+
+    def check(self, passes: list[SamplingPass], steps: int) -> None:
+        """Raise HostError where one of the call's ``passes`` was not ours throughout, or ``steps`` were made without us."""
+        stopped = bool(getattr(self.pipe, "interrupt", False))
+        heard = sum(len(each.progress) for each in passes)
+        if heard < steps or not (passes or stopped):
+            raise HostError(f"the pipeline made {steps} scheduler steps, and K-LoRA was told of {heard} of them")
+        for each in passes[-1:]:
+            each.check(len(each.progress), stopped)
 
     def before_denoising(self, given: Mapping[str, Any]) -> None:
         """A denoiser call is about to happen: bring the model to its place in the plan."""
@@ -81,11 +92,10 @@ class Run:
             self.open(Clock(self.pipe.scheduler, timestep, self.strength))
         else:
             self.clock.tick(timestep)
-        assert self.clock is not None and self.session is not None
-        progress = self.clock.progress(self.settings.progress)
-        if self.clock.call >= len(self.passes[-1]):  # guidance may call twice at one place
-            self.passes[-1].append(progress)
-        self.session.advance(progress)
+        assert self.clock is not None
+        current = self.passes[-1]
+        again = self.clock.call < len(current.progress)  # guidance may call twice at one place
+        current.advance(self.clock.progress(self.settings.progress), again)
         if self.callback is not None:
             self.callback(self.clock.call + 1, self.clock.total)
 
@@ -93,9 +103,8 @@ class Run:
         """Plan the pass and place the pair on the denoiser as it is now."""
         plan = make_plan(self.pair, self.scores, self.settings, clock.whole, self.seed)
         placed, _ = self.place(plan)
-        self.session, self.clock = self.new_session(plan, placed), clock
-        self.plans.append(plan)
-        self.passes.append([])
+        self.passes.append(SamplingPass(plan, self.new_session(plan, placed)))
+        self.clock = clock
 
     def place(self, plan: Plan) -> tuple[list[Placed], list[str]]:
         (_, content), (_, style) = self.settings.weights
@@ -109,9 +118,9 @@ class Run:
 
     def close(self) -> None:
         """The denoiser as it was; safe to call again."""
-        session, self.session, self.clock = self.session, None, None
-        if session is not None:
-            session.close()
+        self.clock = None
+        for each in self.passes[-1:]:
+            each.close()
 
 
 @contextmanager
