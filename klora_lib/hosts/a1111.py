@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..errors import HostError
 from .contract import Aside, TextPart
 from .family import Family
 from .layers import sites_of
-from .patching import inside
+from .patching import replaced
 
 NAME = "AUTOMATIC1111"
 NEEDED = (
@@ -93,16 +93,23 @@ class A1111(Family):
         The host then takes its backup of what the weight holds, or puts its backup in the weight's place.
         """
         networks = self.networks
+        apply, restore = networks.network_apply_weights, networks.network_restore_weights_from_backup
 
-        def apply(layer: nn.Module) -> AbstractContextManager[None]:
-            return aside((layer,)) if self.due(layer) else nullcontext()
+        def apply_aside(layer: nn.Module) -> None:  # at every forward of every layer: be quick
+            if self.due(layer):
+                with aside((layer,)):
+                    apply(layer)
+            else:
+                apply(layer)
 
-        def restore(layer: nn.Module) -> AbstractContextManager[None]:
-            return aside((layer,)) if backed_up(layer) else nullcontext()
+        def restore_aside(layer: nn.Module) -> None:
+            if backed_up(layer):
+                with aside((layer,)):
+                    restore(layer)
 
         with (
-            inside(networks, ("network_apply_weights",), apply),
-            inside(networks, ("network_restore_weights_from_backup",), restore),
+            replaced(networks, "network_apply_weights", apply_aside),
+            replaced(networks, "network_restore_weights_from_backup", restore_aside),
         ):
             yield
 

@@ -87,11 +87,8 @@ class Host(Protocol):
     def around_sampling(self, p: Any, context: Callable[[int], AbstractContextManager[None]]) -> None:
         """Run the coming sampling pass of ``p`` inside ``context(steps)``; what it raises ends the job."""
 
-    def around_replaced_sample(self, p: Any, context: Callable[[], AbstractContextManager[None]]) -> None:
-        """Where another script has put its own function in the place of ``p.sample``: run that inside ``context()``.
-
-        Raises HostError where that script is known never to call the hook by which we hear of a pass.
-        """
+    def refuse_script(self, p: Any) -> None:
+        """Raise HostError where another script samples ``p`` in a way of its own, never asking the hook by which we act."""
 
     def before_refiner(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
         """While open: call ``act`` before the refiner's checkpoint replaces the model in the middle of a pass."""

@@ -14,7 +14,7 @@ from ..core.schedule import noise_progress
 from ..errors import HostError, SettingsError
 from ..settings import BY_NAME
 from .contract import Aside, Call, Entry, Tag, TextPart
-from .patching import inside, run_inside
+from .patching import inside
 
 HOOKS = ("process", "after_extra_networks_activate", "process_before_every_sampling", "postprocess")  # of a script
 WITHOUT_THE_HOOK = {"img2imgalt": "img2img alternative test"}  # by a script's module: its title
@@ -118,15 +118,11 @@ class Family:
         launch_sampling.klora_job = p  # type: ignore[attr-defined]
         sampler.launch_sampling = launch_sampling
 
-    def around_replaced_sample(self, p: Any, context: Callable[[], AbstractContextManager[None]]) -> None:
-        """The class's own ``sample`` always calls the hook; a script may have put another on this one ``p``."""
+    def refuse_script(self, p: Any) -> None:
         sample = vars(p).get("sample")
-        if sample is None:
-            return
         for module, title in WITHOUT_THE_HOOK.items():
             if module in getattr(sample, "__module__", ""):
                 raise HostError(f"the script {title!r} samples by itself, where K-LoRA cannot act; choose one of them")
-        p.sample = run_inside(sample, lambda *_, **__: context())
 
     @contextmanager
     def before_refiner(self, p: Any, act: Callable[[], None]) -> Iterator[None]:

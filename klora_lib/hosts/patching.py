@@ -36,6 +36,25 @@ def inside(owner: Any, names: tuple[str, ...], context: Callable[..., AbstractCo
         yield
 
 
+ORIGINAL = "klora_original"
+
+
+def wrap_own(owner: Any, name: str, context: Callable[[], AbstractContextManager[None]]) -> None:
+    """Where ``owner`` itself, and not its class, has a function of that name: from now on it runs inside ``context()``."""
+    own = vars(owner).get(name)
+    if own is not None:
+        wrapper = run_inside(own, lambda *_, **__: context())
+        setattr(wrapper, ORIGINAL, own)
+        setattr(owner, name, wrapper)
+
+
+def unwrap_own(owner: Any, name: str) -> None:
+    """The inverse, also on a copy of ``owner``."""
+    own = vars(owner).get(name)
+    if hasattr(own, ORIGINAL):
+        setattr(owner, name, getattr(own, ORIGINAL))
+
+
 def run_inside(function: Callable[..., Any], context: Callable[..., AbstractContextManager[None]]) -> Callable[..., Any]:
     @functools.wraps(function)
     def act(*args: Any, **kwargs: Any) -> Any:

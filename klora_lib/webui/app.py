@@ -10,6 +10,7 @@ from .. import infotext
 from ..core.cache import Library
 from ..errors import HostError, KLoraError
 from ..hosts import detect
+from ..hosts.patching import unwrap_own, wrap_own
 from ..settings import Settings, named, read_settings
 from . import xyz
 from .job import Job, guarded, prepare
@@ -29,14 +30,16 @@ class App:
     def begin(self, p: Any, args: Sequence[Any]) -> None:
         """``process``: undo what a crashed job left; then, if enabled, make everything ready or refuse."""
         vars(p).pop(JOB, None)
+        unwrap_own(p, "sample")
         try:
             self.clean(keep=lambda job: job.current is not None)
-            self.drawing = None
+            self.drawing = self.drawing if self.sampling else None
             settings = asked(p, args)
             if settings.enabled:
                 host = detect()
+                host.refuse_script(p)
                 job = prepare(host, self.library, settings, p.steps)
-                host.around_replaced_sample(p, lambda: told(job))
+                wrap_own(p, "sample", lambda: told(job))
                 setattr(p, JOB, job)
                 self.drawing = p
                 infotext.stamp(p, settings)

@@ -164,12 +164,12 @@ class Job:
     def model_moves(self) -> None:
         """The host is about to unload a model, or to load another checkpoint into it."""
         current = self.current
-        if current is None or self.within:  # a job within this one may do so: see there
+        if current is None:
             return
-        if current.at_home:
-            self.end("another checkpoint took the model's place while this job was sampling")
-        else:
+        if not current.at_home:
             self.end("another request unloaded or replaced the checkpoint while this job was sampling")
+        elif not self.within:  # a job within this one may do so: see there
+            self.end("another checkpoint took the model's place while this job was sampling")
 
     def step_aside(self, p: Any) -> None:
         """The refiner takes over in the middle of the pass: give this model back as it was, and say so."""

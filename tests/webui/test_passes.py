@@ -11,7 +11,7 @@ from ..fakes.host import FakeHost
 from ..fakes.processing import Processing, process_images
 from ..fakes.samplers import Sampler
 from .acts import at, ended
-from .jobs import interrupt_at, job, untouched, watch, weights
+from .jobs import interrupt_at, job, plain, untouched, watch, weights
 
 # --- the postcondition ---
 
@@ -124,6 +124,18 @@ def test_a_script_that_wraps_the_sampling_is_a_neighbour(host: FakeHost) -> None
     original = p.sample
     p.sample = lambda: original()  # type: ignore[method-assign]
     assert torch.equal(process_images(p).images[0], wanted)
+
+
+def test_a_script_may_run_its_p_again_and_again(host: FakeHost) -> None:
+    """Loops do; the second job, on or off, has nothing of the first one's."""
+    wanted, off = process_images(job(host)).images[0], process_images(plain(host)).images[0]
+    p = job(host)
+    original = p.sample
+    p.sample = theirs = lambda: original()  # type: ignore[method-assign]
+    for _ in range(2):
+        assert torch.equal(process_images(p).images[0], wanted)
+    p.script_args = ({},)
+    assert torch.equal(process_images(p).images[0], off) and p.sample is theirs
 
 
 def test_a_script_that_samples_alone_after_us_makes_no_claim(host: FakeHost) -> None:
