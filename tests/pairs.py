@@ -8,8 +8,8 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from klora_lib.core.lora import LoraFile, lora_file
-from klora_lib.core.pairing import Pair, make_pair
+from klora_lib.lora.file import LoraFile, lora_file
+from klora_lib.rule.pairing import Pair, make_pair
 
 from .dialects import dialect_tensors, write_dialect
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ..core.cache import Library
 from ..drawing import pipelines
 from ..errors import SettingsError
 from ..evaluation.metrics import ClipAndDino, Metric, pictures
 from ..evaluation.run import Lora, Sampling, Task, Worker, Workers, here, on_ray
 from ..evaluation.table import Scored, as_csv, markdown, table
+from ..rule.cache import Library
 from ..settings import METHODS, shown
 from . import files
 from .options import add_settings, given_settings, real, size, whole
@@ -86,7 +86,7 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
     if args.prompt is None and toy is None:
         raise SettingsError("is needed, with {content} and {style} where the words of the two belong", "prompt")
     return Sampling(
-        toy.prompt("{content}", "{style}") if args.prompt is None else args.prompt,
+        args.prompt if toy is None or args.prompt is not None else toy.prompt("{content}", "{style}"),
         args.negative_prompt,
         whole(getattr(toy, "STEPS", 30) if args.steps is None else args.steps, "steps", 1, 1000),
         real(getattr(toy, "GUIDANCE", None) if args.cfg is None else args.cfg, "cfg", 0, 100),

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..core.cache import Library
-from ..core.plan import Plan, letters, make_plan
+from ..rule.cache import Library
+from ..rule.plan import Plan, letters, make_plan
 from ..settings import Settings
 from .files import png, write
 from .options import add_settings, given_settings, whole
@@ -72,7 +72,7 @@ def as_json(plan: Plan, steps: int) -> dict[str, Any]:
 
 
 def run_plot(args: argparse.Namespace) -> None:
-    from ..webui.plot import draw_plan
+    from ..map import draw_plan
 
     plan, steps = planned(args)
     write(args.out, png(draw_plan(plan.table(steps))))

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from .. import infotext, toy
-from ..core.cache import Library
+from ..diffusers import Run, klora
 from ..drawing import pipelines
 from ..drawing.draw import draw
 from ..errors import SettingsError
-from ..hosts.diffusers import Run, klora
+from ..map import draw_plan
+from ..rule.cache import Library
 from ..settings import FIELDS, METHODS, shown
-from ..webui.plot import draw_plan
 from . import files
 from .grid import draw_grid
 from .options import add_settings, given_settings, real, size, whole
@@ -89,7 +89,7 @@ def read_task(args: argparse.Namespace) -> Task:
     return Task(
         args.model,
         (content, style),
-        defaults.prompt(content.stem, style.stem) if args.prompt is None else args.prompt,
+        args.prompt if defaults is None or args.prompt is not None else defaults.prompt(content.stem, style.stem),
         args.negative_prompt,
         whole(steps, "steps", 1, 1000),
         real(cfg, "cfg", 0, 100),

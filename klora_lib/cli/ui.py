@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from ..core.cache import Library
+from ..diffusers import klora
 from ..drawing import pipelines
 from ..drawing.draw import draw
 from ..errors import KLoraError, SettingsError, first_line
-from ..hosts.diffusers import klora
+from ..map import draw_plan
+from ..rule.cache import Library
 from ..settings import BY_NAME, named, read_settings
-from ..webui.plot import draw_plan
 from .options import whole
 
 REPOSITORY = Path(__file__).parents[2]

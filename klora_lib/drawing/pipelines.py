@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ..core.lora import read_header
+from ..diffusers.clock import flow
 from ..errors import KLoraError, SettingsError, first_line
-from ..hosts.diffusers.clock import flow
+from ..lora.file import read_header
 from ..settings import shown
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # the WebUI's name: diffusers' scheduler

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..core.deltas import Delta
-from ..core.numerics import exact_math
+from ..lora.deltas import Delta
+from ..numerics import exact_math
 from .room import Room
 from .site import Load, Loads, Site
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
-from ..core.keys import members
-from ..core.pairing import SHOWN, Pair, Unit, flat
-from ..core.plan import Plan
-from ..core.selectors import CONTENT, STYLE
-from ..core.slices import rows_of
 from ..errors import PairError
+from ..lora.keys import members
+from ..lora.slices import rows_of
+from ..rule.pairing import SHOWN, Pair, Unit, flat
+from ..rule.plan import Plan
+from ..rule.selectors import CONTENT, STYLE
 from .session import Placed
 from .site import Load, Loads, Site
 

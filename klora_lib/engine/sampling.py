@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ..core.plan import Plan
 from ..errors import HostError
+from ..rule.plan import Plan
 from .session import Session
 
 

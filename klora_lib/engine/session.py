@@ -10,9 +10,9 @@ from threading import RLock
 import torch
 from torch import Tensor, nn
 
-from ..core.numerics import exact_math
-from ..core.plan import Plan
 from ..errors import HostError
+from ..numerics import exact_math
+from ..rule.plan import Plan
 from .bypass import Bypassed
 from .merge import PLAIN, Merged
 from .room import Room

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from ..core.deltas import Delta
-from ..core.selectors import CONTENT, STYLE
+from ..lora.deltas import Delta
+from ..rule.selectors import CONTENT, STYLE
 
 
 def stored_weight(module: nn.Module) -> Tensor:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ..core.numerics import exact_math
-from ..core.selectors import BOTH
+from ..numerics import exact_math
+from ..rule.selectors import BOTH
 from .session import close_all, raise_first
 from .site import Actor
 

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ..core.cache import Library
+from ..diffusers import klora
 from ..drawing.draw import draw
 from ..drawing.pipelines import call_arguments
 from ..errors import HostError, KLoraError, SettingsError, first_line
-from ..hosts.diffusers import klora
+from ..rule.cache import Library
 from .metrics import Metric
 from .table import Scored
 

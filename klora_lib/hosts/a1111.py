@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..engine.layers import sites_of
 from ..engine.site import Site
 from ..errors import HostError
+from ..patching import replaced
 from .contract import Aside, TextPart
 from .family import Family
-from .layers import sites_of
-from .patching import replaced
 
 NAME = "AUTOMATIC1111"
 NEEDED = (

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..core.lora import LoraFile
 from ..engine.site import Site
+from ..lora.file import LoraFile
 
 Aside = Callable[..., AbstractContextManager[None]]  # (modules: Collection[nn.Module] | None = None)
 

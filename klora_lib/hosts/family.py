@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from ..core.schedule import noise_progress
 from ..errors import HostError, SettingsError
+from ..patching import inside
+from ..rule.schedule import noise_progress
 from ..settings import BY_NAME
 from .contract import Aside, Call, Entry, Tag, TextPart
-from .patching import inside
 
 HOOKS = ("process", "after_extra_networks_activate", "process_before_every_sampling", "postprocess")  # of a script
 WITHOUT_THE_HOOK = {"img2imgalt": "img2img alternative test"}  # by a script's module: its title

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from ..engine.layers import sites_of
 from ..engine.site import Site
 from ..errors import HostError
+from ..patching import inside
 from .contract import Aside, TextPart
 from .forge_weights import numbers, packing
 from .forges import Forges
-from .layers import sites_of
-from .patching import inside
 
 NAME = "Forge"
 NEEDED = (

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.schedule import noise_progress
 from ..errors import HostError
+from ..patching import inside
+from ..rule.schedule import noise_progress
 from .contract import Aside
 from .family import Family
-from .patching import inside
 
 
 class Forges(Family):
@@ -49,7 +49,7 @@ def loaded_loras(model: Any) -> list[list[Any]]:
     """
     written = getattr(model, "current_lora_hash", None)
     try:
-        return [[str(path), weight, te] for path, weight, te, *_ in literal_eval(written)]
+        return [[str(path), weight, te] for path, weight, te, *_ in literal_eval(written)]  # type: ignore[arg-type]
     except (TypeError, ValueError, SyntaxError):
         told = f"its list of loaded LoRAs reads {written!r}"
         raise HostError(f"this WebUI's LoRA loader has changed: {told}") from None

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from ..engine.layers import sites_of
 from ..engine.site import Site
 from .contract import TextPart
 from .forges import Forges, loaded_loras
-from .layers import sites_of
 
 NAME = "reForge / Forge Classic"
 NEEDED = (

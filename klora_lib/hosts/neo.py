@@ -8,21 +8,21 @@ is left out by having that function load the rest again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..engine.layers import sites_of
 from ..engine.site import Site
 from ..errors import HostError
 from . import forge
 from .contract import TextPart
 from .forge_weights import packing, readable, unpacker
 from .forges import Forges, loaded_loras
-from .layers import sites_of
 
 NAME = "Forge Neo"
 
@@ -86,12 +86,14 @@ class Neo(Forges):
             raise HostError("this WebUI's LoRA loader has changed: it loads the pair though it was not asked to")
         return True
 
-    def before_refiner(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
+    @contextmanager
+    def before_refiner(self, p: Any, act: Callable[[], None]) -> Iterator[None]:
         from modules import shared
 
         if getattr(p, "refiner_checkpoint_info", None) is not None and getattr(shared.opts, "refiner_fast_sd", False):
             raise HostError("the option 'Reload \"state_dict\" Only' writes the refiner over the layers of the pair")
-        return super().before_refiner(p, act)
+        with super().before_refiner(p, act):
+            yield
 
 
 def numbers(module: nn.Module, device: torch.device) -> Tensor:

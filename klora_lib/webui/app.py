@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import infotext
-from ..core.cache import Library
 from ..errors import HostError, KLoraError
 from ..hosts import detect
-from ..hosts.patching import unwrap_own, wrap_own
+from ..patching import unwrap_own, wrap_own
+from ..rule.cache import Library
 from ..settings import Settings, named, read_settings
 from . import xyz
 from .job import Job, guarded, prepare
@@ -75,7 +75,7 @@ class App:
 
     def denoise(self, params: Any) -> None:
         """``on_cfg_denoiser``.  The host swallows our exceptions, but not the one by which it stops a pass itself."""
-        p = getattr(params.denoiser, "p", None)
+        p: Any = getattr(params.denoiser, "p", None)
         job = job_of(p)
         if job is None:
             self.note_pass_without_us(p)
@@ -98,7 +98,7 @@ class App:
         if self.drawing is p:
             self.drawing = None
         if job is not None and job.settings.show_map and job.passes and job.passes[0].progress:
-            from .plot import draw_plan
+            from ..map import draw_plan
 
             processed.images.append(draw_plan(job.passes[0].table()))
             processed.infotexts.append(processed.infotexts[0] if processed.infotexts else "")

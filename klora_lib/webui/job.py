@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from ..core.cache import Library
-from ..core.pairing import Pair
-from ..core.plan import make_plan
-from ..core.schedule import step_progress, whole_steps
-from ..core.scoring import Scores
 from ..engine.fit import place
 from ..engine.sampling import SamplingPass
 from ..engine.session import Session
 from ..errors import HostError, KLoraError, PairError, SettingsError, all_offenders
 from ..hosts.contract import Entry, Host, Tag, TextPart
+from ..rule.cache import Library
+from ..rule.pairing import Pair
+from ..rule.plan import make_plan
+from ..rule.schedule import step_progress, whole_steps
+from ..rule.scoring import Scores
 from ..settings import Settings
 
 ROLES = ("content", "style")
@@ -71,8 +71,7 @@ class Job:
 
         Raises what went wrong in a callback, where nobody would hear it, and HostError where the sampler drew without us.
         """
-        if self.error is not None:
-            raise self.error
+        self.raise_error()
         current = self.open(p, steps)
         try:
             with (
@@ -82,16 +81,14 @@ class Job:
                 self.host.before_refiner(p, lambda: self.step_aside(p)),
             ):
                 yield
-            if self.error is None:
-                current.check(self.host.calls(p), self.host.stopped())
+            self.raise_error()
+            current.check(self.host.calls(p), self.host.stopped())
         except Exception as e:
-            if self.error is not None and self.error is not e:
-                raise self.error from e  # what the sampler stumbled over afterwards is not the reason
+            if e is not self.error:
+                self.raise_error()  # what the sampler stumbled over afterwards is not the reason
             raise
         finally:
             current.close()
-        if self.error is not None:
-            raise self.error
 
     def open(self, p: Any, steps: int) -> SamplingPass:
         """Plan the pass and place the pair on the model as it is loaded now.  Raises PairError where it does not fit."""
@@ -118,6 +115,10 @@ class Job:
             return
         call = self.host.call(params)
         self.current.advance(call.noise() if self.by_noise else step_progress(call.t, call.total, self.start))
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
 
     def end(self, reason: str) -> None:
         """The job cannot go on: the model gets its weights back now, and ``sampling`` raises ``reason``."""

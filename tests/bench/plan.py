@@ -8,12 +8,12 @@ from statistics import median
 
 import torch
 
-from klora_lib.core.cache import Library
-from klora_lib.core.lora import lora_file
-from klora_lib.core.numerics import exact_math
-from klora_lib.core.pairing import Pair, make_pair
-from klora_lib.core.plan import make_plan
-from klora_lib.core.scoring import score
+from klora_lib.lora.file import lora_file
+from klora_lib.numerics import exact_math
+from klora_lib.rule.cache import Library
+from klora_lib.rule.pairing import Pair, make_pair
+from klora_lib.rule.plan import make_plan
+from klora_lib.rule.scoring import score
 from klora_lib.settings import Settings
 
 CPU = torch.device("cpu")

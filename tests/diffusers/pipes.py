@@ -32,7 +32,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from klora_lib.hosts.diffusers import Run
+from klora_lib.diffusers import Run
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
 TEXT = 16  # width of the text encoders

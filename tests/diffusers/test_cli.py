@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from klora_lib.cli import files as cli_files
 from klora_lib.cli.main import main, parser
-from klora_lib.hosts.diffusers import klora
+from klora_lib.diffusers import klora
 
 from .asking import refused
 from .pipes import quiet

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from klora_lib.hosts.diffusers import klora
+from klora_lib.diffusers import klora
 
 from ..dialects import write_dialect
 from ..pairs import Layers, random_layers

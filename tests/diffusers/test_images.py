@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from klora_lib.hosts.diffusers import klora
+from klora_lib.diffusers import klora
 
 from .pipes import FAMILIES, calls_of, image
 from .reference import brute_force

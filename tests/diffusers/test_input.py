@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from klora_lib.diffusers import klora
 from klora_lib.errors import KLoraError
-from klora_lib.hosts.diffusers import klora
 
 from .pipes import FAMILIES
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from klora_lib.diffusers import klora
 from klora_lib.errors import HostError
-from klora_lib.hosts.diffusers import klora
 
 from .loras import differing, snapshot
 from .pipes import calls_of, denoiser, image

@@ -9,9 +9,9 @@ import diffusers
 import pytest
 import torch
 
-from klora_lib.core.schedule import noise_progress
+from klora_lib.diffusers import klora
 from klora_lib.engine.session import Session
-from klora_lib.hosts.diffusers import klora
+from klora_lib.rule.schedule import noise_progress
 
 from .pipes import FAMILIES, calls_of, denoiser, image
 from .reference import brute_force

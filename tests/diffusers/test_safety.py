@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from klora_lib.diffusers import Run, klora
 from klora_lib.engine.bypass import Bypassed
 from klora_lib.errors import HostError
-from klora_lib.hosts.diffusers import Run, klora
 
 from .loras import differing, shapes, snapshot, write_pair
 from .pipes import FAMILIES, calls_of, denoiser, image

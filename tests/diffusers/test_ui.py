@@ -19,8 +19,8 @@ import klora_lib
 from klora_lib.cli import ui
 from klora_lib.cli.main import main
 from klora_lib.cli.ui import Studio, page
+from klora_lib.diffusers import klora
 from klora_lib.errors import HostError, KLoraError
-from klora_lib.hosts.diffusers import klora
 from klora_lib.settings import BY_NAME, FIELDS, Settings
 
 from .pipes import FAMILIES

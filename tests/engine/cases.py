@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from klora_lib.core.deltas import Delta, Dora, Full, Lora, fuse
-from klora_lib.core.lycoris import Glora, Loha, Lokr
 from klora_lib.engine.site import Load, Loads, Site
+from klora_lib.lora.deltas import Delta, Dora, Full, Lora, fuse
+from klora_lib.lora.lycoris import Glora, Loha, Lokr
 
 CPU = torch.device("cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

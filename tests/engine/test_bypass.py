@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from klora_lib.core.deltas import Norm
 from klora_lib.engine.bypass import Bypassed
 from klora_lib.engine.site import Load, Loads, Site
+from klora_lib.lora.deltas import Norm
 
 from .cases import FLOATS, KINDS, LAYERS, Duo, duo, hooks, make_layer, rand, same, site_of, snapshot
 

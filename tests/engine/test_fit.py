@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from klora_lib.core.lora import lora_file
-from klora_lib.core.pairing import Pair, make_pair
-from klora_lib.core.plan import Plan, make_plan
-from klora_lib.core.scoring import score
 from klora_lib.engine.fit import place
 from klora_lib.engine.session import Session
 from klora_lib.engine.site import Site
 from klora_lib.errors import PairError
+from klora_lib.lora.file import lora_file
+from klora_lib.rule.pairing import Pair, make_pair
+from klora_lib.rule.plan import Plan, make_plan
+from klora_lib.rule.scoring import score
 from klora_lib.settings import Settings
 
 from .cases import CPU, make_layer, rand, same, snapshot

@@ -8,10 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from klora_lib.core.deltas import Norm
-from klora_lib.core.numerics import exact_math
 from klora_lib.engine.merge import Merged, Room
 from klora_lib.engine.site import Load, Loads, Site
+from klora_lib.lora.deltas import Norm
+from klora_lib.numerics import exact_math
 
 from .cases import CPU, DORAS, FLOATS, KINDS, LAYERS, Duo, duo, hooks, make_layer, same, site_of, snapshot
 

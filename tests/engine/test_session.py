@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from klora_lib.core.schedule import step_progress
 from klora_lib.engine.bypass import Bypassed
 from klora_lib.engine.merge import Merged
 from klora_lib.engine.session import Placed, Session
 from klora_lib.engine.site import Site
 from klora_lib.errors import HostError
+from klora_lib.rule.schedule import step_progress
 from klora_lib.settings import Settings
 
 from .cases import CPU, FLOATS, LAYERS, duo, hooks, make_layer, rand, same, snapshot
@@ -277,8 +277,8 @@ def test_a_bias_for_a_layer_without_one_is_bypassed() -> None:
 
 def test_a_norm_without_a_bias_gets_no_bias() -> None:
     """RMS norms and LayerNorm(bias=False) have none; a pair that brings one must not end the pass."""
-    from klora_lib.core.deltas import Norm
     from klora_lib.engine.site import Load, Loads
+    from klora_lib.lora.deltas import Norm
 
     module = nn.LayerNorm(6, bias=False).requires_grad_(False)
     before = snapshot(module)

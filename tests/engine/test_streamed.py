@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from klora_lib.core.deltas import Norm
 from klora_lib.engine.bypass import Bypassed
 from klora_lib.engine.merge import Merged
 from klora_lib.engine.room import Room
 from klora_lib.engine.session import Placed, Session, make_actor
 from klora_lib.engine.site import Load, Loads, Site
 from klora_lib.errors import HostError
+from klora_lib.lora.deltas import Norm
 
 from .cases import CPU, KINDS, Duo, bits, duo, hooks, make_layer, rand, same, snapshot
 from .stack import prepare

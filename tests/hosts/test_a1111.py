@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from klora_lib.core.lora import read_lora
 from klora_lib.errors import HostError, KLoraError
 from klora_lib.hosts import a1111, detect
 from klora_lib.hosts.contract import Entry, Tag, TextPart
 from klora_lib.hosts.family import HOOKS
+from klora_lib.lora.file import read_lora
 
 from ..fakes.a1111 import FakeA1111
 from ..fakes.host import ExtraNetworkParams, installed, parse_prompt

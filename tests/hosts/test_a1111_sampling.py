@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from klora_lib.core.schedule import noise_progress
+from klora_lib.engine.layers import sites_of
 from klora_lib.engine.site import Site
 from klora_lib.errors import HostError
 from klora_lib.hosts import detect
-from klora_lib.hosts.layers import sites_of
+from klora_lib.rule.schedule import noise_progress
 
 from ..fakes.a1111 import FakeA1111
 from ..fakes.host import BASE, REFINER, InterruptedException

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from klora_lib.core.lora import lora_file
 from klora_lib.errors import HostError
 from klora_lib.hosts import forge
 from klora_lib.hosts.contract import Entry, Tag, TextPart
+from klora_lib.lora.file import lora_file
 
 ENTRIES = [Entry(name, f"/loras/{name}.safetensors") for name in ("subject", "style")]
 Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from klora_lib.engine.layers import sites_of
 from klora_lib.engine.site import Packed, Site
 from klora_lib.hosts.forge_weights import numbers, packing
-from klora_lib.hosts.layers import sites_of
 
 from ..engine.storages import IN, OUT, Cast, Linear4bit, LinearGGUF, ParameterGGUF, Params4bit, base, pack, unpack
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from klora_lib.core.lora import lora_file
 from klora_lib.errors import HostError
 from klora_lib.hosts import ldm_patched, neo
 from klora_lib.hosts.contract import Entry, TextPart
 from klora_lib.hosts.forges import predicted_progress
+from klora_lib.lora.file import lora_file
 
 ENTRIES = [Entry(name, f"/loras/{name}.safetensors") for name in ("subject", "style")]
 SUBJECT, STYLE, OTHER, LAST = (f"/loras/{name}.safetensors" for name in ("subject", "style", "other", "last"))

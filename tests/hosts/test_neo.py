@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from klora_lib.core.lora import lora_file
 from klora_lib.errors import HostError
 from klora_lib.hosts import detect, forge, neo
 from klora_lib.hosts.contract import Entry, TextPart
+from klora_lib.lora.file import lora_file
 
 from .modules import install, install_hooks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import CLIPTokenizer
 
-from klora_lib.core.keys import is_attention
+from klora_lib.lora.keys import is_attention
 from klora_lib.toy import models
 
 

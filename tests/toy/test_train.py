@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from klora_lib import toy
-from klora_lib.core.lora import read_lora
+from klora_lib.lora.file import read_lora
 from klora_lib.toy import train, train_base, train_judge, train_loras, train_vae
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

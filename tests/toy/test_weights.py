@@ -12,9 +12,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from klora_lib import toy
-from klora_lib.core.keys import is_attention
-from klora_lib.core.lora import read_lora
 from klora_lib.errors import KLoraError
+from klora_lib.lora.file import read_lora
+from klora_lib.lora.keys import is_attention
 from klora_lib.toy.judge import LOOKS, THINGS
 from klora_lib.toy.stage import SEED
 from klora_lib.toy.train_judge import check

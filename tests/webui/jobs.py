@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klora_lib.core.cache import Library
-from klora_lib.core.plan import Plan, make_plan
-from klora_lib.hosts.layers import sites_of
+from klora_lib.engine.layers import sites_of
+from klora_lib.rule.cache import Library
+from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.settings import read_settings
 
 from ..fakes.host import FakeHost

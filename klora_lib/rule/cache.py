@@ -1,0 +1,71 @@
+"""What a program keeps between images: files read and pairs scored, so that a change of α, β, γ or scale costs nothing."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import torch
+
+from ..errors import KLoraError, LoraFileError, all_offenders
+from ..lora.file import LoraFile, read_lora
+from .pairing import Pair, make_pair
+from .scoring import Scores, score
+
+T = TypeVar("T")
+FILES, PAIRS, SCORES = 4, 2, 64  # kept; a file or pair is a few hundred MB, scores a few kB
+
+
+class Library:
+    """LoRA files by what is on disk now, scores by file content and K.  Nothing here lives on a GPU."""
+
+    def __init__(self) -> None:
+        self.files: OrderedDict[Hashable, LoraFile] = OrderedDict()
+        self.pairs: OrderedDict[Hashable, Pair] = OrderedDict()
+        self.scores: OrderedDict[Hashable, Scores] = OrderedDict()
+
+    def read(self, path: str | os.PathLike[str], name: str) -> LoraFile:
+        """The file at ``path``, read again whenever size, time or identity of it changed.  Raises LoraFileError."""
+        try:
+            stat = os.stat(path)
+        except OSError:
+            return read_lora(path, name)  # which says what is wrong
+        key = os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, name
+        return kept(self.files, key, FILES, lambda: read_lora(path, name))
+
+    def read_both(self, *listed: tuple[str | os.PathLike[str], str]) -> tuple[LoraFile, LoraFile]:
+        """Content and style, each given by path and name.  Raises LoraFileError that names the role, or both."""
+        files: list[LoraFile] = []
+        errors: list[KLoraError] = []
+        for role, (path, name) in zip(("content", "style"), listed, strict=True):
+            try:
+                files.append(self.read(path, name))
+            except LoraFileError as e:
+                errors.append(e.about(role))
+        if errors:
+            raise all_offenders(errors)
+        content, style = files
+        return content, style
+
+    def pair(self, content: LoraFile, style: LoraFile) -> Pair:
+        """The two, aligned.  Raises PairError."""
+        key = content.name, content.digest, style.name, style.digest
+        return kept(self.pairs, key, PAIRS, lambda: make_pair(content, style))
+
+    def score(self, pair: Pair, k: str | int, device: torch.device) -> Scores:
+        """The pair's scores, taken on ``device`` the first time."""
+        key = pair.content.digest, pair.style.digest, k
+        return kept(self.scores, key, SCORES, lambda: score(pair.units, k, device))
+
+
+def kept(shelf: OrderedDict[Hashable, T], key: Hashable, room: int, make: Callable[[], T]) -> T:
+    """``shelf[key]``, made where it is absent; beyond ``room`` entries the one unused for longest goes."""
+    if key not in shelf:
+        value = make()
+        shelf[key] = value
+        while len(shelf) > room:
+            shelf.popitem(last=False)
+    shelf.move_to_end(key)
+    return shelf[key]

@@ -1,0 +1,118 @@
+"""Two LoRA files, layer by layer: the units between which the rule chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import PairError
+from ..lora.deltas import Delta, fuse
+from ..lora.file import LoraFile
+from ..lora.keys import fused_name, is_attention, members
+
+SHOWN = 3  # offenders named in a sentence
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One choice: the modules of both LoRAs on one layer, at the finest granularity both share.  One may be absent."""
+
+    name: str  # diffusers-style dotted path in the denoiser
+    content: Delta | None
+    style: Delta | None
+
+    @property
+    def shared(self) -> bool:
+        return self.content is not None and self.style is not None
+
+    @property
+    def attention(self) -> bool:
+        return is_attention(self.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of ΔW as in the file: [out, in] or [out, in, kh, kw]."""
+        delta = self.content or self.style
+        assert delta is not None
+        return delta.shape
+
+    @property
+    def elements(self) -> int:
+        out, columns = flat(self.shape)
+        return out * columns
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Content and style, aligned.  ``units`` are chosen from or applied alone; ``added`` (norms, biases) always both."""
+
+    content: LoraFile
+    style: LoraFile
+    units: tuple[Unit, ...]
+    added: tuple[Unit, ...]
+
+
+def make_pair(content: LoraFile, style: LoraFile) -> Pair:
+    """Align two LoRAs.  Raises PairError where a common layer has two shapes, or where there is none in common."""
+    one, two = to_shared_granularity(content.modules, style.modules), to_shared_granularity(style.modules, content.modules)
+    units = tuple(Unit(name, one.get(name), two.get(name)) for name in dict.fromkeys([*one, *two]))
+    added = tuple(
+        Unit(name, content.added.get(name), style.added.get(name)) for name in dict.fromkeys([*content.added, *style.added])
+    )
+    refuse_two_shapes(content.name, style.name, units + added)
+    if not any(u.shared for u in units):
+        raise PairError(
+            f"{content.name!r} and {style.name!r} have no denoiser layer in common: "
+            f"{len(one)} layers like {next(iter(one))}, and {len(two)} like {next(iter(two))}"
+        )
+    return Pair(content, style, units, added)
+
+
+def to_shared_granularity(own: Mapping[str, Delta], other: Mapping[str, Delta]) -> dict[str, Delta]:
+    """``own`` with split projections stacked wherever ``other`` has the fused weight (Flux, SD3: qkv in one)."""
+    out: dict[str, Delta] = {}
+    for name, delta in own.items():
+        whole = fused_name(name)
+        if whole is None or whole not in other:
+            out[name] = delta
+        elif whole not in out:
+            out[whole] = stack(whole, own, other[whole].shape[0])
+    return out
+
+
+def stack(whole: str, own: Mapping[str, Delta], rows: int) -> Delta:
+    """The members of ``whole`` that ``own`` has, as one module of ``rows`` output rows; absent members are zero."""
+    parts = [own.get(m) for m in members(whole)]
+    known = [p.shape for p in parts if p is not None]
+    heights = [p.shape[0] if p is not None else 0 for p in parts]
+    if len({shape[1:] for shape in known}) > 1:
+        raise PairError(f"the parts of {whole} are of different widths: {', '.join(map(shape_text, filter(None, parts)))}")
+    missing = [i for i, p in enumerate(parts) if p is None]
+    for i in missing[:-1] if len(missing) > 1 else []:
+        heights[i] = known[0][1]  # q, k and v are as tall as the layer is wide; only the last member (mlp) differs
+    if missing:
+        heights[missing[-1]] = rows - sum(heights)
+    if sum(heights) != rows or min(heights) < 1:
+        raise PairError(f"the parts of {whole} have {sum(heights)} rows together, the other LoRA's fused weight has {rows}")
+    return fuse(parts, heights)
+
+
+def refuse_two_shapes(content: str, style: str, units: tuple[Unit, ...]) -> None:
+    bad = [u for u in units if u.content and u.style and flat(u.content.shape) != flat(u.style.shape)]
+    if not bad:
+        return
+    facts = "; ".join(f"{u.name} is {shape_text(u.content)} and {shape_text(u.style)}" for u in bad[:SHOWN])
+    more = f", and {len(bad) - SHOWN} layers more" if len(bad) > SHOWN else ""
+    raise PairError(f"{content!r} and {style!r} are made for different models: {facts}{more}")
+
+
+def flat(shape: tuple[int, ...]) -> tuple[int, int]:
+    """[out, in·kh·kw]: a 1×1 convolution and a linear layer of the same sizes agree."""
+    columns = 1
+    for n in shape[1:]:
+        columns *= n
+    return shape[0], columns
+
+
+def shape_text(delta: Delta | None) -> str:
+    return "×".join(map(str, delta.shape)) if delta is not None else "absent"

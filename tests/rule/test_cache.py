@@ -1,0 +1,168 @@
+"""Theorems: what is on disk now is what is used; nothing is read, paired or scored twice for the same files and K."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from klora_lib.errors import LoraFileError
+from klora_lib.rule import cache
+from klora_lib.rule.cache import Library, kept
+from klora_lib.rule.plan import Plan, make_plan
+from klora_lib.settings import Settings
+
+from ..pairs import random_layers, write_file
+
+CPU = torch.device("cpu")
+
+
+class Counted:
+    """The work behind the cache, counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = dict.fromkeys(("read_lora", "make_pair", "score"), 0)
+        for name in self.calls:
+            monkeypatch.setattr(cache, name, self.counting(name, getattr(cache, name)))
+
+    def counting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            self.calls[name] += 1
+            return function(*args)
+
+        return counted
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    content, style = tmp_path / "subject.safetensors", tmp_path / "painter.safetensors"
+    write_file(random_layers(1), content)
+    write_file(random_layers(2, rank=3), style)
+    yield content, style
+
+
+def plan(library: Library, paths: tuple[Path, Path], **given: Any) -> Plan:
+    """What a job does with a library."""
+    settings = Settings(**given)
+    pair = library.pair(*(library.read(path, path.stem) for path in paths))
+    return make_plan(pair, library.score(pair, settings.k, CPU), settings, 20)
+
+
+def overwrite(path: Path, seed: int) -> None:
+    """Another LoRA of the same size under the same name, in the same inode, one tick of the clock later."""
+    before = path.stat()
+    other = path.with_suffix(".other")
+    write_file(random_layers(seed, rank=3 if path.stem == "painter" else 2), other)
+    path.write_bytes(other.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    after = path.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+
+
+def test_a_change_of_the_rule_scores_nothing_again(paths: tuple[Path, Path], counted: Counted) -> None:
+    library = Library()
+    plan(library, paths)
+    for given in (
+        dict(alpha=1.0), dict(alpha=0.3, beta=2.0), dict(beta=0.0), dict(gamma=0.7), dict(gamma="mean-ratio"),
+        dict(scale="s*"), dict(layers="attention"), dict(layers="attention-only"), dict(method="topk"),
+        dict(content_weight=0.5, style_te_weight=2.0), dict(progress="noise"), dict(engine="bypass"),
+    ):  # fmt: skip
+        plan(library, paths, **given)
+    assert counted.calls == {"read_lora": 2, "make_pair": 1, "score": 1}
+
+
+def test_another_k_scores_again_once(paths: tuple[Path, Path], counted: Counted) -> None:
+    library = Library()
+    for k in ("auto", 3, "auto", 3, 4):
+        plan(library, paths, k=k)
+    assert counted.calls == {"read_lora": 2, "make_pair": 1, "score": 3}
+
+
+def test_a_file_overwritten_in_place_is_read_again(paths: tuple[Path, Path], counted: Counted) -> None:
+    library = Library()
+    first = plan(library, paths)
+    overwrite(paths[0], seed=9)
+    second = plan(library, paths)
+    assert counted.calls == {"read_lora": 3, "make_pair": 2, "score": 2}
+    assert not torch.equal(first.facts.scores.content_abs, second.facts.scores.content_abs)
+    assert torch.equal(first.facts.scores.style_abs, second.facts.scores.style_abs)
+    fresh = plan(Library(), paths)
+    assert torch.equal(second.facts.scores.content_abs, fresh.facts.scores.content_abs)
+    assert second.gamma == fresh.gamma
+
+
+def test_a_file_replaced_by_renaming_is_read_again(paths: tuple[Path, Path], counted: Counted) -> None:
+    library = Library()
+    before = library.read(paths[0], "subject")
+    other = paths[0].with_suffix(".new")
+    write_file(random_layers(9), other)
+    os.utime(other, ns=(0, paths[0].stat().st_mtime_ns))
+    other.replace(paths[0])
+    assert library.read(paths[0], "subject").digest != before.digest
+
+
+def test_a_file_touched_but_unchanged_is_read_but_not_scored_again(paths: tuple[Path, Path], counted: Counted) -> None:
+    library = Library()
+    plan(library, paths)
+    os.utime(paths[0], ns=(0, 0))
+    plan(library, paths)
+    assert counted.calls["read_lora"] == 3
+    assert counted.calls["score"] == 1
+
+
+def test_swapped_roles_are_another_pair(paths: tuple[Path, Path], counted: Counted) -> None:
+    library = Library()
+    one, two = plan(library, paths), plan(library, (paths[1], paths[0]))
+    assert counted.calls == {"read_lora": 2, "make_pair": 2, "score": 2}
+    assert torch.equal(one.facts.scores.content_topk, two.facts.scores.style_topk)
+
+
+def test_messages_call_a_file_as_they_were_asked_to(paths: tuple[Path, Path]) -> None:
+    library = Library()
+    assert [library.read(paths[0], name).name for name in ("a", "b", "a")] == ["a", "b", "a"]
+
+
+def test_a_file_that_vanished_is_refused_though_it_was_read_before(paths: tuple[Path, Path]) -> None:
+    library = Library()
+    library.read(paths[0], "subject")
+    paths[0].unlink()
+    with pytest.raises(LoraFileError, match="'subject' does not exist"):
+        library.read(paths[0], "subject")
+
+
+def test_a_file_that_was_broken_is_read_again_when_mended(paths: tuple[Path, Path]) -> None:
+    library, whole = Library(), paths[0].read_bytes()
+    paths[0].write_bytes(whole[:-1])
+    with pytest.raises(LoraFileError):
+        library.read(paths[0], "subject")
+    paths[0].write_bytes(whole)
+    assert library.read(paths[0], "subject").modules
+
+
+def test_what_is_kept_is_bounded_and_the_least_used_goes() -> None:
+    shelf: OrderedDict[Hashable, str] = OrderedDict()
+    made: list[str] = []
+
+    def get(key: str) -> str:
+        return kept(shelf, key, 2, lambda: made.append(key) or key)
+
+    assert [get(key) for key in "abacab"] == list("abacab")
+    assert made == list("abcb")
+    assert list(shelf) == list("ab")
+
+
+def test_work_that_fails_leaves_nothing_behind() -> None:
+    shelf: OrderedDict[Hashable, int] = OrderedDict()
+    with pytest.raises(ZeroDivisionError):
+        kept(shelf, "a", 2, lambda: 1 // 0)
+    assert not shelf
