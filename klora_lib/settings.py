@@ -1,4 +1,5 @@
-"""The one table of settings: panel, API, infotext and XYZ plot are all derived from FIELDS."""
+"""The settings: ``Settings`` has their defaults, FIELDS everything else; panel, API, infotext, XYZ plot, command line and
+README are derived from these two."""
 
 from __future__ import annotations
 
@@ -17,142 +18,12 @@ ENGINES = ("auto", "merge", "bypass")
 GAMMAS = ("auto", "mean-ratio")
 
 
-def _number(value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError
-    number = float(value)
-    if not math.isfinite(number) or not low <= number <= high:
-        raise ValueError
-    return number
-
-
-def _integer(value: Any, low: int, high: int) -> int:
-    number = _number(value, low, high)
-    if number != int(number):
-        raise ValueError
-    return int(number)
-
-
-@dataclass(frozen=True)
-class Field:
-    """One row: ``read`` turns what a user, a request or an infotext gives into the value, or raises ValueError."""
-
-    name: str
-    default: Any
-    label: str
-    read: Callable[[Any], Any]
-    accepts: str  # completes the sentence "must be …"
-    choices: tuple[str, ...] = ()
-    range: tuple[float, float, float] | None = None  # slider: least, most, step
-    sweep: type = str  # how the XYZ plot reads a value
-    methods: tuple[str, ...] = METHODS  # those that look at it
-
-    @property
-    def infotext(self) -> str:
-        return f"K-LoRA {self.name}"
-
-
-def _flag(name: str, default: bool, label: str) -> Field:
-    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-
-    def read(value: Any) -> bool:
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() not in words:
-            raise ValueError
-        return words[str(value).lower()]
-
-    return Field(name, default, label, read, "true or false", choices=("True", "False"))
-
-
-def _choice(name: str, choices: tuple[str, ...], label: str) -> Field:
-    def read(value: Any) -> str:
-        word = value.strip().lower() if isinstance(value, str) else None
-        if word not in choices:
-            raise ValueError
-        return word
-
-    return Field(name, choices[0], label, read, "one of " + ", ".join(choices), choices=choices)
-
-
-def _lora(name: str, label: str) -> Field:
-    def read(value: Any) -> str:
-        if not isinstance(value, str):
-            raise ValueError
-        return "" if value.strip() in ("", "None") else value.strip()
-
-    return Field(name, "", label, read, "the name of a LoRA as the WebUI lists it")
-
-
-def _real(name: str, default: float | None, label: str, range: tuple[float, float, float], low: float, high: float) -> Field:
-    def read(value: Any) -> float | None:
-        if default is None and (value is None or value == ""):
-            return None
-        return _number(value, low, high)
-
-    bounds = f"a number from {low:g} to {high:g}" + (", or empty" if default is None else "")
-    return Field(name, default, label, read, bounds, range=range, sweep=float)
-
-
-def _beta() -> Field:
-    def read(value: Any) -> float | None:
-        return None if value is None or value == "" else _number(value, 0, 1e9)
-
-    return Field("beta", None, "β", read, "a number from 0 to 1e+09", range=(0, 5, 0.005), sweep=float)
-
-
-def _gamma() -> Field:
-    def read(value: Any) -> str | float:
-        word = value.strip().lower() if isinstance(value, str) else value
-        return word if word in GAMMAS else _number(word, math.ulp(0.0), 1e9)
-
-    return Field("gamma", "auto", "γ", read, "auto, mean-ratio or a number above 0", choices=GAMMAS)
-
-
-def _k() -> Field:
-    def read(value: Any) -> str | int:
-        word = value.strip().lower() if isinstance(value, str) else value
-        return "auto" if word == "auto" else _integer(word, 1, 2**53)
-
-    return Field("k", "auto", "K", read, "auto or a whole number above 0", choices=("auto",))
-
-
-def _whole(name: str, default: int, label: str, range: tuple[int, int, int]) -> Field:
-    bounds = f"a whole number from {range[0]} to {range[1]}"
-    return Field(name, default, label, lambda v: _integer(v, range[0], range[1]), bounds, range=range, sweep=int)
-
-
-WEIGHT: dict[str, Any] = dict(range=(-2, 2, 0.05), low=-100, high=100)
-
-WITH_SCALE = ("klora", "fixed", "no-gamma")
-
-# The order is the order of the positional API arguments: append only.
-FIELDS: tuple[Field, ...] = (
-    _flag("enabled", False, "K-LoRA"),
-    _lora("content", "Content LoRA"),
-    _lora("style", "Style LoRA"),
-    _real("content_weight", 1.0, "Content weight", **WEIGHT),
-    _real("style_weight", 1.0, "Style weight", **WEIGHT),
-    _real("content_te_weight", None, "Content text encoder weight (empty: follow)", **WEIGHT),
-    _real("style_te_weight", None, "Style text encoder weight (empty: follow)", **WEIGHT),
-    _choice("method", METHODS, "Method"),
-    replace(_real("alpha", 1.5, "α", (0, 5, 0.05), 0, 1e9), methods=WITH_SCALE),
-    replace(_beta(), methods=WITH_SCALE),
-    replace(_gamma(), methods=("klora", "fixed")),
-    replace(_choice("scale", SCALES, "Scale"), methods=WITH_SCALE),
-    replace(_k(), methods=("klora", "topk", "no-gamma")),
-    _choice("layers", LAYERS, "Layers"),
-    _choice("progress", PROGRESS, "Progress"),
-    _choice("engine", ENGINES, "Engine"),
-    _flag("show_map", False, "Show the selection map"),
-    replace(_whole("switch_every", 5, "Steps between two switches", (1, 150, 1)), methods=("switch",)),
-)
-BY_NAME: Mapping[str, Field] = {f.name: f for f in FIELDS}
-
-
 @dataclass(frozen=True)
 class Settings:
-    """One value per field, already read and in range. ``beta`` None and text encoder weights None mean "by default"."""
+    """One value per field, already read and in range.
+
+    ``beta`` None and text encoder weights None mean "by default".  Defaults stand here and nowhere else.
+    """
 
     enabled: bool = False
     content: str = ""
@@ -192,6 +63,152 @@ class Settings:
             (self.content_weight if content is None else content, self.content_weight),
             (self.style_weight if style is None else style, self.style_weight),
         )
+
+
+DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(Settings)}
+
+
+def _number(value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    number = float(value)
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError
+    return number
+
+
+def _integer(value: Any, low: int, high: int) -> int:
+    number = _number(value, low, high)
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One row: ``read`` turns what a user, a request or an infotext gives into the value, or raises ValueError."""
+
+    name: str
+    label: str
+    help: str  # one sentence for the user
+    read: Callable[[Any], Any]
+    accepts: str  # completes the sentence "must be …"
+    choices: tuple[str, ...] = ()
+    range: tuple[float, float, float] | None = None  # slider: least, most, step
+    sweep: type = str  # how the XYZ plot reads a value
+    methods: tuple[str, ...] = METHODS  # those that look at it
+
+    @property
+    def default(self) -> Any:
+        return DEFAULTS[self.name]
+
+    @property
+    def infotext(self) -> str:
+        return f"K-LoRA {self.name}"
+
+
+def _flag(name: str, label: str, help: str) -> Field:
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+    def read(value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() not in words:
+            raise ValueError
+        return words[str(value).lower()]
+
+    return Field(name, label, help, read, "true or false", choices=("True", "False"))
+
+
+def _choice(name: str, choices: tuple[str, ...], label: str, help: str) -> Field:
+    def read(value: Any) -> str:
+        word = value.strip().lower() if isinstance(value, str) else None
+        if word not in choices:
+            raise ValueError
+        return word
+
+    return Field(name, label, help, read, "one of " + ", ".join(choices), choices=choices)
+
+
+def _lora(name: str, label: str, help: str) -> Field:
+    def read(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        return "" if value.strip() in ("", "None") else value.strip()
+
+    return Field(name, label, help, read, "the name of a LoRA as the WebUI lists it")
+
+
+def _real(name: str, label: str, help: str, range: tuple[float, float, float], low: float, high: float) -> Field:
+    """A number; where the default is None, an empty value is read as None."""
+
+    def read(value: Any) -> float | None:
+        if DEFAULTS[name] is None and (value is None or value == ""):
+            return None
+        return _number(value, low, high)
+
+    bounds = f"a number from {low:g} to {high:g}" + (", or empty" if DEFAULTS[name] is None and low < 0 else "")
+    return Field(name, label, help, read, bounds, range=range, sweep=float)
+
+
+def _gamma(name: str, label: str, help: str) -> Field:
+    def read(value: Any) -> str | float:
+        word = value.strip().lower() if isinstance(value, str) else value
+        return word if word in GAMMAS else _number(word, math.ulp(0.0), 1e9)
+
+    return Field(name, label, help, read, "auto, mean-ratio or a number above 0", choices=GAMMAS)
+
+
+def _k(name: str, label: str, help: str) -> Field:
+    def read(value: Any) -> str | int:
+        word = value.strip().lower() if isinstance(value, str) else value
+        return "auto" if word == "auto" else _integer(word, 1, 2**53)
+
+    return Field(name, label, help, read, "auto or a whole number above 0", choices=("auto",))
+
+
+def _whole(name: str, label: str, help: str, range: tuple[int, int, int]) -> Field:
+    bounds = f"a whole number from {range[0]} to {range[1]}"
+    return Field(name, label, help, lambda v: _integer(v, range[0], range[1]), bounds, range=range, sweep=int)
+
+
+WEIGHT: dict[str, Any] = dict(range=(-2, 2, 0.05), low=-100, high=100)
+WITH_SCALE = ("klora", "fixed", "no-gamma")
+
+# The order is the order of the positional API arguments: append only.
+FIELDS: tuple[Field, ...] = (
+    _flag("enabled", "K-LoRA", "Draw with one of two LoRAs, content or style, chosen for every layer and step."),
+    _lora("content", "Content LoRA", "The LoRA of the subject; its trigger words still belong in the prompt."),
+    _lora("style", "Style LoRA", "The LoRA of the style; its trigger words still belong in the prompt."),
+    _real("content_weight", "Content weight",
+          "How strongly the content LoRA acts where it is chosen; it does not change which LoRA is chosen.", **WEIGHT),
+    _real("style_weight", "Style weight",
+          "How strongly the style LoRA acts where it is chosen; it does not change which LoRA is chosen.", **WEIGHT),
+    _real("content_te_weight", "Content text encoder weight",
+          "How strongly the content LoRA acts on the text encoders; empty: the same as its weight.", **WEIGHT),
+    _real("style_te_weight", "Style text encoder weight",
+          "How strongly the style LoRA acts on the text encoders; empty: the same as its weight.", **WEIGHT),
+    _choice("method", METHODS, "Method", "How the LoRA of a layer and step is chosen; klora is the paper's rule."),
+    replace(_real("alpha", "α", "How much the threshold grows from the first step to the last: more is more style late.",
+                  (0, 5, 0.05), 0, 1e9), methods=WITH_SCALE),
+    replace(_real("beta", "β", "The threshold at the first step: more is more style; empty: 0.5, or 0.85·α with s*.",
+                  (0, 5, 0.005), 0, 1e9), methods=WITH_SCALE),
+    replace(_gamma("gamma", "γ", "Balances two LoRAs of different strength: auto (the ratio of their sums), mean-ratio (the "
+                   "mean of the layers' ratios without outliers), or a number above 0."), methods=("klora", "fixed")),
+    replace(_choice("scale", SCALES, "Scale", "s grows from content to style; s* begins with style (for Flux)."),
+            methods=WITH_SCALE),
+    replace(_k("k", "K", "How many of a layer's largest elements are compared: auto (the product of both ranks), or a whole "
+               "number."), methods=("klora", "topk", "no-gamma")),
+    _choice("layers", LAYERS, "Layers", "Where the rule chooses: in all layers; in attention, with both LoRAs elsewhere; or "
+            "in attention only, with no LoRA elsewhere."),
+    _choice("progress", PROGRESS, "Progress", "What moves the choice on: the count of steps, or the noise level."),
+    _choice("engine", ENGINES, "Engine", "merge rewrites the model's weights and gives them back; bypass adds beside them; "
+            "auto takes merge wherever the weights are plain numbers."),
+    _flag("show_map", "Show the selection map", "Append a picture of which LoRA acted in which layer and step."),
+    replace(_whole("switch_every", "Steps between two switches",
+                   "After how many steps the method switch changes to the other LoRA.", (1, 150, 1)), methods=("switch",)),
+)  # fmt: skip
+BY_NAME: Mapping[str, Field] = {f.name: f for f in FIELDS}
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from .. import __version__
 from . import evaluate, plan, render, report, ui
 from .options import Parser, exit_status
 
@@ -24,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m klora_lib", description="K-LoRA without a WebUI.")
+    top = Parser(prog="klora", description="K-LoRA (arXiv 2502.18461) without a WebUI.")
+    top.add_argument("--version", action="version", version=f"klora {__version__}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     plan.add_commands(commands)
     render.add_commands(commands)

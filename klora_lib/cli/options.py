@@ -34,7 +34,10 @@ def exit_status(act: Callable[[], None]) -> int:
 
 def add_settings(command: argparse.ArgumentParser, names: Iterable[str]) -> None:
     for name in names:
-        command.add_argument(f"--{name.replace('_', '-')}", dest=name, help=BY_NAME[name].accepts)
+        field = BY_NAME[name]
+        default = "" if field.default is None else f"; default: {field.default}"
+        text = f"{field.help} ({field.accepts}{default})"
+        command.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text.replace("%", "%%"))
 
 
 def given_settings(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

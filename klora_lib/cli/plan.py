@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..errors import SettingsError
 from ..rule.cache import Library
 from ..rule.plan import Plan, letters, make_plan
 from ..settings import Settings
@@ -38,6 +39,8 @@ def planned(args: argparse.Namespace) -> tuple[Plan, int]:
     settings = Settings(**given_settings(args, RULE))
     steps, seed = whole(args.steps, "steps", 1, 10000), whole(args.seed, "seed", 0, 2**63 - 1)
     library = Library()
+    if os.path.realpath(args.content) == os.path.realpath(args.style):
+        raise SettingsError(f"must be another LoRA than content, both are {args.content!r}", "style")
     files = library.read_both(*((path, os.path.splitext(os.path.basename(path))[0]) for path in (args.content, args.style)))
     pair = library.pair(*files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

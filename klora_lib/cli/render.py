@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from .. import infotext, toy
 from ..diffusers import Run, klora
@@ -48,7 +47,7 @@ def add_commands(commands: Any) -> None:
 def add_sampling(command: argparse.ArgumentParser) -> None:
     """What every command that draws is told: the model and how it is sampled."""
     command.add_argument("--model", required=True, help="a diffusers folder, a .safetensors checkpoint, or toy")
-    command.add_argument("--negative-prompt", default="")
+    command.add_argument("--negative-prompt", default="", help="what the image is to be without (default: nothing)")
     command.add_argument("--steps", help=f"sampler steps (default: 30; the toy's: {toy.STEPS})")
     command.add_argument("--cfg", help=f"guidance scale (default: the pipeline's; the toy's: {toy.GUIDANCE:g})")
     command.add_argument("--size", metavar="WxH", help="of the image (default: the model's)")
@@ -109,12 +108,17 @@ class Easel:
         self.pipe = pipelines.load(task.model, args.device, args.dtype)
         self.sampler = pipelines.use_sampler(self.pipe, args.sampler)
 
-    def draw(self, seed: int, settings: dict[str, Any], bar: Bar) -> tuple[Image.Image, Run]:
+    def draw(self, seed: int, settings: dict[str, Any], bar: tqdm, label: str = "") -> tuple[Image.Image, Run]:
         """One image, and the block that it was drawn in."""
         task = self.task
+
+        def show(call: int, calls: int) -> None:
+            bar.set_postfix_str(f"{label}seed {seed}, call {call} of {calls}")
+
         given = pipelines.call_arguments(task.prompt, task.negative, task.steps, task.cfg, task.size)
-        block = klora(self.pipe, *task.paths, seed=seed, callback=bar.show, library=self.library, **settings)
+        block = klora(self.pipe, *task.paths, seed=seed, callback=show, library=self.library, **settings)
         images, run = draw(self.pipe, block, **given, generator=torch.Generator().manual_seed(seed))
+        bar.update()
         return images[0], run
 
     def parameters(self, image: Image.Image, seed: int, run: Run) -> str:
@@ -127,36 +131,9 @@ class Easel:
         return "\n".join([*lines, f"{infotext.joined(facts)}, {run.infotext()}"])
 
 
-class Bar:
-    """Progress on stderr: one line, redrawn at every denoiser call."""
-
-    WIDTH = 30
-
-    def __init__(self, images: int):
-        self.images = images
-        self.image = 0
-        self.label = ""
-        self.shown = False
-
-    def begin(self, label: str) -> None:
-        self.image += 1
-        self.label = label
-
-    def show(self, call: int, total: int) -> None:
-        self.shown = True
-        done = round(self.WIDTH * call / total)
-        bar = "#" * done + "." * (self.WIDTH - done)
-        print(f"\r{self.image}/{self.images} [{bar}] {call}/{total} {self.label}\033[K", end="", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def progress(images: int) -> Iterator[Bar]:
-    bar = Bar(images)
-    try:
-        yield bar
-    finally:
-        if bar.shown:
-            print(file=sys.stderr)
+def progress(images: int) -> tqdm:
+    """A bar over images on a terminal; nothing in a log."""
+    return tqdm(total=images, unit="image", leave=False, disable=None, file=sys.stderr)
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -165,7 +142,6 @@ def run_generate(args: argparse.Namespace) -> None:
         easel = Easel(args, task)
         with progress(len(task.seeds)) as bar:
             for seed in task.seeds:
-                bar.begin(f"seed {seed}")
                 image, run = easel.draw(seed, task.settings, bar)
                 text = easel.parameters(image, seed, run)
                 stem = out / f"{task.name}_{run.settings.method}_{seed}"
@@ -185,8 +161,7 @@ def run_compare(args: argparse.Namespace) -> None:
             for method in methods:
                 row = []
                 for seed in task.seeds:
-                    bar.begin(f"{method}, seed {seed}")
-                    image, run = easel.draw(seed, {**task.settings, "method": method}, bar)
+                    image, run = easel.draw(seed, {**task.settings, "method": method}, bar, f"{method}, ")
                     row.append(image)
                     texts += [easel.parameters(image, seed, run)]
                 rows.append(row)

@@ -37,7 +37,7 @@ def classes(field: Field) -> list[str]:
 
 def component(field: Field, choices: Sequence[str], elem_id: str) -> Any:
     """The component of one field; ``choices``: the listed LoRAs."""
-    common = dict(label=field.label, value=initial(field), elem_id=elem_id, elem_classes=classes(field))
+    common = dict(label=field.label, info=field.help, value=initial(field), elem_id=elem_id, elem_classes=classes(field))
     if field.name in ("content", "style"):
         return gr.Dropdown(choices=[NONE, *choices], **common)
     if isinstance(field.default, bool):
