@@ -7,6 +7,7 @@ every layer anyway, those loaders wrap the layers that a choice writes to, and t
 file, the tests hold the images against theirs.
 """
 
+from ..rule.cache import Library
 from .run import Run, klora
 
-__all__ = ["Run", "klora"]
+__all__ = ["Library", "Run", "klora"]
