@@ -49,3 +49,16 @@ def first_line(error: BaseException) -> str:
     """What another program's error says, short enough for a sentence of ours; its kind where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
+
+
+SHOWN = 3  # offenders named in a sentence
+
+
+def listed(offenders: list[str]) -> str:
+    """The first few offenders, and how many more."""
+    more = len(offenders) - SHOWN
+    return "; ".join(offenders[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

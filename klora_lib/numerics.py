@@ -1,27 +1,109 @@
-"""Arithmetic that stays fp32 whatever the host has switched on around us."""
+"""Arithmetic that stays fp32 whatever is switched on around us."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
+
+FULL = ("ieee", "none")  # of torch's names for a precision of fp32 products: those that do not round
 
 
 @contextmanager
 def exact_math(device: torch.device) -> Iterator[None]:
-    """fp32 means fp32: no autocast, no TF32, no graph; weights made in inference mode may be written.
+    """Disables autocast, TF32 and autograd; weights that were made in inference mode may be written.
 
-    Hosts sample under autocast and with TF32 on; either would round ΔW to ten bits.
+    Hosts sample under autocast and with TF32; either would round ΔW to about ten bits.  Products may also be taken on the
+    CPU, so its autocast is disabled as well.
     """
-    cuda = device.type == "cuda"
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    without_autocast = nullcontext() if device.type == "mps" else torch.autocast(device.type, enabled=False)
-    with torch.inference_mode(), without_autocast:
-        if cuda:
-            torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            yield
-        finally:
-            if cuda:
-                torch.backends.cuda.matmul.allow_tf32 = tf32
+    with ExitStack() as stack:
+        stack.enter_context(without_grad(device))
+        for kind in {device.type, "cpu"}:
+            stack.enter_context(without_autocast(kind))
+        for matmul in products(device):
+            stack.enter_context(unrounded(matmul))
+        yield
+
+
+def without_grad(device: torch.device) -> AbstractContextManager[Any]:
+    """Inference mode; on a back end outside torch (DirectML), which cannot write in it, no more than the host has on."""
+    if device.type == "privateuseone" and not torch.is_inference_mode_enabled():
+        return torch.no_grad()
+    return torch.inference_mode()
+
+
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """No autocast on devices of this type.  Each version of torch raises something else where a type has none."""
+    try:
+        return torch.autocast(kind, enabled=False)
+    except (RuntimeError, AttributeError, AssertionError):
+        return nullcontext()
+
+
+def products(device: torch.device) -> list[Any]:
+    """Torch's switches for the precision of fp32 products on ``device``, and on the CPU where there is one for it."""
+    switches: list[Any] = [torch.backends.cuda.matmul] if device.type == "cuda" else []
+    cpu = getattr(torch.backends.mkldnn, "matmul", None)
+    return [*switches, cpu] if hasattr(cpu, "fp32_precision") else switches
+
+
+@contextmanager
+def unrounded(matmul: Any) -> Iterator[None]:
+    """Full fp32 in these products; afterwards exactly what the host had chosen, in the way it chose it.
+
+    Since 2.9 torch has a second interface for this, with a default for all back ends above each one's own choice, and
+    reading the first interface raises once the second was used.
+    """
+    name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    if getattr(matmul, name) in (*FULL, False):
+        yield
+        return
+    owner: Any = torch.backends if name == "fp32_precision" and inherits_precision(matmul) else matmul
+    before = getattr(owner, name)
+    setattr(owner, name, full)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def inherits_precision(matmul: Any) -> bool:
+    """Whether these products have no precision of their own, and follow the default for all back ends."""
+    every: Any = torch.backends
+    before, mine = every.fp32_precision, matmul.fp32_precision
+    every.fp32_precision = "ieee"
+    try:
+        return bool(matmul.fp32_precision != mine)
+    finally:
+        every.fp32_precision = before
+
+
+# --- devices ---
+
+
+def with_index(device: torch.device | str) -> torch.device:
+    """The device as its tensors report it: ``cuda`` is ``cuda:0``, or whichever is current.
+
+    WebUIs say "cuda" where they mean the current card; torch 2.1 to 2.3 refuse such a device in torch.cuda's functions, and
+    it is not equal to that of any tensor.
+    """
+    device = torch.device(device)
+    index: int | None = device.index
+    if index is not None or device.type == "cpu":
+        return device
+    module: Any = getattr(torch, device.type, None)
+    known = hasattr(module, "current_device") and module.is_available()
+    return torch.device(device.type, module.current_device() if known else 0)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that a device, or the host, has no memory left; every back end says it in its own way."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
+
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "could not allocate", "out_of_device_memory")

@@ -40,7 +40,7 @@ KNOWS = {  # room: the rooms it may import, from the lowest floor up
     "toy": {"toy", "errors"},  # a model to run on, whatever runs on it
     "drawing": {"drawing", "toy", "diffusers", "rule", "lora", *FLOOR},
     "evaluation": {"evaluation", "drawing", "toy", "diffusers", "rule", "lora", *FLOOR},
-    "cli": {"cli", "webui", "evaluation", "drawing", "toy", "diffusers", "map", "infotext", *PLAIN},
+    "cli": {"cli", "webui", "engine", "evaluation", "drawing", "toy", "diffusers", "map", "infotext", *PLAIN},
     "__main__": {"cli"},
 }
 OUTSIDE = {"torch", "safetensors"} | set(sys.stdlib_module_names)  # what PURE rooms may import from elsewhere

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..engine.memory import MemoryBudget
 from ..errors import SettingsError
 from ..rule.cache import Library
 from ..rule.plan import Plan, letters, make_plan
@@ -44,11 +45,12 @@ def planned(args: argparse.Namespace) -> tuple[Plan, int]:
     files = library.read_both(*((path, os.path.splitext(os.path.basename(path))[0]) for path in (args.content, args.style)))
     pair = library.pair(*files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return make_plan(pair, library.score(pair, settings.k, device), settings, steps, seed), steps
+    scores = library.score(pair, settings.k, device, MemoryBudget.on(device, 0).free)
+    return make_plan(pair, scores, settings, steps, seed), steps
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    text = json.dumps(as_json(*planned(args)), indent=1)
+    text = json.dumps(as_json(*planned(args)), indent=1, allow_nan=False)
     if args.json == "-":
         print(text)
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..engine.bypass import Bypassed
 from ..engine.layers import sites_from
+from ..engine.memory import SAMPLING, activations
 from ..engine.site import Actor, Packed, Site
 from ..errors import HostError
 from ..lora.deltas import Delta
@@ -55,6 +57,15 @@ def device_of(pipe: Any, module: nn.Module) -> torch.device:
     """Where the pipeline computes, which under offloading is not where its weights are."""
     device = getattr(pipe, "_execution_device", None)
     return torch.device(device) if device is not None else next(module.parameters()).device
+
+
+def sampling_memory(given: Mapping[str, Any]) -> int:
+    """Bytes that a denoiser call with these arguments needs beside the weights: see ``activations``."""
+    sample = next((given[name] for name in ("sample", "hidden_states") if torch.is_tensor(given.get(name))), None)
+    if sample is None:
+        return SAMPLING
+    places = math.prod(sample.shape[2:]) if sample.dim() > 3 else 4 * sample.shape[1]  # a transformer's patches are 2 × 2
+    return activations(1, sample.shape[0] * places * 64 // 2)  # guidance has doubled the batch by now
 
 
 def layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

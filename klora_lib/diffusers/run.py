@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import infotext
 from ..engine.fit import place
+from ..engine.memory import SAMPLING, MemoryBudget
 from ..engine.sampling import SamplingPass
 from ..engine.session import Placed, Session
 from ..engine.standing import standing
@@ -25,7 +26,7 @@ from ..rule.scoring import Scores
 from ..settings import Settings, read_settings, shown
 from .calls import around_calls, before_forward, count_steps, occupied
 from .clock import Clock, train_timesteps
-from .model import bare, denoiser_of, device_of, in_diffusers_order, refuse_hooks, sites
+from .model import bare, denoiser_of, device_of, in_diffusers_order, refuse_hooks, sampling_memory, sites
 from .text import text_actors, told
 
 File = str | os.PathLike[str]
@@ -89,7 +90,7 @@ class Run:
         timestep = float(torch.as_tensor(given["timestep"]).flatten()[0])
         if self.clock is None or self.clock.timesteps is not self.pipe.scheduler.timesteps:
             self.close()
-            self.open(Clock(self.pipe.scheduler, timestep, self.strength))
+            self.open(Clock(self.pipe.scheduler, timestep, self.strength), sampling_memory(given))
         else:
             self.clock.tick(timestep)
         assert self.clock is not None
@@ -99,20 +100,20 @@ class Run:
         if self.callback is not None:
             self.callback(self.clock.call + 1, self.clock.total)
 
-    def open(self, clock: Clock) -> None:
+    def open(self, clock: Clock, reserve: int) -> None:
         """Plan the pass and place the pair on the denoiser as it is now."""
         plan = make_plan(self.pair, self.scores, self.settings, clock.whole, self.seed)
         placed, _ = self.place(plan)
-        self.passes.append(SamplingPass(plan, self.new_session(plan, placed)))
+        self.passes.append(SamplingPass(plan, self.new_session(plan, placed, reserve)))
         self.clock = clock
 
     def place(self, plan: Plan) -> tuple[list[Placed], list[str]]:
         (_, content), (_, style) = self.settings.weights
         return place(plan, self.pair, sites(self.denoiser), (content, style), type(self.pipe).__name__)
 
-    def new_session(self, plan: Plan, placed: list[Placed]) -> Session:
+    def new_session(self, plan: Plan, placed: list[Placed], reserve: int = SAMPLING) -> Session:
         """Raises HostError where the engine cannot work on the denoiser; nothing is changed yet."""
-        session = Session(plan, placed, self.settings.engine, device_of(self.pipe, self.denoiser))
+        session = Session(plan, placed, self.settings.engine, device_of(self.pipe, self.denoiser), reserve)
         refuse_hooks(session.actors, self.denoiser)
         return session
 
@@ -181,7 +182,7 @@ def prepare(
     try:
         there = sites(denoiser)
         pair = library.pair(*files)
-        scores = library.score(pair, settings.k, device)
+        scores = library.score(pair, settings.k, device, MemoryBudget.on(device).free)
         run = Run(pipe, settings, in_diffusers_order(pair, there), scores, seed, callback)
         plan = make_plan(run.pair, scores, settings, 1, seed)
         placed, missing = run.place(plan)

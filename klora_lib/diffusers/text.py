@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.fit import loads, refuse_other_shapes
-from ..engine.room import Room
+from ..engine.memory import MemoryBudget
 from ..engine.session import Placed, make_actor
 from ..engine.site import Actor, Site
-from ..errors import KLoraError, all_offenders
+from ..errors import KLoraError, LoraFileError, all_offenders, count
 from ..lora.build import build_delta
-from ..lora.deltas import Delta
-from ..lora.file import LoraFile, count
+from ..lora.deltas import Delta, overflows
+from ..lora.file import LoraFile
 from ..lora.keys import parse_key
 from ..rule.pairing import Pair, Unit
 from ..rule.selectors import BOTH
@@ -41,6 +41,8 @@ def text_deltas(file: LoraFile) -> dict[tuple[str, str], Delta]:
     for (role, layer), tensors in parts.items():
         try:
             deltas[role, layer] = build_delta(layer, tensors)
+            if overflows(deltas[role, layer]):
+                raise LoraFileError(f"the update of {role}.{layer} is too large for fp32")
         except KLoraError as e:
             errors.append(type(e)(f"{file.name!r} cannot be used: {e.message}"))
     if errors:
@@ -85,7 +87,7 @@ def text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.device)
     Raises PairError where shapes differ, HostError where an encoder is compiled and must not be written.
     """
     weights = settings.weights[0][0], settings.weights[1][0]
-    engine, room = "bypass" if settings.engine == "bypass" else "auto", Room.on(device)
+    engine, budget = "bypass" if settings.engine == "bypass" else "auto", MemoryBudget.on(device)
     actors: list[Actor] = []
     missing: list[str] = []
     known: dict[str, dict[str, Site]] = {}
@@ -99,7 +101,7 @@ def text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.device)
                 missing.append(f"{role}.{unit.name}")
                 continue
             refuse_other_shapes([unit], sites, (pair.content.name, pair.style.name), type(pipe).__name__)
-            actor = make_actor(Placed(None, BOTH, sites[unit.name], loads(unit, weights)), engine, device, room)
+            actor = make_actor(Placed(None, BOTH, sites[unit.name], loads(unit, weights)), engine, device, budget)
             refuse_hooks([actor], home[1])
             actors.append(actor)
     return actors, missing

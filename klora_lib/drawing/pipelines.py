@@ -15,7 +15,7 @@ import torch
 
 from ..diffusers.clock import flow
 from ..errors import KLoraError, SettingsError, first_line
-from ..lora.file import read_header
+from ..lora.container import read_header
 from ..settings import shown
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # the WebUI's name: diffusers' scheduler

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..lora.deltas import Delta
 from ..numerics import exact_math
-from .room import Room
+from .memory import MemoryBudget
 from .site import Load, Loads, Site
 
 
@@ -23,10 +23,10 @@ class Ready(NamedTuple):
 class Bypassed:
     """One site whose weight we must not write (quantised, streamed).  The hook is there from the first choice on."""
 
-    def __init__(self, site: Site, loads: Loads, room: Room | None = None):
+    def __init__(self, site: Site, loads: Loads, budget: MemoryBudget | None = None):
         self.site = site
         self.loads = loads
-        self.room = room or Room(float("inf"))
+        self.budget = budget or MemoryBudget(float("inf"))
         self.chosen: list[Load] = []
         self.hook: Any = None
         self.made: dict[Any, Ready] = {}  # of the current choice
@@ -57,7 +57,7 @@ class Bypassed:
 
     def forget(self) -> None:
         self.made.clear()
-        self.room.give_back(self.taken)
+        self.budget.give_back(self.taken)
         self.taken = 0
 
     def add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -65,7 +65,7 @@ class Bypassed:
         if not self.chosen:
             return None
         x = args[0].to(output.dtype)
-        result = output.clone()
+        result = output if is_ours(module, args[0], output) else output.clone()
         part = result if self.site.rows is None else self.rows_of(result)
         for load in self.chosen:
             for term in self.terms(load, x):
@@ -111,7 +111,7 @@ class Bypassed:
             ready = Ready(moved, bias.to(x.device, x.dtype) if bias is not None else None)
         if len(moved) != 1:
             self.made[key] = ready
-        elif self.room.take(moved[0].nbytes):
+        elif self.budget.take(moved[0].nbytes):
             self.taken += moved[0].nbytes
             self.made[key] = ready
         return ready
@@ -142,3 +142,10 @@ class Bypassed:
         kernel = matrix.reshape(matrix.shape[0], -1, *window)
         extra = self.site.module.in_channels - kernel.shape[1]
         return nn.functional.pad(kernel, (0, 0, 0, 0, 0, extra)) if extra else kernel
+
+
+def is_ours(module: nn.Module, given: Tensor, output: Tensor) -> bool:
+    """Whether a layer's output may be written to: it is fresh from the layer's own product, and nobody else has seen it."""
+    fresh = isinstance(module, (nn.Linear, nn.Conv2d)) and output is not given
+    alone = len(module._forward_hooks) == 1 and not nn.modules.module._global_forward_hooks
+    return fresh and alone and not output.requires_grad

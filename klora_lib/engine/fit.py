@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
-from ..errors import PairError
+from ..errors import SHOWN, PairError
 from ..lora.keys import members
 from ..lora.slices import rows_of
-from ..rule.pairing import SHOWN, Pair, Unit, flat
+from ..rule.pairing import Pair, Unit, flat
 from ..rule.plan import Plan
 from ..rule.selectors import CONTENT, STYLE
 from .session import Placed

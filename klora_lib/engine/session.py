@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HostError
-from ..numerics import exact_math
+from ..numerics import exact_math, out_of_memory, with_index
 from ..rule.plan import Plan
 from .bypass import Bypassed
+from .memory import SAMPLING, MemoryBudget
 from .merge import PLAIN, Merged
-from .room import Room
 from .site import Actor, Loads, Site
 
 
@@ -30,7 +30,7 @@ class Placed:
     name: str = ""  # of the layer, for messages
 
 
-def make_actor(placed: Placed, engine: str, device: torch.device, room: Room) -> Actor:
+def make_actor(placed: Placed, engine: str, device: torch.device, budget: MemoryBudget) -> Actor:
     """Merge where the weight is plain numbers where it computes, bypass elsewhere, or as ``engine`` says.
 
     A weight in host memory is on its way to the device at every forward (or about to be, when asked before a pass).
@@ -39,14 +39,14 @@ def make_actor(placed: Placed, engine: str, device: torch.device, room: Room) ->
     site, weight = placed.site, placed.site.module.weight
     packed = site.packed.kind if site.packed else foreign(weight)
     plain = not packed and weight.dtype in PLAIN and weight.device.type != "meta"
-    there = engine == "merge" or weight.device.type == device.type
+    there = engine == "merge" or weight.device == with_index(device)
     norm = len(site.shape) == 1
     has_bias = getattr(site.module, "bias", None) is not None
     if engine == "merge" and not plain:
         raise HostError(f"merge cannot write {packed or f'{weight.dtype} weights'}; choose auto or bypass", "engine")
     if norm or (engine != "bypass" and plain and there and (has_bias or not placed.loads.with_bias)):
-        return Merged(site, placed.loads, device, room)
-    return Bypassed(site, placed.loads, room)
+        return Merged(site, placed.loads, device, budget)
+    return Bypassed(site, placed.loads, budget)
 
 
 def foreign(weight: Tensor) -> str:
@@ -60,12 +60,15 @@ class Session:
     Another thread may close it at any time (another request, a reload of the UI); everything else is for one thread.
     """
 
-    def __init__(self, plan: Plan, placed: Sequence[Placed], engine: str, device: torch.device):
+    def __init__(
+        self, plan: Plan, placed: Sequence[Placed], engine: str, device: torch.device, reserve: int = SAMPLING
+    ):
+        """Args: device: where the model computes.  reserve: bytes of it to leave to the sampling."""
         self.plan = plan
-        self.device = device
+        self.device = device = with_index(device)
         self.lock = RLock()
-        room = Room.on(device)
-        self.actors = [make_actor(p, engine, device, room) for p in placed]
+        budget = MemoryBudget.on(device, reserve)
+        self.actors = [make_actor(p, engine, device, budget) for p in placed]
         self.names = [p.name for p in placed]
         self.of_module: dict[int, list[int]] = {}  # module's identity → its actors
         for i, p in enumerate(placed):
@@ -90,7 +93,12 @@ class Session:
             return 0
         with exact_math(self.device):
             for i in changed:
-                self.actors[i].show(int(wanted[i]))
+                try:
+                    self.actors[i].show(int(wanted[i]))
+                except (RuntimeError, MemoryError) as e:
+                    if out_of_memory(e):
+                        raise HostError(no_memory(self.device, self.names[i], len(changed))) from e
+                    raise
                 self.masks[i] = wanted[i]
         self.versions |= {id(t): (t, version(t)) for i in changed for t in self.actors[i].written()}
         return len(changed)
@@ -146,6 +154,13 @@ class Session:
             with self.lock:
                 if not self.closed:
                     self.show(shown)
+
+
+def no_memory(device: torch.device, name: str, changed: int) -> str:
+    return (
+        f"{device} has no memory left to change {name or 'a layer'}, one of {changed} that were to change in this step; "
+        "take a smaller image or batch, or the engine bypass"
+    )
 
 
 def version(tensor: Tensor) -> int | None:

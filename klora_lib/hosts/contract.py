@@ -66,6 +66,9 @@ class Host(Protocol):
     def device(self) -> torch.device:
         """Where the model computes."""
 
+    def sampling_memory(self, p: Any) -> int:
+        """Bytes of the device that the sampling of ``p`` itself will need beside the model's weights, at most."""
+
     def checkpoint(self) -> str:
         """Name of the loaded checkpoint."""
 

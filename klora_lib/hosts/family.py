@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..engine.memory import activations
 from ..errors import HostError, SettingsError
 from ..patching import inside
 from ..rule.schedule import noise_progress
@@ -44,6 +45,11 @@ class Family:
         if listed is None:
             return None
         return Entry(listed.name, listed.filename)
+
+    def sampling_memory(self, p: Any) -> int:
+        """By the largest image of the job: the hires pass's where there is one."""
+        width, height = largest_size(p)
+        return activations(p.batch_size, width * height)
 
     def checkpoint(self) -> str:
         from modules import shared
@@ -193,6 +199,12 @@ class Family:
         from modules import sd_samplers_common
 
         return sd_samplers_common.InterruptedException()
+
+
+def largest_size(p: Any) -> tuple[int, int]:
+    """(width, height) of the largest image of a job: the hires pass's where there is one."""
+    sizes = [(p.width, p.height), (getattr(p, "hr_upscale_to_x", 0), getattr(p, "hr_upscale_to_y", 0))]
+    return max(sizes, key=lambda size: size[0] * size[1])
 
 
 def first(act: Callable[..., None]) -> Callable[..., AbstractContextManager[None]]:

@@ -14,7 +14,9 @@ from ..errors import HostError
 from ..patching import inside
 from ..rule.schedule import noise_progress
 from .contract import Aside
-from .family import Family
+from .family import Family, largest_size
+
+LEAST = 1 << 30  # bytes that sampling needs, however little the host expects
 
 
 class Forges(Family):
@@ -29,6 +31,14 @@ class Forges(Family):
 
     def device(self) -> torch.device:
         return torch.device(self.model().forge_objects.unet.load_device)
+
+    def sampling_memory(self, p: Any) -> int:
+        """The host's own estimate, for both halves of guidance, where its patcher makes one."""
+        patcher = self.model().forge_objects.unet
+        if not hasattr(patcher, "memory_required"):
+            return super().sampling_memory(p)
+        width, height = largest_size(p)
+        return max(LEAST, int(patcher.memory_required([2 * p.batch_size, 4, height // 8, width // 8])))
 
     def settle(self, modules: Iterable[nn.Module]) -> None:
         """Nothing is pending: a sampler is launched after the model has been loaded and its LoRAs merged."""

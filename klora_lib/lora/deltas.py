@@ -259,6 +259,17 @@ def halves_swapped(tensor: Tensor) -> Tensor:
     return tensor.roll(tensor.shape[0] // 2, 0)
 
 
+def overflows(delta: Delta) -> bool:
+    """Whether ΔW is too large for fp32.  Looked at element by element only where a bound cannot exclude it."""
+    low_rank = delta.factors()
+    if low_rank is not None:
+        up, down, scale = low_rank
+        most = float(up.abs().max()) * float(down.abs().max()) * up.shape[1] * abs(scale)
+        if most < torch.finfo(torch.float32).max:
+            return False
+    return not bool(delta.dense().isfinite().all())
+
+
 def fuse(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
     """One module for a fused weight: `parts` from the top row down, each rows[i] tall, None for one that is absent.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,19 +10,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import LoraFileError
+from ..errors import LoraFileError, count, listed
 from .build import build_delta, finite
+from .container import parse, read_whole
 from .deltas import Delta, Norm
 from .keys import Key, natural, parse_key
 from .peft import Adapter, adapters
 from .rows import as_in_the_model
 
-SHOWN = 3  # offenders named in a sentence
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
@@ -60,52 +57,13 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
         kind = f"a {path.suffix} file" if path.suffix else "a file without an extension"
         raise LoraFileError(f"{name!r} is {kind}, which may run code when opened: convert it to .safetensors")
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except FileNotFoundError:
         raise LoraFileError(f"{name!r} does not exist") from None
     except OSError as error:
         raise LoraFileError(f"{name!r} cannot be opened ({error.strerror})") from None
-    tensors, metadata = parse(data, name)
+    tensors, metadata = parse(path, data, name)
     return lora_file(tensors, name, hashlib.blake2b(data).hexdigest(), metadata)
-
-
-# --- bytes to tensors ---
-
-DISGUISES = {b"PK": "a pickle", b"\x80": "a pickle", b"version https://git-lfs": "a Git LFS pointer"}
-
-
-def parse(data: bytes, name: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """The tensors and the metadata of a safetensors file's bytes; LoraFileError where they are none."""
-    if not data:
-        raise LoraFileError(f"{name!r} is an empty file")
-    header, metadata = read_header(data, name)
-    empty = [key for key, shape in header.items() if 0 in shape]
-    if empty:
-        raise LoraFileError(f"{name!r} holds {count(len(empty), 'empty tensor')}: {listed(empty)}")
-    try:
-        return safetensors.torch.load(data), metadata
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).removeprefix("Error while deserializing: ")
-        raise LoraFileError(f"{name!r} is truncated or damaged ({reason})") from None
-
-
-def read_header(data: bytes, name: str) -> tuple[dict[str, tuple[int, ...]], Mapping[str, str]]:
-    """Tensor name -> shape, and the metadata: from the JSON that opens a safetensors file."""
-    length = int.from_bytes(data[:8], "little")
-    try:
-        header = json.loads(data[8 : 8 + length] if 8 + length <= len(data) else b"")
-        metadata = header.pop("__metadata__", None) or {}
-        return {key: tuple(entry["shape"]) for key, entry in header.items()}, metadata
-    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
-        # only now: a sound file may begin with any of these bytes, they are its header's length
-        for start, what in DISGUISES.items():
-            if data.startswith(start):
-                raise LoraFileError(
-                    f"{name!r} is {what} under the name .safetensors: convert or download it again"
-                ) from None
-        raise LoraFileError(
-            f"{name!r} is truncated or not a safetensors file ({count(len(data), 'byte')}, no readable header)"
-        ) from None
 
 
 # --- tensors to modules ---
@@ -253,16 +211,3 @@ def is_sdxl(modules: Mapping[str, Delta]) -> bool:
         or (layer.endswith(("attn2.to_k", "attn2.to_v")) and delta.shape[1] == 2048)
         for layer, delta in modules.items()
     )
-
-
-# --- sentences ---
-
-
-def listed(offenders: list[str]) -> str:
-    """The first few offenders, and how many more."""
-    more = len(offenders) - SHOWN
-    return "; ".join(offenders[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
-def count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"

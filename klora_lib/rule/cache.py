@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -15,14 +16,20 @@ from .pairing import Pair, make_pair
 from .scoring import Scores, score
 
 T = TypeVar("T")
-FILES, PAIRS, SCORES = 4, 2, 64  # kept; a file or pair is a few hundred MB, scores a few kB
+FILES = 2 << 30  # bytes of files that are kept; the two last used always are
+PAIRS, SCORES = 2, 64  # how many are kept; a pair is made of two of the files, scores are a few kB
 
 
 class Library:
-    """LoRA files by what is on disk now, scores by file content and K.  Nothing here lives on a GPU."""
+    """LoRA files by what is on disk now, scores by file content and K.  Nothing here lives on a GPU.
 
-    def __init__(self) -> None:
+    Args: most: bytes of files to keep.
+    """
+
+    def __init__(self, most: int = FILES) -> None:
+        self.most = most
         self.files: OrderedDict[Hashable, LoraFile] = OrderedDict()
+        self.sizes: dict[Hashable, int] = {}  # bytes of each of these files
         self.pairs: OrderedDict[Hashable, Pair] = OrderedDict()
         self.scores: OrderedDict[Hashable, Scores] = OrderedDict()
 
@@ -33,7 +40,18 @@ class Library:
         except OSError:
             return read_lora(path, name)  # which says what is wrong
         key = os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, name
-        return kept(self.files, key, FILES, lambda: read_lora(path, name))
+        file = kept(self.files, key, len(self.files) + 1, lambda: read_lora(path, name))
+        self.sizes[key] = stat.st_size
+        self.let_go()
+        return file
+
+    def let_go(self) -> None:
+        """Drop the files unused for longest while there are too many bytes of them, and the pairs made of these."""
+        while len(self.files) > 2 and sum(self.sizes.values()) > self.most:
+            key, file = self.files.popitem(last=False)
+            del self.sizes[key]
+            for pair_key in [k for k, pair in self.pairs.items() if file is pair.content or file is pair.style]:
+                del self.pairs[pair_key]
 
     def read_both(self, *listed: tuple[str | os.PathLike[str], str]) -> tuple[LoraFile, LoraFile]:
         """Content and style, each given by path and name.  Raises LoraFileError that names the role, or both."""
@@ -54,18 +72,18 @@ class Library:
         key = content.name, content.digest, style.name, style.digest
         return kept(self.pairs, key, PAIRS, lambda: make_pair(content, style))
 
-    def score(self, pair: Pair, k: str | int, device: torch.device) -> Scores:
-        """The pair's scores, taken on ``device`` the first time."""
+    def score(self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf) -> Scores:
+        """The pair's scores, taken on ``device`` the first time, within ``free`` bytes of it."""
         key = pair.content.digest, pair.style.digest, k
-        return kept(self.scores, key, SCORES, lambda: score(pair.units, k, device))
+        return kept(self.scores, key, SCORES, lambda: score(pair.units, k, device, free))
 
 
-def kept(shelf: OrderedDict[Hashable, T], key: Hashable, room: int, make: Callable[[], T]) -> T:
-    """``shelf[key]``, made where it is absent; beyond ``room`` entries the one unused for longest goes."""
+def kept(shelf: OrderedDict[Hashable, T], key: Hashable, most: int, make: Callable[[], T]) -> T:
+    """``shelf[key]``, made where it is absent; beyond ``most`` entries the one unused for longest goes."""
     if key not in shelf:
         value = make()
         shelf[key] = value
-        while len(shelf) > room:
+        while len(shelf) > most:
             shelf.popitem(last=False)
     shelf.move_to_end(key)
     return shelf[key]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import PairError
+from ..errors import SHOWN, PairError
 from ..lora.deltas import Delta, fuse
 from ..lora.file import LoraFile
 from ..lora.keys import fused_name, is_attention, members
-
-SHOWN = 3  # offenders named in a sentence
 
 
 @dataclass(frozen=True)

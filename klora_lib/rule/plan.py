@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import PairError
 from ..settings import Settings
 from .pairing import Pair, Unit
-from .scoring import Scores
+from .scoring import Scores, largest, vanishes
 from .selectors import CONTENT, LETTERS, STYLE, Facts, select
 
 
@@ -61,20 +61,33 @@ def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: 
     if not decided.any():
         names = f"{pair.content.name!r} and {pair.style.name!r}"
         raise PairError(f"{names} have no attention layer in common, and layers is {settings.layers!r}")
+    refuse_zero(pair, scores, decided)
     gamma = balance(scores, decided, settings.gamma, (pair.content.name, pair.style.name))
     star = settings.scale == "s*"
     facts = Facts(scores, gamma, present, decided, settings.alpha, settings.offset, star, steps, settings.switch_every, seed)
     return Plan(pair.units, facts, settings.method, settings.layers)
 
 
+def refuse_zero(pair: Pair, scores: Scores, decided: Tensor) -> None:
+    """Raise PairError where a LoRA is zero in every layer that the rule is to decide."""
+    shared = [unit for unit, mine in zip(pair.units, decided.tolist()) if mine]
+    for role, name, sums in (
+        ("content", pair.content.name, scores.content_abs), ("style", pair.style.name, scores.style_abs),
+    ):  # fmt: skip
+        if float(sums[decided].sum()) > 0:
+            continue
+        where = f"in all {len(shared)} layers that it shares with the other LoRA"
+        small = [delta for unit in shared if (delta := getattr(unit, role)) is not None and vanishes(delta)]
+        if small:
+            most = max(largest(delta) for delta in small)
+            raise PairError(f"{name!r} is zero in fp32 {where}: its numbers are too small, at most {most:.3g}", role)
+        raise PairError(f"{name!r} is zero {where}; was it trained?", role)
+
+
 def balance(scores: Scores, decided: Tensor, gamma: str | float, names: tuple[str, str]) -> float:
     """γ over the ``decided`` units: Σ Σ|ΔW_c| / Σ Σ|ΔW_s| ("auto", paper equation 7), the trimmed mean of the
     per-layer ratios ("mean-ratio": those under 3 times their mean), or the number given."""
     content, style = scores.content_abs[decided], scores.style_abs[decided]
-    for role, name, size in zip(("content", "style"), names, (content, style)):
-        if float(size.sum()) == 0:
-            shared = f"all {len(size)} layers that it shares with the other LoRA"
-            raise PairError(f"{name!r} is zero in {shared}; was it trained?", role)
     if isinstance(gamma, float):
         return gamma
     if gamma == "auto":

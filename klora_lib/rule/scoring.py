@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..errors import LoraFileError, PairError
 from ..lora.deltas import Delta
-from ..numerics import exact_math
+from ..numerics import exact_math, out_of_memory
 from .pairing import Unit
 
 
@@ -54,38 +55,103 @@ def topk_sum(x: Tensor, k: int) -> Tensor:
     return torch.topk(candidates, k, sorted=False).values.sum()
 
 
-def absolute(delta: Delta, room: Tensor) -> Tensor:
-    """|ΔW|, fp32 [out, in·kh·kw], on the device of ``room``: where two factors make it, inside ``room`` (fp32, flat).
+def absolute(delta: Delta, scratch: Tensor) -> Tensor:
+    """|ΔW|, fp32 [out, in·kh·kw], on the device of ``scratch``: where two factors make it, inside ``scratch`` (fp32, flat).
 
     A product of some MB in memory that is new each time costs as much again in page faults.
     """
     low_rank = delta.factors()
     if low_rank is None:
-        return delta.dense(room.device).abs_()
+        return delta.dense(scratch.device).abs_()
     up, down, scale = low_rank  # up: [out, rank], down: [rank, in·kh·kw]
-    product = room[: up.shape[0] * down.shape[1]].view(up.shape[0], down.shape[1])
-    torch.mm(up.to(room.device, torch.float32) * scale, down.to(room.device, torch.float32), out=product)
+    product = scratch[: up.shape[0] * down.shape[1]].view(up.shape[0], down.shape[1])
+    up, down = (t.to(scratch.device).to(torch.float32) for t in (up, down))
+    torch.mm(up * scale, down, out=product)
     return product.abs_()
 
 
-def magnitude(delta: Delta, k: int, room: Tensor) -> tuple[float, float]:
-    """(sum of the k largest |ΔW|, sum of all |ΔW|), in fp32 from ΔW = scale·up @ down."""
-    size = absolute(delta, room)
-    return float(topk_sum(size, k)), float(size.sum())
+def magnitude(delta: Delta, k: int, scratch: Tensor) -> tuple[float, float]:
+    """(sum of the k largest |ΔW|, sum of all |ΔW|), in fp32 from ΔW = scale·up @ down.
+
+    Raises LoraFileError where ΔW, or the sum, is too large for fp32.
+    """
+    size = absolute(delta, scratch)
+    total = float(size.sum())
+    if not math.isfinite(total):
+        raise LoraFileError(f"its update is too large for fp32, with numbers up to {largest(delta):.3g}")
+    return float(topk_sum(size, k)), total
 
 
-def score(units: Sequence[Unit], k: str | int, device: torch.device) -> Scores:
+def largest(delta: Delta) -> float:
+    """The largest absolute number of a module's tensors."""
+    return max((float(t.abs().max()) for t in tensors(delta)), default=0.0)
+
+
+def vanishes(delta: Delta) -> bool:
+    """Whether ΔW is zero in fp32 for no other reason than that its numbers are so small: none of its tensors is all zero."""
+    return all(bool(t.any()) for t in tensors(delta)) and not bool(delta.dense().any())
+
+
+def tensors(thing: object) -> Iterator[Tensor]:
+    """Every tensor that a module is made of, in fp32 on the CPU; those of its parts too."""
+    if isinstance(thing, Tensor):
+        yield thing.detach().cpu().float()
+    elif isinstance(thing, (tuple, list)):
+        for part in thing:
+            yield from tensors(part)
+    elif isinstance(thing, Delta):
+        for part in vars(thing).values():
+            yield from tensors(part)
+
+
+def score(units: Sequence[Unit], k: str | int, device: torch.device, free: float = math.inf) -> Scores:
     """Scores of every unit: one pass, one product per LoRA and unit; nothing is kept but four numbers.
 
-    Args: k: "auto" or K itself.  device: where the products are taken.
+    Args: k: "auto" or K itself.  device: where the products are taken.  free: bytes of it that may be used; where these do
+        not do, or turn out not to be there, products are taken on the CPU.
+    Raises LoraFileError that names role and layer where an update has no numbers in fp32, and PairError where not even the
+    CPU has the memory.
     """
+    cpu = torch.device("cpu")
+    bytes_needed = PRODUCTS * 4 * max((unit.elements for unit in units), default=0)
+    if device.type != "cpu" and bytes_needed <= free:
+        try:
+            return score_on(units, k, device)
+        except RuntimeError as e:
+            if not out_of_memory(e):
+                raise
+    try:
+        return score_on(units, k, cpu)
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e):
+            raise
+        raise PairError(f"there is no memory to compare the two LoRAs: {bytes_needed >> 20} MB are needed for "
+                        f"{max(units, key=lambda u: u.elements).name}") from e  # fmt: skip
+
+
+PRODUCTS = 4  # the most copies of one ΔW in fp32 that are alive at a time: scratch, a dense update and what Top-K gathers
+
+
+def score_on(units: Sequence[Unit], k: str | int, device: torch.device) -> Scores:
     ks, rows = [], []
     with exact_math(device):
-        room = torch.empty(max((unit.elements for unit in units), default=0), device=device)
+        scratch = torch.empty(max((unit.elements for unit in units), default=0), device=device)
         for unit in units:
             n = choose_k(unit, k)
-            pair = [magnitude(d, n, room) if d is not None else (0.0, 0.0) for d in (unit.content, unit.style)]
+            pair = [
+                measured(role, unit, delta, n, scratch)
+                for role, delta in (("content", unit.content), ("style", unit.style))
+            ]
             ks.append(n)
             rows.append([pair[0][0], pair[1][0], pair[0][1], pair[1][1]])
     table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
     return Scores(tuple(ks), *table.unbind(1))
+
+
+def measured(role: str, unit: Unit, delta: Delta | None, k: int, scratch: Tensor) -> tuple[float, float]:
+    if delta is None:
+        return 0.0, 0.0
+    try:
+        return magnitude(delta, k, scratch)
+    except LoraFileError as e:
+        raise LoraFileError(f"{unit.name} cannot be used: {e.message}", role) from None

@@ -38,7 +38,7 @@ class App:
             if settings.enabled:
                 host = detect()
                 host.refuse_script(p)
-                job = prepare(host, self.library, settings, p.steps)
+                job = prepare(host, self.library, settings, p)
                 wrap_own(p, "sample", lambda: told(job))
                 setattr(p, JOB, job)
                 self.drawing = p

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..engine.fit import place
+from ..engine.memory import MemoryBudget
 from ..engine.sampling import SamplingPass
 from ..engine.session import Session
 from ..errors import HostError, KLoraError, PairError, SettingsError, all_offenders
@@ -104,7 +105,8 @@ class Job:
         if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
         host.settle(site.site.module for site in placed)
-        self.passes.append(SamplingPass(plan, Session(plan, placed, settings.engine, host.device())))
+        session = Session(plan, placed, settings.engine, host.device(), host.sampling_memory(p))
+        self.passes.append(SamplingPass(plan, session))
         return self.passes[-1]
 
     def advance(self, params: Any) -> None:
@@ -188,18 +190,19 @@ class Job:
             each.close()
 
 
-def prepare(host: Host, library: Library, settings: Settings, steps: int) -> Job:
+def prepare(host: Host, library: Library, settings: Settings, p: Any) -> Job:
     """Read, pair, score and plan, and see whether the loaded model fits.  Raises a KLoraError before anything changed."""
+    device, reserve = host.device(), host.sampling_memory(p)
     entries = found_entries(host, settings)
     files = library.read_both(*((entry.path, entry.name) for entry in entries))
     try:
         pair = library.pair(*files)
-        scores = library.score(pair, settings.k, host.device())
-        plan = make_plan(pair, scores, settings, steps)
+        scores = library.score(pair, settings.k, device, MemoryBudget.on(device, reserve).free)
+        plan = make_plan(pair, scores, settings, p.steps)
         placed, _ = place(plan, pair, host.sites(), (1.0, 1.0), host.checkpoint())
     except PairError as e:
         raise e if e.field else e.about("content and style") from None
-    Session(plan, placed, settings.engine, host.device())  # never advanced: only to hear whether the engine can
+    Session(plan, placed, settings.engine, device, reserve)  # never advanced: only to hear whether the engine can
     return Job(host, settings, entries, pair, scores)
 
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from klora_lib.engine.merge import Merged, Room
+from klora_lib.engine.merge import MemoryBudget, Merged
 from klora_lib.engine.site import Load, Loads, Site
 from klora_lib.lora.deltas import Norm
 from klora_lib.numerics import exact_math
@@ -18,8 +18,8 @@ from .cases import CPU, DORAS, FLOATS, KINDS, LAYERS, Duo, duo, hooks, make_laye
 FP32 = torch.finfo(torch.float32).eps
 
 
-def merged(site: Site, loads: Loads, room: float = float("inf")) -> Merged:
-    return Merged(site, loads, CPU, Room(room))
+def merged(site: Site, loads: Loads, budget: float = float("inf")) -> Merged:
+    return Merged(site, loads, CPU, MemoryBudget(budget))
 
 
 def show(actor: Merged, mask: int) -> None:
@@ -202,7 +202,7 @@ def test_no_room_changes_nothing() -> None:
     roomy, tight = make_layer("linear"), make_layer("linear")
     before = snapshot(tight)
     show(merged(Site(roomy), two.loads), 3)
-    actor = merged(Site(tight), two.loads, room=0)
+    actor = merged(Site(tight), two.loads, budget=0)
     show(actor, 3)
     assert same(tight, snapshot(roomy))
     close(actor)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from klora_lib.engine.bypass import Bypassed
+from klora_lib.engine.memory import MemoryBudget
 from klora_lib.engine.merge import Merged
-from klora_lib.engine.room import Room
 from klora_lib.engine.session import Placed, Session, make_actor
 from klora_lib.engine.site import Load, Loads, Site
 from klora_lib.errors import HostError
@@ -22,7 +22,7 @@ CUDA = torch.device("cuda")  # never computed on here
 
 
 def actor_of(module: nn.Module, two: Duo, engine: str = "auto", device: torch.device = CPU) -> Bypassed | Merged:
-    return make_actor(Placed(None, 3, site_of(module), two.loads), engine, device, Room(float("inf")))  # type: ignore[return-value]
+    return make_actor(Placed(None, 3, site_of(module), two.loads), engine, device, MemoryBudget(float("inf")))  # type: ignore[return-value]
 
 
 def wanted(module: nn.Module, plain: Tensor, two: Duo, mask: int, x: Tensor) -> Tensor:
@@ -121,15 +121,15 @@ def test_host_memory_is_not_written_while_a_gpu_may_still_read_it(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append((device, module.weight.clone())))
     actor.close()
     ((device, then),) = seen
-    assert device == CUDA and torch.equal(then, base() + 1) and torch.equal(module.weight, base())
+    assert device == torch.device("cuda:0") and torch.equal(then, base() + 1) and torch.equal(module.weight, base())
     actor.close()
     assert len(seen) == 1
 
 
 def test_backups_beside_weights_in_host_memory_take_no_room_of_the_gpu() -> None:
-    room = Room(10.0)
-    Merged(Site(make_layer("linear")), duo("linear", "lora", "full").loads, CUDA, room).back_up()
-    assert room.free == 10.0
+    budget = MemoryBudget(10.0)
+    Merged(Site(make_layer("linear")), duo("linear", "lora", "full").loads, CUDA, budget).back_up()
+    assert budget.free == 10.0
 
 
 # --- memory ---
@@ -141,7 +141,7 @@ def test_without_room_only_factors_are_kept_and_the_output_is_the_same(kind: str
     outs = []
     for free, held in ((-1.0, kept), (float("inf"), 1)):  # a GPU that streams its weights has less free than we leave it
         module = Cast(base())
-        actor = Bypassed(site_of(module), two.loads, Room(free))
+        actor = Bypassed(site_of(module), two.loads, MemoryBudget(free))
         actor.show(1)
         outs.append(module(x))
         assert len(actor.made) == held and torch.equal(module(x), outs[-1])
@@ -150,14 +150,14 @@ def test_without_room_only_factors_are_kept_and_the_output_is_the_same(kind: str
 
 def test_room_comes_back_with_every_switch() -> None:
     """Two whole matrices fit, three do not: only what the last choice took must be held."""
-    module, x, room = Cast(base()), rand(5, IN, seed=7), Room(2.0 * OUT * IN * 4)
-    actor = Bypassed(site_of(module), duo("linear", "full", "loha").loads, room)
+    module, x, budget = Cast(base()), rand(5, IN, seed=7), MemoryBudget(2.0 * OUT * IN * 4)
+    actor = Bypassed(site_of(module), duo("linear", "full", "loha").loads, budget)
     for mask in (3, 1, 2, 3, 1):
         actor.show(mask)
         module(x)
-        assert room.free == (2 - len(actor.made)) * OUT * IN * 4 and len(actor.made) == mask.bit_count()
+        assert budget.free == (2 - len(actor.made)) * OUT * IN * 4 and len(actor.made) == mask.bit_count()
     actor.close()
-    assert room.free == 2 * OUT * IN * 4
+    assert budget.free == 2 * OUT * IN * 4
 
 
 # --- norms, inference tensors ---
@@ -168,7 +168,8 @@ def test_a_norm_stored_in_any_type_is_merged_and_restored(dtype: torch.dtype) ->
     """With fp8 storage a host keeps the norms in fp8 too."""
     module = nn.LayerNorm(OUT).to(dtype).requires_grad_(False)
     before, added = snapshot(module), rand(OUT, seed=3)
-    actor = make_actor(Placed(None, 3, Site(module), Loads(Load(Norm(added, added), 0.5), None)), "auto", CPU, Room(0))
+    placed = Placed(None, 3, Site(module), Loads(Load(Norm(added, added), 0.5), None))
+    actor = make_actor(placed, "auto", CPU, MemoryBudget(0))
     actor.show(1)
     assert torch.equal(bits(module.weight), bits((1 + 0.5 * added.to(torch.float64)).float().to(dtype))) or (
         dtype == torch.float64 and torch.allclose(module.weight, 1 + 0.5 * added.double(), atol=1e-15)

@@ -22,6 +22,8 @@ class Processing:
     sampler_name: str = "Euler"
     n_iter: int = 1
     batch_size: int = 1
+    width: int = 32
+    height: int = 32
     denoising_strength: float = 0.5
     source: Tensor | None = None
     enable_hr: bool = False

@@ -1,0 +1,93 @@
+"""A safetensors file: its bytes, read once, as tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import torch
+from torch import Tensor
+
+from ..errors import LoraFileError, count, listed
+
+DISGUISES = {b"PK": "a pickle", b"\x80": "a pickle", b"version https://git-lfs": "a Git LFS pointer"}
+
+
+NUMBERS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def read_whole(path: Path) -> bytearray:
+    """The file's bytes, once: the tensors are views of them."""
+    with open(path, "rb") as file:
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        with memoryview(data) as view:
+            filled = file.readinto(view)
+    return data[:filled] if filled < len(data) else data
+
+
+def parse(path: Path, data: bytearray, name: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """The tensors, as views of ``data``, and the metadata of a safetensors file; LoraFileError where it is none."""
+    if not data:
+        raise LoraFileError(f"{name!r} is an empty file")
+    header, metadata = read_header(data, name)
+    empty = [key for key, entry in header.items() if 0 in entry.shape]
+    if empty:
+        raise LoraFileError(f"{name!r} holds {count(len(empty), 'empty tensor')}: {listed(empty)}")
+    try:
+        with safetensors.safe_open(path, "pt"):  # the library's own look at the file: nothing overlaps, nothing is missing
+            pass
+        return {key: entry.view(data) for key, entry in header.items()}, metadata
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+        reason = str(error).removeprefix("Error while deserializing: ")
+        raise LoraFileError(f"{name!r} is truncated or damaged ({reason})") from None
+
+
+class Entry(NamedTuple):
+    """One tensor of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    first: int  # byte of the file
+
+    def view(self, data: bytearray) -> Tensor:
+        """The tensor, in the file's own memory where its numbers are aligned there."""
+        if self.dtype not in NUMBERS:
+            raise ValueError(f"numbers of type {self.dtype}")
+        dtype, numel = NUMBERS[self.dtype], math.prod(self.shape)
+        if self.first % dtype.itemsize:
+            data, first = data[self.first : self.first + numel * dtype.itemsize], 0
+        else:
+            first = self.first
+        return torch.frombuffer(data, dtype=dtype, count=numel, offset=first).view(self.shape)
+
+
+def read_header(data: bytearray, name: str) -> tuple[dict[str, Entry], Mapping[str, str]]:
+    """Tensor name -> its entry, and the metadata: from the JSON that opens a safetensors file."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8 : 8 + length] if 8 + length <= len(data) else b"")
+        metadata = header.pop("__metadata__", None) or {}
+        entries = {
+            key: Entry(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+            for key, entry in header.items()
+        }
+        return entries, metadata
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
+        # only now: a sound file may begin with any of these bytes, they are its header's length
+        for start, what in DISGUISES.items():
+            if data.startswith(start):
+                raise LoraFileError(
+                    f"{name!r} is {what} under the name .safetensors: convert or download it again"
+                ) from None
+        raise LoraFileError(
+            f"{name!r} is truncated or not a safetensors file ({count(len(data), 'byte')}, no readable header)"
+        ) from None
