@@ -136,13 +136,15 @@ def test_a_schedule_of_the_pair_itself_is_refused(host: FakeNeo) -> None:
     assert "schedules the weight of 'style_full' over the steps" in ended(p)
 
 
-def test_another_patcher_loaded_within_the_pass_acts_beside_the_pair(host: FakeNeo) -> None:
-    """Its LoRAs are put on the layers that carry our hooks."""
+@pytest.mark.parametrize("online", [True, False])
+def test_another_patcher_loaded_within_the_pass_acts_beside_the_pair(host: FakeNeo, online: bool) -> None:
+    """Its LoRAs are put on the layers that carry our hooks, or merged into the weights that we write."""
+    host.online = host.modules["backend.args"].dynamic_args.online_lora = online
 
     def load() -> None:
         unet, clip = host.sd_model.forge_objects.unet, host.sd_model.forge_objects.clip
         path = host.networks.available_networks["other"].filename
-        more, _ = host.networks.load_lora_for_models(unet, clip, load_file(path), 0.7, 0.0, path, online_mode=True)
+        more, _ = host.networks.load_lora_for_models(unet, clip, load_file(path), 0.7, 0.0, path, online_mode=online)
         host.load_model_gpu(more)
 
     def image(p: Any) -> Tensor:
@@ -150,8 +152,10 @@ def test_another_patcher_loaded_within_the_pass_acts_beside_the_pair(host: FakeN
         at(host, 2, load)
         return process_images(p).images[0]
 
+    before = process_images(plain(host)).images[0]
     ours = image(job(host, {**FULL, "method": "content", "style_te_weight": 0.0}))
     assert left_behind(host) == []
+    assert torch.equal(process_images(plain(host)).images[0], before)
     assert torch.allclose(ours, image(plain(host, prompt="a cat<lora:subject_full:1>")), atol=1e-5)
 
 
