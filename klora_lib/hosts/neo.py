@@ -106,8 +106,7 @@ class Neo(Forges):
 
     @contextmanager
     def around_rewrites(self, aside: Aside) -> Iterator[None]:
-        denoiser = self.model().forge_objects.unet.model.diffusion_model
-        with super().around_rewrites(aside), strengths_followed(denoiser, aside):
+        with super().around_rewrites(aside), strengths_followed(self.model().forge_objects.unet, aside):
             yield
 
     @contextmanager

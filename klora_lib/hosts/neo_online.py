@@ -85,19 +85,28 @@ def refuse_unknown(unet: Any) -> None:
     """
     model = unet.model
     known = [acting(m, name) or getattr(m, "bias_function", ()) for name, m in model.diffusion_model.named_modules()]
-    if not (hasattr(unet, "has_online_lora") and unet.has_online_lora()) or any(known):
+    if any(known) or not has_any(unet):
         return
     carried = getattr(model, "current_weight_patches_uuid", None)
     if carried is not None and carried == unet.patches_uuid:
         raise HostError(f"{DRIFT}: it adds LoRAs at every forward in a way that K-LoRA does not know")
 
 
+def has_any(unet: Any) -> bool:
+    """Whether the patcher adds LoRAs at every forward, by its own word."""
+    return hasattr(unet, "has_online_lora") and bool(unet.has_online_lora())
+
+
 @contextmanager
-def strengths_followed(denoiser: nn.Module, aside: Aside) -> Iterator[None]:
+def strengths_followed(unet: Any, aside: Aside) -> Iterator[None]:
     """While open: a layer on which a strength has changed since the last forward is put aside and shown again.
 
     Neo's own script changes them from step to step, and a DoRA of ours keeps what it made of the layer's numbers.
     """
+    if not has_any(unet):
+        yield
+        return
+    denoiser = unet.model.diffusion_model
     known = {layer: state for layer in denoiser.modules() if (state := acting(layer))}
 
     def look(*_: Any) -> None:

@@ -76,8 +76,11 @@ def test_patches_that_are_only_noted_are_no_drift(host: FakeNeo) -> None:
 
 
 def test_no_hook_is_left_where_a_pass_ends_with_an_error(host: FakeNeo) -> None:
+    loaded(host)
     asides: list[Any] = []
-    with pytest.raises(RuntimeError, match="ours"), neo_online.strengths_followed(host.unet, asides.append):
+    unet = host.sd_model.forge_objects.unet
+    with pytest.raises(RuntimeError, match="ours"), neo_online.strengths_followed(unet, asides.append):
+        assert host.unet._forward_pre_hooks
         raise RuntimeError("ours")
     assert not host.unet._forward_pre_hooks and asides == []
 
