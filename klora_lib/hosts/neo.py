@@ -159,8 +159,9 @@ FUSED = "linear_input_act"  # the host's function of a layer with the activation
 
 
 def refuse_fused(name: str, block: nn.Module) -> None:
-    """With int8 weights that function takes the layer's weight, and never asks the layer itself."""
+    """With int8 weights, and with fp16 accumulation, that function takes the layer's weight and never asks the layer."""
+    fast = getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
     for child, layer in block.named_children():
-        if getattr(getattr(layer, "weight", None), "storage_dtype", None) == torch.int8:
-            raise HostError(f"{name}.{child} computes its int8 weights together with an activation, where K-LoRA cannot "
-                            "add anything; load the model in another format")  # fmt: skip
+        if fast or getattr(getattr(layer, "weight", None), "storage_dtype", None) == torch.int8:
+            told = "in fp16 accumulation" if fast else "in int8"
+            raise HostError(f"{name}.{child} is computed {told} together with an activation, where K-LoRA cannot add to it")

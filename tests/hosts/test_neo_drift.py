@@ -100,12 +100,16 @@ def linear_input_act(linear: Linear, x: Tensor, act: str) -> Tensor:
     return nn.functional.linear(nn.functional.silu(x), linear.weight.dequantize())
 
 
-def test_layers_that_are_computed_without_being_called_are_refused(host: FakeNeo) -> None:
+def test_layers_that_are_computed_without_being_called_are_refused(host: FakeNeo, monkeypatch: pytest.MonkeyPatch) -> None:
     host.unet.add_module("mlp", Fused(rand(4, 4, seed=1)))
-    with pytest.raises(HostError, match=r"^mlp\.out computes its int8 weights together with an activation"):
+    with pytest.raises(HostError, match=r"^mlp\.out is computed in int8 together with an activation"):
         neo.make().sites()
     host.unet.mlp.out.weight = nn.Parameter(rand(4, 4, seed=1), requires_grad=False)
     assert neo.make().sites()
+    fast = types.SimpleNamespace(allow_fp16_accumulation=True)  # as torch has it since 2.7
+    monkeypatch.setattr(torch.backends.cuda, "matmul", fast)
+    with pytest.raises(HostError, match=r"^mlp\.out is computed in fp16 accumulation together with an activation"):
+        neo.make().sites()
 
 
 class ParameterInt8(nn.Parameter):
