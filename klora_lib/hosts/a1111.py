@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import sys
 import tempfile
@@ -34,6 +35,7 @@ NEEDED = (
     "network_restore_weights_from_backup",
     "network_reset_cached_weight",
 )
+KEPT = ("network_current_names", "network_weights_backup", "network_bias_backup")  # on a layer, by the loader
 
 
 def lacks() -> list[str]:
@@ -47,7 +49,13 @@ def lacks() -> list[str]:
     missing = [name for name in NEEDED if not hasattr(networks, name)]
     if getattr(networks, "originals", None) is None or find_spec("modules_forge") is not None:
         missing.append("layers that merge at their own forward")
-    return missing
+    return missing or [name for name in KEPT if name not in mentioned(networks.network_reset_cached_weight, KEPT)]
+
+
+def mentioned(function: Any, names: tuple[str, ...]) -> set[str]:
+    """Which of ``names`` a function of the loader speaks of; all of them where it has no code that can be looked at."""
+    code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
+    return set(names) if code is None else {*code.co_names, *map(str, code.co_consts)}
 
 
 def make() -> A1111:
@@ -130,7 +138,11 @@ class A1111(Family):
         tagged = [n for n in loaded if n.network_on_disk.name in names]
         loaded[:] = [n for n in loaded if n not in tagged] + [without_modules(n) for n in tagged if n.bundle_embeddings]
         self.key_prompt_cache(network_data, parts)
-        loaded.extend(self.text_network(part) for part in parts if part.file.text)
+        for part in parts:
+            if part.file.text:
+                loaded.append(self.text_network(part))
+                if not loaded[-1].modules:
+                    p.comment(f"K-LoRA: this WebUI found no place for the text encoder part of {part.entry.name!r}")
         self.add_hashes(p, parts)
 
     def text_network(self, part: TextPart) -> Any:

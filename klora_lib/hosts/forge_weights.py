@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.site import Packed
+from .neo_online import acting
 
 
 def packing(module: nn.Module) -> Packed | None:
@@ -27,7 +28,7 @@ def packing(module: nn.Module) -> Packed | None:
         return Packed(f"{type(weight).__name__} weights", shape)
     if getattr(module, "scale_weight", None) is not None:
         return Packed(f"{weight.dtype} weights with a scale", shape)
-    if "weight" in getattr(module, "forge_online_loras", ()):
+    if "weight" in getattr(module, "forge_online_loras", ()) or acting(module):
         return Packed(f"{weight.dtype} weights under a LoRA that acts at every forward", shape)
     return None
 

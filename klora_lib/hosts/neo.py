@@ -1,12 +1,13 @@
 """Forge Neo: a Forge whose patches no longer tell which file they came from.
 
-How it keeps LoRAs has changed three times (patches with a flag, wrappers of a layer's weight, its own schedule of
-these), but one function has always loaded all of them, and told in ``current_lora_hash`` what it had loaded: the pair
-is left out by having that function load the rest again.
+How it keeps LoRAs has changed four times (patches with a flag, wrappers of a layer's weight, its own schedule of
+these, matrices that a layer adds to its output), but one function has always loaded all of them, and told in
+``current_lora_hash`` what it had loaded: the pair is left out by having that function load the rest again.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +21,10 @@ from ..engine.layers import sites_of
 from ..engine.site import Site
 from ..errors import HostError
 from . import forge
-from .contract import TextPart
+from .contract import Aside, TextPart
 from .forge_weights import packing, readable, unpacker
 from .forges import Forges, loaded_loras
+from .neo_online import refuse_unknown, scheduled, strengths_followed, under
 
 NAME = "Forge Neo"
 
@@ -48,8 +50,10 @@ class Neo(Forges):
     reload = forge.Forge.reload
 
     def sites(self) -> Mapping[str, Site]:
-        denoiser = self.model().forge_objects.unet.model.diffusion_model
+        unet = self.model().forge_objects.unet
+        denoiser = unet.model.diffusion_model
         refuse_packed(denoiser)
+        refuse_unknown(unet)
         return sites_of(denoiser, partial(numbers, device=self.device()), packing)
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
@@ -58,12 +62,16 @@ class Neo(Forges):
         Where that changed anything, so is the hash by which the host knows what is loaded.
         """
         parts, model = list(parts), self.model()
+        if changing := [part.entry.name for part in parts if part.entry.path in scheduled(p)]:
+            raise HostError(f"the prompt schedules the weight of {changing[0]!r} over the steps; K-LoRA does that")
         changed = self.leave_out({part.entry.path for part in parts})
         after = model.forge_objects_after_applying_lora
         for part in parts:
             if part.file.text:  # the loader asks for a denoiser too; it gets nothing
                 text, name = dict(part.file.text), f"{part.entry.path} (K-LoRA text encoder)"
-                _, after.clip = self.networks.load_lora_for_models(after.unet, after.clip, text, 0.0, part.te, filename=name)
+                _, after.clip = self.networks.load_lora_for_models(
+                    after.unet, after.clip, text, 0.0, part.te, filename=name, **self.online()
+                )
                 changed = True
         if changed:
             model.forge_objects.unet, model.forge_objects.clip = after.unet, after.clip
@@ -86,6 +94,21 @@ class Neo(Forges):
             raise HostError("this WebUI's LoRA loader has changed: it loads the pair though it was not asked to")
         return True
 
+    def online(self) -> dict[str, bool]:
+        """How the host's loader is told to add a LoRA at every forward ("on-the-fly"), where that is its setting.
+
+        Into packed weights (gguf) it cannot merge one.
+        """
+        if "online_mode" not in inspect.signature(self.networks.load_lora_for_models).parameters:
+            return {}
+        settings = getattr(sys.modules.get("backend.args"), "dynamic_args", None)
+        return {"online_mode": bool(getattr(settings, "online_lora", False))}
+
+    @contextmanager
+    def around_rewrites(self, aside: Aside) -> Iterator[None]:
+        with super().around_rewrites(aside), strengths_followed(self.model().forge_objects.unet, aside):
+            yield
+
     @contextmanager
     def before_refiner(self, p: Any, act: Callable[[], None]) -> Iterator[None]:
         from modules import shared
@@ -99,11 +122,14 @@ class Neo(Forges):
 def numbers(module: nn.Module, device: torch.device) -> Tensor:
     """The weight as the host computes with it: unpacked, under the LoRAs that act at every forward; fp32."""
     weight: Any = module.weight.to(device)  # type: ignore[operator,union-attr]
-    unpack = unpacker(weight)
+    unpack = unpacking(module, weight)
     weight = (unpack(weight) if unpack else weight).detach().float()
-    for act in getattr(module, "weight_function", ()):
-        weight = act(weight)
-    return weight.detach()  # type: ignore[no-any-return]
+    return under(module, weight).detach()
+
+
+def unpacking(module: nn.Module, weight: Any) -> Any:
+    """The host's own function from packed to numbers, the one that a layer has for its patcher included; None without."""
+    return unpacker(weight) or getattr(module, "convert_weight", None)
 
 
 def refuse_packed(denoiser: nn.Module) -> None:
@@ -113,9 +139,29 @@ def refuse_packed(denoiser: nn.Module) -> None:
         raise HostError("this is a Nunchaku (SVDQuant) model, whose fused 4-bit layers take no LoRA of ours")
     for name, module in modules:
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or hasattr(weight, "gguf_cls"):  # Q8_0 is int8 too, and we read it
-            continue
-        if getattr(weight, "storage_dtype", weight.dtype) == torch.int8:
-            raise HostError(f"the model's weights are int8 ({name}), which K-LoRA does not support")
-        if not readable(weight):
-            raise HostError(f"the model's weights are packed as {type(weight).__name__} ({name}), which K-LoRA cannot read")
+        if isinstance(weight, Tensor):
+            refuse_weight(name, module, weight)
+        if FUSED in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
+            refuse_fused(name, module)
+
+
+def refuse_weight(name: str, module: nn.Module, weight: Any) -> None:
+    if hasattr(weight, "gguf_cls"):  # Q8_0 is int8 too, and we read it
+        return
+    if type(weight) in (Tensor, nn.Parameter) and not weight.is_floating_point():
+        raise HostError(f"the model's weights are {str(weight.dtype).removeprefix('torch.')} ({name}), of which K-LoRA "
+                        "does not know the scale")  # fmt: skip
+    if not readable(weight) and unpacking(module, weight) is None:
+        raise HostError(f"the model's weights are packed as {type(weight).__name__} ({name}), which K-LoRA cannot read")
+
+
+FUSED = "linear_input_act"  # the host's function of a layer with the activation before it
+
+
+def refuse_fused(name: str, block: nn.Module) -> None:
+    """With int8 weights, and with fp16 accumulation, that function takes the layer's weight and never asks the layer."""
+    fast = getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
+    for child, layer in block.named_children():
+        if fast or getattr(getattr(layer, "weight", None), "storage_dtype", None) == torch.int8:
+            told = "in fp16 accumulation" if fast else "in int8"
+            raise HostError(f"{name}.{child} is computed {told} together with an activation, where K-LoRA cannot add to it")

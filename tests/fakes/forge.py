@@ -99,13 +99,11 @@ class ModelPatcher:
 
 
 class Clip:
-    def __init__(self, model: TextEncoder):
-        self.cond_stage_model, self.patcher = model, ModelPatcher(model)
+    def __init__(self, model: TextEncoder, patcher: Any):
+        self.cond_stage_model, self.patcher = model, patcher
 
     def clone(self) -> Clip:
-        new = Clip(self.cond_stage_model)
-        new.patcher = self.patcher.clone()
-        return new
+        return Clip(self.cond_stage_model, self.patcher.clone())
 
     def add_patches(self, **kwargs: Any) -> set[str]:
         return self.patcher.add_patches(**kwargs)
@@ -150,6 +148,8 @@ class FakeForge(FakeHost):
     part = "load_lora_for_models"
     accordion_is_a_function = True
     sigma_is_a_timestep = False
+    patcher: type = ModelPatcher
+    online = False  # whether LoRAs are added at every forward
 
     def __init__(self, lora_dir: Path):
         self.wanted = BASE
@@ -161,8 +161,8 @@ class FakeForge(FakeHost):
         return self.sd_model.forge_objects.unet.model.diffusion_model
 
     def load(self, checkpoint: Checkpoint) -> Any:
-        unet = KModel(UNet(seed=checkpoint.seed))
-        objects = Objects(ModelPatcher(unet), Clip(TextEncoder(seed=checkpoint.seed)))
+        unet, text = KModel(UNet(seed=checkpoint.seed)), TextEncoder(seed=checkpoint.seed)
+        objects = Objects(self.patcher(unet), Clip(text, self.patcher(text)))
         return types.SimpleNamespace(
             model=unet,
             forge_objects=objects,
@@ -189,7 +189,7 @@ class FakeForge(FakeHost):
             self.shared.sd_model = self.load(self.wanted)  # type: ignore[attr-defined]
             self.on_gpu.clear()
 
-    def load_networks(self, names: list[str], te: list[float], unet: list[float], dyn: list[int | None]) -> None:
+    def load_networks(self, names: list[str], te: list[float], unet: list[float], dyn: Any = None) -> None:
         """Registers patches, unless the same files and weights were the last that it registered."""
         found, model = self.networks, self.sd_model
         found.loaded_networks.clear()
@@ -198,7 +198,7 @@ class FakeForge(FakeHost):
             on_disk = found.available_network_aliases[name]
             on_disk.read_hash()
             found.loaded_networks.append(types.SimpleNamespace(mentioned_name=name, network_on_disk=on_disk))
-            targets.append([on_disk.filename, unet[i], te[i], False])
+            targets.append([on_disk.filename, unet[i], te[i], self.online])
         if model.current_lora_hash == str(targets):
             return
         model.current_lora_hash = str(targets)

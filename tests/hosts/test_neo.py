@@ -252,7 +252,6 @@ def fused() -> nn.Module:
 @pytest.mark.parametrize(
     ("leaf", "fact"),
     [
-        (with_weight(Packed(torch.int8)), r"the model's weights are int8 \(0\)"),
         (with_weight(torch.zeros(4, 4, dtype=torch.int8)), r"the model's weights are int8 \(0\)"),
         (fused(), "Nunchaku"),
         (with_weight(Unknown(torch.float8_e4m3fn)), r"are packed as Unknown \(0\), which K-LoRA cannot read"),
@@ -270,7 +269,7 @@ def test_nunchakus_flux_hides_its_layers(loader: Loader) -> None:
         neo.make().sites()
 
 
-@pytest.mark.parametrize("weight", [gguf(), Packed(torch.float8_e4m3fn), Packed(torch.uint8)])
+@pytest.mark.parametrize("weight", [gguf(), *(Packed(t) for t in (torch.float8_e4m3fn, torch.uint8, torch.int8))])
 def test_layers_that_can_be_read_are_sites(loader: Loader, weight: Tensor) -> None:
     loader.model.forge_objects.unet.model.diffusion_model = nn.Sequential(with_weight(weight))
     assert [site.module.weight is weight for site in neo.make().sites().values()] == [True]
