@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from klora_lib.errors import KLoraError
 from klora_lib.settings import FIELDS, Settings, named, read_settings
 from klora_lib.webui import panel
 
@@ -132,6 +133,41 @@ def test_beta_follows_the_scale_from_default_to_default(built: tuple[Any, list[A
     assert follow("s*", 1.5, 0.5) == 1.275 and follow("s", 1.5, 1.275) == 0.5
     assert follow("s*", 2.0, 0.5) == 1.7
     assert follow("s*", 1.5, 0.7) == 0.7 and follow("s", 1.5, 0.7) == 0.7, "a number of the user's own stays"
+
+
+EMPTY = (None, "")
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("scale", ["s", "s*"])
+def test_beta_stays_where_it_or_alpha_is_empty(built: tuple[Any, list[Any]], scale: str, empty: Any) -> None:
+    """Without α there is no default to follow to or from; an empty β means the default of any scale."""
+    (follow,) = [f for f in functions(built[0]) if f.__name__ == "follow"]
+    assert follow(scale, 1.5, empty) == empty
+    for beta in (0.5, 0.7, 1.275, empty):
+        assert follow(scale, empty, beta) == beta
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)
+def test_an_emptied_field_is_its_default_or_is_named_in_a_sentence(
+    built: tuple[Any, list[Any]], field: Any, empty: Any
+) -> None:
+    values = {f.name: c.value for f, c in zip(FIELDS, built[1])} | {field.name: empty}
+    try:
+        settings = read_settings(named(list(values.values())))
+    except KLoraError as e:
+        assert str(e) == f"{field.name}: must be {field.accepts}, not {empty!r}"
+    else:
+        assert getattr(settings, field.name) == field.default
+
+
+@pytest.mark.parametrize("text", ["", "nan", "1e999", "None"])
+@pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)
+def test_pasting_what_is_empty_or_no_number_raises_nothing(built: tuple[Any, list[Any]], field: Any, text: str) -> None:
+    """None leaves the component as it is; a LoRA may have any name."""
+    given = {"K-LoRA enabled": "True", field.infotext: text}
+    assert panel.paste(field)(given) in ((text or panel.NONE, panel.NONE) if field.name in ("content", "style") else (None,))
 
 
 def notices(page: Any) -> list[Any]:
