@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import warnings
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import gradio
 import pytest
 
 from klora_lib.errors import KLoraError
@@ -25,8 +27,11 @@ STYLE = Path(__file__).parents[2] / "style.css"
 LISTED = ["conv_only", "other_family", "style", "style_full", "subject", "subject_full"]
 
 
-# as the WebUIs pin them; the second is the environment's own
-WORLDS = {"A1111, gradio 3.41": (FakeA1111, gradio3.installed), "Forge, gradio 4.40": (FakeForge, nullcontext)}
+# as the WebUIs pin them; where the environment's own is gradio 3 no stand-in for it is needed
+REAL_3 = gradio.__version__.startswith("3.")
+WORLDS = {"A1111, gradio 3.41": (FakeA1111, nullcontext if REAL_3 else gradio3.installed)}
+if not REAL_3:
+    WORLDS["Forge, gradio 4.40"] = (FakeForge, nullcontext)
 
 
 @pytest.fixture(params=WORLDS)
@@ -210,6 +215,26 @@ def test_a_keyword_that_gradio_3_does_not_know_is_caught(kind: str, keyword: str
         getattr(gradio, kind)(**arguments)
         with pytest.raises(TypeError, match=keyword):
             getattr(gradio, kind)(**arguments, **{keyword: None})
+
+
+@pytest.mark.skipif(not REAL_3, reason="compares the stand-in with gradio 3, which is not here")
+@pytest.mark.parametrize("kind", [*gradio3.COMPONENTS, *gradio3.LAYOUTS])
+def test_the_stand_in_takes_what_gradio_3_takes(kind: str) -> None:
+    """The same parameters, those by place in the same order; every event; and a listener's."""
+
+    def parameters(signature: inspect.Signature) -> tuple[list[str], set[str]]:
+        places = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
+        return places, {p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+    real = getattr(gradio, kind)
+    ours = gradio3.signature({**gradio3.COMPONENTS, **gradio3.LAYOUTS}[kind])
+    assert parameters(ours) == parameters(inspect.signature(real.__init__))
+    with gradio.Blocks():
+        made = real(**({"label": "More"} if kind == "Accordion" else {}))
+    listeners = {name: getattr(made, name) for name in dir(made) if type(getattr(made, name)).__name__.startswith("Event")}
+    assert set(listeners) == set(gradio3.EVENTS.get(kind, ()))
+    for listener in listeners.values():
+        assert parameters(gradio3.signature(gradio3.LISTENER)) == parameters(inspect.signature(listener.__call__))
 
 
 @pytest.mark.parametrize("keyword", ["js", "show_api", "trigger_mode", "concurrency_limit"])
