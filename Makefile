@@ -5,9 +5,12 @@ BIN = .venv/bin
 DEMO = out/demo
 METHODS = content style direct switch klora
 
-.PHONY: test lint types unit live bench demo evaluation clean
+.PHONY: test test-hosts test-a1111 test-forge lint types unit live bench demo evaluation clean
 
 test: lint types unit
+
+# the same on the versions that the WebUIs pin; an environment of 5 GB each, as PyPI's torch for Linux brings CUDA with it
+test-hosts: test-a1111 test-forge
 
 .venv: .venv/installed
 
@@ -16,6 +19,19 @@ test: lint types unit
 	$(BIN)/python -m pip install --quiet --requirement requirements-test.txt
 	touch $@
 
+HOSTS_PYTHON ?= $(shell for p in python3.10 python3.11 $(PYTHON); do $$p -c "" >/dev/null 2>&1 && break; done; echo $$p)
+HOSTS_TESTS = tests/rule tests/lora tests/map tests/engine tests/devices tests/hosts tests/webui tests/test_settings.py
+
+.venv-a1111/installed .venv-forge/installed: .venv-%/installed: requirements-%.txt
+	@$(HOSTS_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' || { echo "$< needs \
+	Python 3.10 or 3.11, for which its torch is built; $(HOSTS_PYTHON) is not that: make test-$* HOSTS_PYTHON=path" >&2; exit 1; }
+	$(HOSTS_PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+test-a1111 test-forge: test-%: .venv-%/installed
+	.venv-$*/bin/python -m pytest --quiet $(HOSTS_TESTS)
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 
@@ -23,7 +39,7 @@ types: .venv/installed
 	$(BIN)/mypy
 
 # the tests' tensors, and the toy's, are too small to share among threads
-unit live demo evaluation: export OMP_NUM_THREADS = 1
+unit test-a1111 test-forge live demo evaluation: export OMP_NUM_THREADS = 1
 
 unit: .venv/installed
 	$(BIN)/python -m pytest --quiet --ignore=tests/live
@@ -59,5 +75,5 @@ evaluation: .venv/installed
 	$(BIN)/python -m klora_lib report docs/evaluation.md --csv out/evaluation.csv
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis out build dist *.egg-info
+	rm -rf .venv .venv-a1111 .venv-forge .pytest_cache .mypy_cache .ruff_cache .hypothesis out build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,6 +31,10 @@ class Tag:
     te: float
     unet: float
 
+    def __add__(self, other: Tag) -> Tag:
+        """Both tags in one prompt."""
+        return Tag(self.te + other.te, self.unet + other.unet)
+
 
 @dataclass(frozen=True)
 class TextPart:
@@ -81,6 +85,7 @@ class Host(Protocol):
     def take_tags(self, network_data: Any, entries: Iterable[Entry]) -> dict[str, Tag]:
         """Remove the tags of ``entries`` from a prompt's network data, and tell what they said, by entry name.
 
+        A LoRA tagged more than once gets the sum.
         Network data may come again with what we put into it the first time: the answer is the same.
         """
 

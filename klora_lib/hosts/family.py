@@ -57,6 +57,11 @@ class Family:
         return shared.sd_model.sd_checkpoint_info.name_for_extra
 
     def take_tags(self, network_data: Any, entries: Iterable[Entry]) -> dict[str, Tag]:
+        """Two tags of one LoRA both act: their weights are added, as the prompt says and as Forge does.
+
+        A1111 has one object for a LoRA and lists it twice, so that both act with the last tag's weights.  We do not copy
+        that: nobody who writes 0.5 and then 1 asks for 2.
+        """
         names = {e.name for e in entries}
         taken: dict[str, Tag] = {}
         for kind in ("lora", "lyco"):  # the second is an alias of the first
@@ -68,7 +73,7 @@ class Family:
                 if entry is None or entry.name not in names:
                     left.append(params)
                 elif tag := getattr(params, STANDS_FOR) if hasattr(params, STANDS_FOR) else read_tag(params):
-                    taken[entry.name] = tag
+                    taken[entry.name] = taken.get(entry.name, Tag(0.0, 0.0)) + tag
             network_data[kind] = left
         return taken
 

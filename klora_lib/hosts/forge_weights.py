@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.merge import PLAIN
 from ..engine.site import Packed
 from .neo_online import acting
 
@@ -16,6 +17,10 @@ def packing(module: nn.Module) -> Packed | None:
 
     bitsandbytes packs when a weight first meets the GPU: of a streamed layer that is within its first forward, and the
     parameter is replaced then.  Its quant_state knows the shape.  gguf's parameter answers with the shape of its numbers.
+
+    Which LoRAs act at every forward is known only when a pass begins, and we are asked before: until then the layer
+    carries those of the last job.  So a refusal speaks of none of them, and a weight that is not plain is refused by its
+    type alone.
     """
     weight: Any = module.weight
     shape = tuple(weight.shape)
@@ -28,8 +33,9 @@ def packing(module: nn.Module) -> Packed | None:
         return Packed(f"{type(weight).__name__} weights", shape)
     if getattr(module, "scale_weight", None) is not None:
         return Packed(f"{weight.dtype} weights with a scale", shape)
-    if "weight" in getattr(module, "forge_online_loras", ()) or acting(module):
-        return Packed(f"{weight.dtype} weights under a LoRA that acts at every forward", shape)
+    online = "weight" in getattr(module, "forge_online_loras", ()) or acting(module)
+    if online and weight.dtype in PLAIN:
+        return Packed(f"{weight.dtype} weights of a model that adds LoRAs at every forward", shape)
     return None
 
 

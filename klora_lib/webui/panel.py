@@ -103,9 +103,14 @@ def paste(field: Field) -> Callable[[dict[str, str]], Any]:
 
 
 def link_beta(made: dict[str, Any]) -> None:
-    """β follows the scale as long as it stands at the other scale's default."""
+    """β follows the scale as long as it stands at the other scale's default.
 
-    def follow(scale: str, alpha: float, beta: float) -> Any:
+    A field that the user has emptied comes as None.  Without α there is no default; an empty β is already any scale's.
+    """
+
+    def follow(scale: str, alpha: Any, beta: Any) -> Any:
+        if not isinstance(alpha, (int, float)) or not isinstance(beta, (int, float)):  # "" under gradio 3
+            return beta
         ours, others = (0.85 * alpha, 0.5) if scale == "s*" else (0.5, 0.85 * alpha)
         return round(ours, 6) if abs(beta - others) < 1e-6 else beta
 

@@ -72,3 +72,24 @@ def test_what_is_wrong_is_one_line(files: tuple[str, str], capsys: Any, words: l
     assert main(["plan", *(word.format(*files) for word in words)]) == 2
     heard = capsys.readouterr()
     assert heard.err.startswith(sentence) and heard.err.count("\n") == 1 and heard.out == ""
+
+
+def scaled(folder: Path, name: str, size: float) -> str:
+    """A LoRA of random numbers of about this size."""
+    noise = torch.Generator().manual_seed(7)
+    tensors = {}
+    for layer in LAYERS:
+        tensors[f"unet.{layer}.lora_A.weight"] = torch.randn(2, 8, generator=noise) * size
+        tensors[f"unet.{layer}.lora_B.weight"] = torch.randn(8, 2, generator=noise) * size
+    save_file(tensors, folder / f"{name}.safetensors")
+    return str(folder / f"{name}.safetensors")
+
+
+def test_numbers_beyond_fp32_are_one_line_and_never_in_the_json(tmp_path: Path, capsys: Any) -> None:
+    huge, usual, strong, weak = (scaled(tmp_path, f"x{size:g}", size) for size in (1e30, 1.0, 1e18, 1e-18))
+    assert main(["plan", huge, usual]) == 2
+    heard = capsys.readouterr()
+    assert heard.err.startswith("klora: content: ") and "too large for fp32" in heard.err
+    assert heard.err.count("\n") == 1 and heard.out == ""
+    assert main(["plan", strong, weak]) == 0
+    json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))

@@ -1,6 +1,7 @@
 """A stand-in for gradio 3.41.2: the components and events of the panel, with that version's own parameters and no others.
 
-The real one takes what it does not know with a warning and does nothing with it; here that is an error.
+The real one takes what it does not know with a warning and does nothing with it; here that is an error.  Used where no
+real gradio 3 is installed; where one is (`make test-a1111`), the panel's tests run on that, and compare the two.
 """
 
 from __future__ import annotations

@@ -127,6 +127,17 @@ def test_tags_are_read_as_the_host_reads_them(host: FakeA1111, tag: str, weights
     assert [t.items[0] for tags in data.values() for t in tags] == ["conv_only"]
 
 
+@pytest.mark.parametrize("kinds", [("lora", "lora"), ("lora", "lyco")])
+def test_a_lora_tagged_twice_acts_with_the_sum_of_its_tags(host: FakeA1111, kinds: tuple[str, str]) -> None:
+    """In both parts, under whatever name, and no less where both tags say the same."""
+    one, two = kinds
+    _, data = parse_prompt(f"<{one}:subject_full:0.5:0.25> a <{two}:subject_full:te=1:unet=-2> <lora:style_full:0.5>")
+    assert detect().take_tags(data, entries(host)) == {"subject_full": Tag(1.5, -1.75), "style_full": Tag(0.5, 0.5)}
+    assert not any(data.values())
+    _, data = parse_prompt(f"<{one}:style_full:0.5><{two}:style_full:0.5>")
+    assert detect().take_tags(data, entries(host)) == {"style_full": Tag(1.0, 1.0)}
+
+
 def prompted(host: FakeA1111) -> Processing:
     p = Processing(host)
     p.prompts, p.seeds = [p.prompt], [p.seed]
@@ -158,7 +169,7 @@ def test_a_tag_is_read_as_it_was_written(host: FakeA1111) -> None:
         detect().take_tags(data, entries(host))
 
 
-@pytest.mark.parametrize("tag", ["", "<lora:subject_full:0.5:0.2>"])
+@pytest.mark.parametrize("tag", ["", "<lora:subject_full:0.5:0.2>", "<lora:subject_full:0:0.5><lora:subject_full:0.5:-0.3>"])
 def test_network_data_that_comes_again_says_the_same(host: FakeA1111, tag: str) -> None:
     """Hires and the refiner activate what already holds our own tags, whose denoiser weight is 0."""
     p, (_, data) = prompted(host), parse_prompt(f"a {tag} <lora:conv_only:0.3>")

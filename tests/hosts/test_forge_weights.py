@@ -11,9 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from klora_lib.engine.bypass import Bypassed
 from klora_lib.engine.layers import sites_of
-from klora_lib.engine.site import Packed, Site
+from klora_lib.engine.merge import Merged
+from klora_lib.engine.session import Placed, Session
+from klora_lib.engine.site import Load, Loads, Packed, Site
+from klora_lib.errors import HostError
 from klora_lib.hosts.forge_weights import numbers, packing
+from klora_lib.lora.deltas import Lora
+from klora_lib.rule.selectors import CONTENT
 
 from ..engine.storages import IN, OUT, Cast, Linear4bit, LinearGGUF, ParameterGGUF, Params4bit, base, pack, unpack
 
@@ -81,13 +87,41 @@ def test_each_packing_is_named_and_has_the_shape_of_its_numbers(kind: str) -> No
     assert Site(layer(kind), None, packed=packing(layer(kind))).shape == SHAPE
 
 
-def test_a_lora_that_acts_at_every_forward() -> None:
-    """With one on the bias alone the weight is as plain as before."""
+def actor(module: nn.Module, engine: str) -> object:
+    loads = Loads(Load(Lora(torch.ones(OUT, 1), torch.ones(1, IN), 1.0, SHAPE), 1.0), None)
+    placed = Placed(None, CONTENT, Site(module, None, partial(numbers, device=CPU), packing(module)), loads)
+    return Session(None, [placed], engine, CPU).actors[0]  # type: ignore[arg-type]  # never advanced
+
+
+def refusal(module: nn.Module) -> str:
+    """Of merge; "" where it merges."""
+    try:
+        assert isinstance(actor(module, "merge"), Merged)
+    except HostError as e:
+        return str(e)
+    return ""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "plain"])
+def test_a_refusal_to_merge_names_no_lora(kind: str) -> None:
+    """One that acts at every forward may be the last job's: before a pass, the host has not taken it away yet."""
+    module = layer(kind)
+    alone = refusal(module)
+    assert alone == f"engine: merge cannot write {KINDS[kind] or 'torch.float8_e4m3fn weights'}; choose auto or bypass"
+    for name in ("bias", "weight"):
+        module.forge_online_loras = {name: []}  # type: ignore[assignment]
+        assert refusal(module) == alone and isinstance(actor(module, "auto"), Bypassed)
+
+
+def test_a_plain_weight_under_a_lora_that_acts_at_every_forward() -> None:
+    """It is added beside, as DoRA acts on what the layer computes with.  One on the bias alone changes nothing."""
     module = layer("plain")
     module.forge_online_loras = {"bias": []}  # type: ignore[assignment]
-    assert packing(module) is None
+    assert packing(module) is None and refusal(module) == "" and isinstance(actor(module, "auto"), Merged)
     module.forge_online_loras = {"weight": []}  # type: ignore[assignment]
-    assert packing(module) == Packed("torch.float16 weights under a LoRA that acts at every forward", SHAPE)
+    assert isinstance(actor(module, "auto"), Bypassed) and packing(module).shape == SHAPE
+    mode = "torch.float16 weights of a model that adds LoRAs at every forward"
+    assert refusal(module) == f"engine: merge cannot write {mode}; choose auto or bypass"
 
 
 @pytest.mark.parametrize("kind", KINDS)

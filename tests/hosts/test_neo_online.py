@@ -214,5 +214,5 @@ def test_a_plain_weight_under_such_a_lora_is_not_written(host: FakeNeo) -> None:
     packed = {type(s.module): s.packed.kind for s in neo.make().sites().values() if s.packed}
     assert packed == {
         Linear: "QuantizedTensor weights",
-        PlainConv2d: "torch.float32 weights under a LoRA that acts at every forward",
+        PlainConv2d: "torch.float32 weights of a model that adds LoRAs at every forward",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import warnings
@@ -10,8 +11,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import gradio
 import pytest
 
+from klora_lib.errors import KLoraError
 from klora_lib.settings import FIELDS, Settings, named, read_settings
 from klora_lib.webui import panel
 
@@ -24,8 +27,11 @@ STYLE = Path(__file__).parents[2] / "style.css"
 LISTED = ["conv_only", "other_family", "style", "style_full", "subject", "subject_full"]
 
 
-# as the WebUIs pin them; the second is the environment's own
-WORLDS = {"A1111, gradio 3.41": (FakeA1111, gradio3.installed), "Forge, gradio 4.40": (FakeForge, nullcontext)}
+# as the WebUIs pin them; where the environment's own is gradio 3 no stand-in for it is needed
+REAL_3 = gradio.__version__.startswith("3.")
+WORLDS = {"A1111, gradio 3.41": (FakeA1111, nullcontext if REAL_3 else gradio3.installed)}
+if not REAL_3:
+    WORLDS["Forge, gradio 4.40"] = (FakeForge, nullcontext)
 
 
 @pytest.fixture(params=WORLDS)
@@ -134,6 +140,41 @@ def test_beta_follows_the_scale_from_default_to_default(built: tuple[Any, list[A
     assert follow("s*", 1.5, 0.7) == 0.7 and follow("s", 1.5, 0.7) == 0.7, "a number of the user's own stays"
 
 
+EMPTY = (None, "")
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("scale", ["s", "s*"])
+def test_beta_stays_where_it_or_alpha_is_empty(built: tuple[Any, list[Any]], scale: str, empty: Any) -> None:
+    """Without α there is no default to follow to or from; an empty β means the default of any scale."""
+    (follow,) = [f for f in functions(built[0]) if f.__name__ == "follow"]
+    assert follow(scale, 1.5, empty) == empty
+    for beta in (0.5, 0.7, 1.275, empty):
+        assert follow(scale, empty, beta) == beta
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)
+def test_an_emptied_field_is_its_default_or_is_named_in_a_sentence(
+    built: tuple[Any, list[Any]], field: Any, empty: Any
+) -> None:
+    values = {f.name: c.value for f, c in zip(FIELDS, built[1])} | {field.name: empty}
+    try:
+        settings = read_settings(named(list(values.values())))
+    except KLoraError as e:
+        assert str(e) == f"{field.name}: must be {field.accepts}, not {empty!r}"
+    else:
+        assert getattr(settings, field.name) == field.default
+
+
+@pytest.mark.parametrize("text", ["", "nan", "1e999", "None"])
+@pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)
+def test_pasting_what_is_empty_or_no_number_raises_nothing(built: tuple[Any, list[Any]], field: Any, text: str) -> None:
+    """None leaves the component as it is; a LoRA may have any name."""
+    given = {"K-LoRA enabled": "True", field.infotext: text}
+    assert panel.paste(field)(given) in ((text or panel.NONE, panel.NONE) if field.name in ("content", "style") else (None,))
+
+
 def notices(page: Any) -> list[Any]:
     return [b for b in page.blocks.values() if is_a("Markdown", b)]
 
@@ -174,6 +215,26 @@ def test_a_keyword_that_gradio_3_does_not_know_is_caught(kind: str, keyword: str
         getattr(gradio, kind)(**arguments)
         with pytest.raises(TypeError, match=keyword):
             getattr(gradio, kind)(**arguments, **{keyword: None})
+
+
+@pytest.mark.skipif(not REAL_3, reason="compares the stand-in with gradio 3, which is not here")
+@pytest.mark.parametrize("kind", [*gradio3.COMPONENTS, *gradio3.LAYOUTS])
+def test_the_stand_in_takes_what_gradio_3_takes(kind: str) -> None:
+    """The same parameters, those by place in the same order; every event; and a listener's."""
+
+    def parameters(signature: inspect.Signature) -> tuple[list[str], set[str]]:
+        places = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
+        return places, {p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+    real = getattr(gradio, kind)
+    ours = gradio3.signature({**gradio3.COMPONENTS, **gradio3.LAYOUTS}[kind])
+    assert parameters(ours) == parameters(inspect.signature(real.__init__))
+    with gradio.Blocks():
+        made = real(**({"label": "More"} if kind == "Accordion" else {}))
+    listeners = {name: getattr(made, name) for name in dir(made) if type(getattr(made, name)).__name__.startswith("Event")}
+    assert set(listeners) == set(gradio3.EVENTS.get(kind, ()))
+    for listener in listeners.values():
+        assert parameters(gradio3.signature(gradio3.LISTENER)) == parameters(inspect.signature(listener.__call__))
 
 
 @pytest.mark.parametrize("keyword", ["js", "show_api", "trigger_mode", "concurrency_limit"])

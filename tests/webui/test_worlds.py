@@ -49,6 +49,22 @@ def test_a_tag_of_the_pair_supplies_its_weight(host: FakeHost) -> None:
     assert torch.equal(tagged, process_images(job(host, asked)).images[0])
 
 
+def test_two_tags_of_one_lora_are_both_there(host: FakeHost) -> None:
+    """With hires, which activates the prompt's networks again."""
+    hires = dict(enable_hr=True, hr_second_pass_steps=4)
+    asked = {**FULL, "method": "direct", "style_weight": 0.75, "style_te_weight": 0.5}
+    prompt = "a cat<lora:style_full:0.25:1><lora:style_full:0.25:-0.25>"
+    tagged = process_images(job(host, {**FULL, "method": "direct"}, prompt=prompt, **hires)).images[0]
+    assert torch.equal(tagged, process_images(job(host, asked, **hires)).images[0])
+
+
+def test_forge_too_adds_both_tags(forge: FakeForge) -> None:
+    prompt = "a cat<lora:style_full:0.25><lora:style_full:0.5>"
+    asked = {**FULL, "method": "style", "content_te_weight": 0.0}
+    image = process_images(job(forge, asked, prompt=prompt)).images[0]
+    assert torch.allclose(image, process_images(plain(forge, prompt=prompt)).images[0], atol=1e-5)
+
+
 def test_plain_images_before_and_after_are_the_same(host: FakeHost) -> None:
     """With the tags of the pair in the prompt too: what a loader remembers of our job must not keep it from loading."""
     prompts = ("a cat", "a cat<lora:subject_full:1>", "a cat<lora:subject:0.5><lora:style:1>")
