@@ -139,7 +139,7 @@ def offloaded_norm(site: Site) -> Site:
 LAST_NORM, MAKERS_LAST_NORM = "norm_out.linear", "final_layer.adaLN_modulation.1"
 
 
-def in_diffusers_order(pair: Pair, there: dict[str, Site]) -> Pair:
+def in_diffusers_order(pair: Pair, there: Mapping[str, Site]) -> Pair:
     """The pair with the rows that core.rows put into the makers' order back in diffusers', under diffusers' names."""
     renamed = LAST_NORM in there and MAKERS_LAST_NORM not in there
     return replace(

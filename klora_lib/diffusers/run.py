@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import infotext
-from ..engine.fit import place
-from ..engine.memory import SAMPLING, MemoryBudget
+from ..engine.fusion import Fusion, Target, fuse_files, roles_named
+from ..engine.memory import SAMPLING
 from ..engine.sampling import SamplingPass
-from ..engine.session import Placed, Session
+from ..engine.session import Session
 from ..engine.standing import standing
-from ..errors import HostError, PairError, SettingsError
+from ..errors import HostError, SettingsError
 from ..rule.cache import Library
-from ..rule.pairing import Pair
-from ..rule.plan import Plan, make_plan
-from ..rule.scoring import Scores
 from ..settings import Settings, read_settings, shown
 from .calls import around_calls, before_forward, count_steps, occupied
 from .clock import Clock, train_timesteps
@@ -39,11 +36,9 @@ class Run:
     passes: the sampling passes so far.  notes: what of the pair has no place here.
     """
 
-    def __init__(self, pipe: Any, settings: Settings, pair: Pair, scores: Scores, seed: int, callback: Callback | None):
+    def __init__(self, pipe: Any, fusion: Fusion, seed: int, callback: Callback | None):
         self.pipe = pipe
-        self.settings = settings
-        self.pair = pair
-        self.scores = scores
+        self.fusion = fusion
         self.seed = seed
         self.callback = callback
         self.denoiser = denoiser_of(pipe)
@@ -51,6 +46,10 @@ class Run:
         self.notes: list[str] = []
         self.strength: float | None = None  # of the pipeline call that is running
         self.clock: Clock | None = None
+
+    @property
+    def settings(self) -> Settings:
+        return self.fusion.settings
 
     def infotext(self) -> str:
         """What a WebUI would write of these settings into the image: `K-LoRA content: …, K-LoRA style: …`."""
@@ -102,20 +101,19 @@ class Run:
 
     def open(self, clock: Clock, reserve: int) -> None:
         """Plan the pass and place the pair on the denoiser as it is now."""
-        plan = make_plan(self.pair, self.scores, self.settings, clock.whole, self.seed)
-        placed, _ = self.place(plan)
-        self.passes.append(SamplingPass(plan, self.new_session(plan, placed, reserve)))
+        session, _ = self.new_session(self.target(reserve), clock.whole)
+        self.passes.append(SamplingPass(session))
         self.clock = clock
 
-    def place(self, plan: Plan) -> tuple[list[Placed], list[str]]:
-        (_, content), (_, style) = self.settings.weights
-        return place(plan, self.pair, sites(self.denoiser), (content, style), type(self.pipe).__name__)
+    def target(self, reserve: int = SAMPLING) -> Target:
+        return target(self.pipe, self.denoiser, reserve)
 
-    def new_session(self, plan: Plan, placed: list[Placed], reserve: int = SAMPLING) -> Session:
+    def new_session(self, target: Target, steps: int) -> tuple[Session, list[str]]:
         """Raises HostError where the engine cannot work on the denoiser; nothing is changed yet."""
-        session = Session(plan, placed, self.settings.engine, device_of(self.pipe, self.denoiser), reserve)
+        (_, content), (_, style) = self.settings.weights
+        session, missing = self.fusion.open(target, (content, style), steps, self.seed)
         refuse_hooks(session.actors, self.denoiser)
-        return session
+        return session, missing
 
     def close(self) -> None:
         """The denoiser as it was; safe to call again."""
@@ -149,7 +147,7 @@ def klora(
     if not chosen.enabled:
         yield run
         return
-    texts, missing = text_actors(pipe, run.pair, chosen, device_of(pipe, run.denoiser))
+    texts, missing = text_actors(pipe, run.fusion.pair, chosen, device_of(pipe, run.denoiser))
     run.notes += told(missing, "the text encoders")
     for note in run.notes:
         logging.getLogger(__name__).warning("K-LoRA: %s", note)
@@ -177,20 +175,18 @@ def prepare(
         raise HostError("a klora block is already open on this pipeline; close it first")
     if paths[0].resolve() == paths[1].resolve():
         raise SettingsError(f"must be another LoRA than content, both are {paths[0].stem!r}", "style")
-    files = library.read_both(*((path, path.stem) for path in paths))
-    device = device_of(pipe, denoiser)
-    try:
-        there = sites(denoiser)
-        pair = library.pair(*files)
-        scores = library.score(pair, settings.k, device, MemoryBudget.on(device).free)
-        run = Run(pipe, settings, in_diffusers_order(pair, there), scores, seed, callback)
-        plan = make_plan(run.pair, scores, settings, 1, seed)
-        placed, missing = run.place(plan)
-        run.new_session(plan, placed)  # never advanced: only to hear whether the engine can
-    except PairError as e:
-        raise e if e.field else e.about("content and style") from None
+    loaded = target(pipe, denoiser)
+    content, style = ((path, path.stem) for path in paths)
+    fusion = fuse_files(library, (content, style), settings, loaded, lambda pair: in_diffusers_order(pair, loaded.sites))
+    run = Run(pipe, fusion, seed, callback)
+    with roles_named():
+        _, missing = run.new_session(loaded, 1)  # never advanced: only to hear whether it fits, and the engine can
     run.notes += told(missing, f"the {type(bare(denoiser)).__name__}")
     return run
+
+
+def target(pipe: Any, denoiser: nn.Module, reserve: int = SAMPLING) -> Target:
+    return Target(sites(denoiser), type(pipe).__name__, device_of(pipe, denoiser), reserve)
 
 
 def as_path(file: Any, role: str) -> Path:

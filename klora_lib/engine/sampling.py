@@ -14,17 +14,20 @@ from .session import Session
 
 
 class SamplingPass:
-    """A plan's session on the loaded model, and what a sampler made of it.
+    """A session on the loaded model, and what a sampler made of it.
 
     progress: in [0, 1), at each denoiser call that we heard of.  It belongs to the thread that opened it.
     """
 
-    def __init__(self, plan: Plan, session: Session):
-        self.plan = plan
+    def __init__(self, session: Session):
         self.session = session
         self.progress: list[float] = []
         self.thread = threading.get_ident()
         self.ended_early = False
+
+    @property
+    def plan(self) -> Plan:
+        return self.session.plan
 
     @property
     def closed(self) -> bool:

@@ -9,17 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from ..engine.fit import place
-from ..engine.memory import MemoryBudget
+from ..engine.fusion import Fusion, Target, fuse_files, roles_named
 from ..engine.sampling import SamplingPass
-from ..engine.session import Session
-from ..errors import HostError, KLoraError, PairError, SettingsError, all_offenders
+from ..errors import HostError, KLoraError, SettingsError, all_offenders
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..rule.cache import Library
 from ..rule.pairing import Pair
-from ..rule.plan import make_plan
 from ..rule.schedule import step_progress, whole_steps
-from ..rule.scoring import Scores
 from ..settings import Settings
 
 ROLES = ("content", "style")
@@ -32,8 +28,7 @@ class Job:
     host: Host
     settings: Settings
     entries: tuple[Entry, Entry]  # content, style
-    pair: Pair
-    scores: Scores
+    fusion: Fusion
     tags: dict[str, Tag] = field(default_factory=dict)  # of the current pass, by entry name
     heard_networks: bool = False
     passes: list[SamplingPass] = field(default_factory=list)
@@ -41,6 +36,10 @@ class Job:
     by_noise: bool = False
     start: float = 0.0
     error: BaseException | None = None
+
+    @property
+    def pair(self) -> Pair:
+        return self.fusion.pair
 
     @property
     def current(self) -> SamplingPass | None:
@@ -93,20 +92,19 @@ class Job:
 
     def open(self, p: Any, steps: int) -> SamplingPass:
         """Plan the pass and place the pair on the model as it is loaded now.  Raises PairError where it does not fit."""
-        host, settings = self.host, self.settings
-        self.by_noise = settings.progress == "noise" or not host.fixed_steps(p)
+        host = self.host
+        self.by_noise = self.settings.progress == "noise" or not host.fixed_steps(p)
         self.start = host.start(p)
-        plan = make_plan(self.pair, self.scores, settings, whole_steps(steps, self.start), int(p.seeds[0]))
         content, style = (unet for _, unet in self.weights())
-        placed, missing = place(plan, self.pair, host.sites(), (content, style), host.checkpoint())
+        steps = whole_steps(steps, self.start)
+        session, missing = self.fusion.open(target(host, p), (content, style), steps, int(p.seeds[0]))
         if missing:
             told = f"{len(missing)}, {missing[0]} among them"
             p.comment(f"K-LoRA: layers of the pair that are not in {host.checkpoint()!r}: {told}")
         if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
-        host.settle(site.site.module for site in placed)
-        session = Session(plan, placed, settings.engine, host.device(), host.sampling_memory(p))
-        self.passes.append(SamplingPass(plan, session))
+        host.settle(actor.site.module for actor in session.actors)
+        self.passes.append(SamplingPass(session))
         return self.passes[-1]
 
     def advance(self, params: Any) -> None:
@@ -190,20 +188,19 @@ class Job:
             each.close()
 
 
+def target(host: Host, p: Any) -> Target:
+    return Target(host.sites(), host.checkpoint(), host.device(), host.sampling_memory(p))
+
+
 def prepare(host: Host, library: Library, settings: Settings, p: Any) -> Job:
     """Read, pair, score and plan, and see whether the loaded model fits.  Raises a KLoraError before anything changed."""
-    device, reserve = host.device(), host.sampling_memory(p)
     entries = found_entries(host, settings)
-    files = library.read_both(*((entry.path, entry.name) for entry in entries))
-    try:
-        pair = library.pair(*files)
-        scores = library.score(pair, settings.k, device, MemoryBudget.on(device, reserve).free)
-        plan = make_plan(pair, scores, settings, p.steps)
-        placed, _ = place(plan, pair, host.sites(), (1.0, 1.0), host.checkpoint())
-    except PairError as e:
-        raise e if e.field else e.about("content and style") from None
-    Session(plan, placed, settings.engine, device, reserve)  # never advanced: only to hear whether the engine can
-    return Job(host, settings, entries, pair, scores)
+    content, style = ((entry.path, entry.name) for entry in entries)
+    loaded = target(host, p)
+    fusion = fuse_files(library, (content, style), settings, loaded)
+    with roles_named():
+        fusion.open(loaded, (1.0, 1.0), p.steps)  # never advanced: only to hear whether it fits, and the engine can
+    return Job(host, settings, entries, fusion)
 
 
 def found_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:

@@ -1,0 +1,77 @@
+"""A pair, ready to act on a model: what a WebUI's job and a pipeline's block have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import PairError
+from ..rule.cache import Library
+from ..rule.pairing import Pair
+from ..rule.plan import make_plan
+from ..rule.scoring import Scores
+from ..settings import Settings
+from .fit import place
+from .memory import MemoryBudget
+from .session import Session
+from .site import Site
+
+Listed = tuple[str | os.PathLike[str], str]  # a file's path, and the name by which messages call it
+
+
+@dataclass(frozen=True)
+class Target:
+    """The loaded denoiser, as it is now."""
+
+    sites: Mapping[str, Site]  # its layers by canonical name
+    name: str  # what messages call it
+    device: torch.device  # where it computes
+    reserve: int  # bytes of the device to leave to the sampling
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Two LoRAs read, aligned and scored, under one set of settings."""
+
+    pair: Pair
+    scores: Scores
+    settings: Settings
+
+    def open(self, target: Target, weights: tuple[float, float], steps: int, seed: int = 0) -> tuple[Session, list[str]]:
+        """A session on ``target`` for a pass of ``steps`` sampler steps, and the pair's layers that it does not have.
+
+        Nothing is changed before the session advances.
+        Args: weights: the user's denoiser weights of content and style.  seed: the image's.
+        Raises PairError where the pair does not fit, HostError where the engine cannot act there.
+        """
+        plan = make_plan(self.pair, self.scores, self.settings, steps, seed)
+        placed, missing = place(plan, self.pair, target.sites, weights, target.name)
+        return Session(plan, placed, self.settings.engine, target.device, target.reserve), missing
+
+
+def fuse_files(
+    library: Library, files: tuple[Listed, Listed], settings: Settings, target: Target,
+    arrange: Callable[[Pair], Pair] = lambda pair: pair,
+) -> Fusion:  # fmt: skip
+    """Read and score content and style.  ``arrange``: puts the pair's rows into the order of the target.
+
+    Raises LoraFileError and PairError that name the role.
+    """
+    content, style = library.read_both(*files)
+    with roles_named():
+        pair = library.pair(content, style)
+        free = MemoryBudget.on(target.device, target.reserve).free
+        return Fusion(arrange(pair), library.score(pair, settings.k, target.device, free), settings)
+
+
+@contextmanager
+def roles_named() -> Iterator[None]:
+    """A PairError that blames no setting blames both LoRAs."""
+    try:
+        yield
+    except PairError as e:
+        raise e if e.field else e.about("content and style") from None
