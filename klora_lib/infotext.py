@@ -21,7 +21,7 @@ def write(settings: Settings) -> dict[str, str]:
         for name, value in values.items()
         if name in ALWAYS or (name not in NEVER and value != BY_NAME[name].default)
     }
-    return {BY_NAME[name].infotext: text(value) for name, value in kept.items()}
+    return {BY_NAME[name].infotext: format_value(value) for name, value in kept.items()}
 
 
 def stamp(p: Any, settings: Settings) -> None:
@@ -35,16 +35,16 @@ def withdraw(p: Any) -> None:
     p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if not k.startswith(STEM)}
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def joined(params: Mapping[str, Any]) -> str:
+def join(params: Mapping[str, Any]) -> str:
     """`name: value, name: value`, as a WebUI writes the last line of an image's parameters and reads it again."""
-    return ", ".join(f"{name}: {quoted(text(value))}" for name, value in params.items())
+    return ", ".join(f"{name}: {quote(format_value(value))}" for name, value in params.items())
 
 
-def quoted(value: str) -> str:
+def quote(value: str) -> str:
     """A value that a reader would take for several, as JSON."""
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
 

@@ -214,7 +214,7 @@ BY_NAME: Mapping[str, Field] = {f.name: f for f in FIELDS}
 def read_settings(given: Mapping[str, Any]) -> Settings:
     """Settings from names and raw values; names left out take their default. Raises SettingsError with all offenders."""
     errors: list[KLoraError] = [
-        SettingsError(f"is not a K-LoRA setting; there are {', '.join(BY_NAME)}", shown(name))
+        SettingsError(f"is not a K-LoRA setting; there are {', '.join(BY_NAME)}", quote_value(name))
         for name in given
         if name not in BY_NAME
     ]
@@ -225,20 +225,20 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         try:
             values[name] = BY_NAME[name].read(value)
         except (ValueError, TypeError, OverflowError):
-            errors.append(SettingsError(f"must be {BY_NAME[name].accepts}, not {shown(value)}", name))
+            errors.append(SettingsError(f"must be {BY_NAME[name].accepts}, not {quote_value(value)}", name))
     if errors:
         raise all_offenders(errors)
     return Settings(**values)
 
 
-def named(args: Sequence[Any]) -> dict[str, Any]:
+def name_arguments(args: Sequence[Any]) -> dict[str, Any]:
     """A script's arguments by name: a single dict (API), or one value per field in the order of FIELDS."""
     if args and isinstance(args[0], Mapping):
         return dict(args[0])
     return {f.name: value for f, value in zip(FIELDS, args)}
 
 
-def shown(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """A user's value inside a sentence: short, one line, and safe to put into JSON."""
     try:
         text = repr(value)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klora_lib.errors import KLoraError, SettingsError
-from klora_lib.settings import BY_NAME, FIELDS, Field, Settings, named, read_settings
+from klora_lib.settings import BY_NAME, FIELDS, Field, Settings, name_arguments, read_settings
 
 # as the contract lists them; appended since: switch_every
 CONTRACT = [
@@ -103,10 +103,10 @@ def test_beta_follows_scale_and_alpha_until_it_is_given() -> None:
 
 def test_positional_values_are_the_table_in_order() -> None:
     values = [f.default for f in FIELDS]
-    assert read_settings(named(values)) == Settings()
-    assert named([True, "cat"]) == {"enabled": True, "content": "cat"}
-    assert named([{"content": "cat"}, "left over"]) == {"content": "cat"}
-    assert named([]) == {}
+    assert read_settings(name_arguments(values)) == Settings()
+    assert name_arguments([True, "cat"]) == {"enabled": True, "content": "cat"}
+    assert name_arguments([{"content": "cat"}, "left over"]) == {"content": "cat"}
+    assert name_arguments([]) == {}
 
 
 # --- refusals ---

@@ -18,9 +18,9 @@ from ..evaluation.metrics import ClipAndDino, Metric, pictures
 from ..evaluation.run import Lora, Sampling, Task, Worker, Workers, here, on_ray
 from ..evaluation.table import Scored, as_csv, markdown, table
 from ..rule.cache import Library
-from ..settings import METHODS, shown
+from ..settings import METHODS, quote_value
 from . import files
-from .options import add_settings, given_settings, real, size, whole
+from .options import add_settings, given_settings, read_number, read_size, read_whole_number
 from .render import DRAWN, add_sampling, read_methods
 
 JUDGED = (64, 64)  # the size of an image that the toy's judge can look at
@@ -53,7 +53,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     metric = read_metric(args)
     model = args.model if args.model == "toy" else os.path.abspath(args.model)
     make = partial(make_worker, model, args.device, args.dtype, args.sampler, metric, sampling)
-    with files.folder(args.out) as out:
+    with files.open_folder(args.out) as out:
         workers: Workers = on_ray(make, args.ray) if args.ray else here(make)
         scored: list[Scored] = []
         for number, images in enumerate(workers(tasks), 1):
@@ -64,8 +64,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
             )
         text = markdown(table(scored))
         print(text, end="", flush=True)  # before a full disk can lose it
-        files.write(out / "evaluation.md", text.encode())
-        files.write(out / "evaluation.csv", as_csv(scored).encode())
+        files.write_file(out / "evaluation.md", text.encode())
+        files.write_file(out / "evaluation.csv", as_csv(scored).encode())
 
 
 def make_worker(
@@ -88,18 +88,18 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
     return Sampling(
         args.prompt if toy is None or args.prompt is not None else toy.prompt("{content}", "{style}"),
         args.negative_prompt,
-        whole(getattr(toy, "STEPS", 30) if args.steps is None else args.steps, "steps", 1, 1000),
-        real(getattr(toy, "GUIDANCE", None) if args.cfg is None else args.cfg, "cfg", 0, 100),
-        size(args.size),
+        read_whole_number(getattr(toy, "STEPS", 30) if args.steps is None else args.steps, "steps", 1, 1000),
+        read_number(getattr(toy, "GUIDANCE", None) if args.cfg is None else args.cfg, "cfg", 0, 100),
+        read_size(args.size),
     )
 
 
 def read_tasks(args: argparse.Namespace) -> Iterator[Task]:
     """Methods × pairs.  Every file is read once here, before a model is loaded for nothing."""
     settings = given_settings(args, DRAWN)
-    first = whole(args.seed, "seed", 0, 2**63 - 100001)
-    seeds = tuple(range(first, first + whole(args.count, "count", 1, 100000)))
-    batch = whole(args.batch, "batch", 1, 1000)
+    first = read_whole_number(args.seed, "seed", 0, 2**63 - 100001)
+    seeds = tuple(range(first, first + read_whole_number(args.count, "count", 1, 100000)))
+    batch = read_whole_number(args.batch, "batch", 1, 1000)
     contents, styles = read_loras(args, "content"), read_loras(args, "style")
     library = Library()
     for content in contents:
@@ -141,7 +141,7 @@ def read_metric(args: argparse.Namespace) -> Any:
     given = {name: getattr(args, name) for name in ("references", "clip", "dino")}
     loras = {role: read_loras(args, role) for role in ("content", "style")}
     if args.model == "toy" and not any(given.values()):
-        judged(loras, size(args.size))
+        judged(loras, read_size(args.size))
         return judge_scores
     if lacking := [name for name, value in given.items() if not value]:
         raise SettingsError("is needed to score images", lacking[0])
@@ -157,8 +157,8 @@ def judged(loras: Mapping[str, Sequence[Lora]], size: tuple[int, int] | None) ->
         known = [name for name, its in pipelines.toy().loras().items() if its == role]
         if strange := [lora.name for lora in own if lora.name not in known]:
             raise SettingsError(
-                f"the toy's judge knows {', '.join(known)}, not {shown(' '.join(strange))}: give --references, --clip and "
-                "--dino for others", role
+                f"the toy's judge knows {', '.join(known)}, not {quote_value(' '.join(strange))}: give --references, --clip "
+                "and --dino for others", role
             )  # fmt: skip
     if size not in (None, JUDGED):
         raise SettingsError("the toy's judge looks at images of 64x64 only", "size")

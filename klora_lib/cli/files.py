@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..errors import SettingsError
 
 
-def write(path: str | os.PathLike[str], data: bytes) -> None:
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """All of ``data`` at ``path``, or nothing there."""
     partial = f"{path}.{os.getpid()}.partial"
     try:
@@ -29,7 +29,7 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
             os.remove(partial)
 
 
-def png(picture: Image.Image, parameters: str = "") -> bytes:
+def encode_png(picture: Image.Image, parameters: str = "") -> bytes:
     """A PNG, with ``parameters`` in the text chunk of that name, where WebUIs write and look for an image's making."""
     chunk = PngInfo()
     if parameters:
@@ -40,7 +40,7 @@ def png(picture: Image.Image, parameters: str = "") -> bytes:
 
 
 @contextmanager
-def folder(path: str) -> Iterator[Path]:
+def open_folder(path: str) -> Iterator[Path]:
     """The folder at ``path``, there and writable; made where it is missing, and gone again if nothing came into it."""
     out = Path(path)
     made: list[Path] = []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import evaluate, plan, render, report, ui
-from .options import Parser, exit_status
+from .options import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(argv)
         args.run(args)
 
-    return exit_status(run)
+    return run_command(run)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import KLoraError, SettingsError
-from ..settings import BY_NAME, Settings, read_settings, shown
+from ..settings import BY_NAME, Settings, quote_value, read_settings
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         raise SettingsError(message)
 
 
-def exit_status(act: Callable[[], None]) -> int:
+def run_command(act: Callable[[], None]) -> int:
     """The exit status of ``act``, after one line on stderr where it is not 0."""
     try:
         act()
@@ -47,7 +47,7 @@ def given_settings(args: argparse.Namespace, names: Iterable[str]) -> dict[str, 
     return {name: getattr(settings, name) for name in raw}
 
 
-def whole(text: Any, name: str, least: int, most: int) -> int:
+def read_whole_number(text: Any, name: str, least: int, most: int) -> int:
     try:
         number = int(text)
     except ValueError:
@@ -57,18 +57,18 @@ def whole(text: Any, name: str, least: int, most: int) -> int:
     return number
 
 
-def size(text: str | None) -> tuple[int, int] | None:
+def read_size(text: str | None) -> tuple[int, int] | None:
     """(width, height) of `768x512`; None where it is not given."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text)
     width, height = (int(n) for n in found.groups()) if found else (0, 0)
     if not all(8 <= n <= 16384 and n % 8 == 0 for n in (width, height)):
-        raise SettingsError(f"must be WIDTHxHEIGHT, multiples of 8 from 8 to 16384, not {shown(text)}", "size")
+        raise SettingsError(f"must be WIDTHxHEIGHT, multiples of 8 from 8 to 16384, not {quote_value(text)}", "size")
     return width, height
 
 
-def real(text: str | None, name: str, low: float, high: float) -> float | None:
+def read_number(text: str | None, name: str, low: float, high: float) -> float | None:
     if text is None:
         return None
     try:
@@ -76,5 +76,5 @@ def real(text: str | None, name: str, low: float, high: float) -> float | None:
     except ValueError:
         number = low - 1
     if not low <= number <= high:
-        raise SettingsError(f"must be a number from {low:g} to {high:g}, not {shown(text)}", name)
+        raise SettingsError(f"must be a number from {low:g} to {high:g}, not {quote_value(text)}", name)
     return number

@@ -14,8 +14,8 @@ from ..errors import SettingsError
 from ..rule.cache import Library
 from ..rule.plan import Plan, letters, make_plan
 from ..settings import Settings
-from .files import png, write
-from .options import add_settings, given_settings, whole
+from .files import encode_png, write_file
+from .options import add_settings, given_settings, read_whole_number
 
 RULE = ("method", "alpha", "beta", "gamma", "scale", "k", "layers", "switch_every")
 
@@ -35,10 +35,10 @@ def add_commands(commands: Any) -> None:
         add_settings(command, RULE)
 
 
-def planned(args: argparse.Namespace) -> tuple[Plan, int]:
+def read_plan(args: argparse.Namespace) -> tuple[Plan, int]:
     """The plan that the arguments ask for, and its steps."""
     settings = Settings(**given_settings(args, RULE))
-    steps, seed = whole(args.steps, "steps", 1, 10000), whole(args.seed, "seed", 0, 2**63 - 1)
+    steps, seed = read_whole_number(args.steps, "steps", 1, 10000), read_whole_number(args.seed, "seed", 0, 2**63 - 1)
     library = Library()
     if os.path.realpath(args.content) == os.path.realpath(args.style):
         raise SettingsError(f"must be another LoRA than content, both are {args.content!r}", "style")
@@ -50,11 +50,11 @@ def planned(args: argparse.Namespace) -> tuple[Plan, int]:
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    text = json.dumps(as_json(*planned(args)), indent=1, allow_nan=False)
+    text = json.dumps(as_json(*read_plan(args)), indent=1, allow_nan=False)
     if args.json == "-":
         print(text)
     else:
-        write(args.json, text.encode())
+        write_file(args.json, text.encode())
 
 
 def as_json(plan: Plan, steps: int) -> dict[str, Any]:
@@ -79,5 +79,5 @@ def as_json(plan: Plan, steps: int) -> dict[str, Any]:
 def run_plot(args: argparse.Namespace) -> None:
     from ..map import draw_plan
 
-    plan, steps = planned(args)
-    write(args.out, png(draw_plan(plan.table(steps))))
+    plan, steps = read_plan(args)
+    write_file(args.out, encode_png(draw_plan(plan.table(steps))))

@@ -19,10 +19,10 @@ from ..drawing.draw import draw
 from ..errors import SettingsError
 from ..map import draw_plan
 from ..rule.cache import Library
-from ..settings import FIELDS, METHODS, shown
+from ..settings import FIELDS, METHODS, quote_value
 from . import files
 from .grid import draw_grid
-from .options import add_settings, given_settings, real, size, whole
+from .options import add_settings, given_settings, read_number, read_size, read_whole_number
 
 SETTINGS = tuple(f.name for f in FIELDS if f.name not in ("enabled", "content", "style", "show_map"))
 DRAWN = tuple(name for name in SETTINGS if name != "method")  # where the methods are listed
@@ -81,7 +81,7 @@ def read_task(args: argparse.Namespace) -> Task:
     defaults = pipelines.toy() if args.model == "toy" else None
     steps = getattr(defaults, "STEPS", 30) if args.steps is None else args.steps
     cfg = getattr(defaults, "GUIDANCE", None) if args.cfg is None else args.cfg
-    first = whole(args.seed, "seed", 0, 2**63 - 1001)
+    first = read_whole_number(args.seed, "seed", 0, 2**63 - 1001)
     content, style = (pipelines.lora_path(getattr(args, role), args.model, role) for role in ("content", "style"))
     if args.prompt is None and defaults is None:
         raise SettingsError("is needed, with the trigger words of both LoRAs", "prompt")
@@ -90,10 +90,10 @@ def read_task(args: argparse.Namespace) -> Task:
         (content, style),
         args.prompt if defaults is None or args.prompt is not None else defaults.prompt(content.stem, style.stem),
         args.negative_prompt,
-        whole(steps, "steps", 1, 1000),
-        real(cfg, "cfg", 0, 100),
-        size(args.size),
-        range(first, first + whole(args.count, "count", 1, 1000)),
+        read_whole_number(steps, "steps", 1, 1000),
+        read_number(cfg, "cfg", 0, 100),
+        read_size(args.size),
+        range(first, first + read_whole_number(args.count, "count", 1, 1000)),
         given_settings(args, args.settings),
     )
 
@@ -128,36 +128,36 @@ class Easel:
         facts |= {"CFG scale": task.cfg} if task.cfg is not None else {}
         facts |= {"Seed": seed, "Size": f"{image.width}x{image.height}", "Model": Path(task.model).stem}
         lines = [task.prompt, f"Negative prompt: {task.negative}"] if task.negative else [task.prompt]
-        return "\n".join([*lines, f"{infotext.joined(facts)}, {run.infotext()}"])
+        return "\n".join([*lines, f"{infotext.join(facts)}, {run.infotext()}"])
 
 
-def progress(images: int) -> tqdm:
+def show_progress(images: int) -> tqdm:
     """A bar over images on a terminal; nothing in a log."""
     return tqdm(total=images, unit="image", leave=False, disable=None, file=sys.stderr)
 
 
 def run_generate(args: argparse.Namespace) -> None:
     task = read_task(args)
-    with files.folder(args.out) as out:
+    with files.open_folder(args.out) as out:
         easel = Easel(args, task)
-        with progress(len(task.seeds)) as bar:
+        with show_progress(len(task.seeds)) as bar:
             for seed in task.seeds:
                 image, run = easel.draw(seed, task.settings, bar)
                 text = easel.parameters(image, seed, run)
                 stem = out / f"{task.name}_{run.settings.method}_{seed}"
-                files.write(f"{stem}.png", files.png(image, text))
-                files.write(f"{stem}.txt", f"{text}\n".encode())
-                files.write(f"{stem}_map.png", files.png(draw_plan(run.table())))
-        told(run)
+                files.write_file(f"{stem}.png", files.encode_png(image, text))
+                files.write_file(f"{stem}.txt", f"{text}\n".encode())
+                files.write_file(f"{stem}_map.png", files.encode_png(draw_plan(run.table())))
+        print_notes(run)
         print(f"{len(task.seeds)} × image, settings and map: {stem.parent}")
 
 
 def run_compare(args: argparse.Namespace) -> None:
     task, methods = read_task(args), read_methods(args.methods)
-    with files.folder(args.out) as out:
+    with files.open_folder(args.out) as out:
         easel = Easel(args, task)
         rows, texts = [], []
-        with progress(len(task.seeds) * len(methods)) as bar:
+        with show_progress(len(task.seeds) * len(methods)) as bar:
             for method in methods:
                 row = []
                 for seed in task.seeds:
@@ -166,9 +166,9 @@ def run_compare(args: argparse.Namespace) -> None:
                     texts += [easel.parameters(image, seed, run)]
                 rows.append(row)
         grid = draw_grid(rows, methods, [f"seed {seed}" for seed in task.seeds])
-        files.write(out / f"{task.name}_grid.png", files.png(grid, texts[0]))
-        files.write(out / f"{task.name}_grid.txt", ("\n\n".join(texts) + "\n").encode())
-        told(run)
+        files.write_file(out / f"{task.name}_grid.png", files.encode_png(grid, texts[0]))
+        files.write_file(out / f"{task.name}_grid.txt", ("\n\n".join(texts) + "\n").encode())
+        print_notes(run)
         print(out / f"{task.name}_grid.png")
 
 
@@ -176,10 +176,10 @@ def read_methods(given: list[str] | None) -> list[str]:
     methods = [word.lower() for each in given or COMPARED for word in each.split(",") if word]
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
-        raise SettingsError(f"must be some of {', '.join(METHODS)}, not {shown(' '.join(unknown))}", "methods")
+        raise SettingsError(f"must be some of {', '.join(METHODS)}, not {quote_value(' '.join(unknown))}", "methods")
     return list(dict.fromkeys(methods))
 
 
-def told(run: Run) -> None:
+def print_notes(run: Run) -> None:
     for note in run.notes:
         print(f"klora: {note}", file=sys.stderr)

@@ -19,7 +19,7 @@ from ..evaluation.report import SEEDS, TABLES, complete, filled, measured
 from ..evaluation.run import here, on_ray
 from ..evaluation.table import Scored, as_csv
 from . import files
-from .options import whole
+from .options import read_whole_number
 
 
 def add_commands(commands: Any) -> None:
@@ -33,7 +33,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    seeds = whole(args.seeds, "seeds", 1, 10000)
+    seeds = read_whole_number(args.seeds, "seeds", 1, 10000)
     try:
         text = args.document.read_text(encoding="utf-8")
     except OSError as e:
@@ -41,7 +41,7 @@ def run_report(args: argparse.Namespace) -> None:
     except UnicodeDecodeError:
         raise SettingsError(f"{str(args.document)!r} is no UTF-8 text", "document") from None
     complete(text)
-    files.write(args.document, text.encode())  # can it be written?
+    files.write_file(args.document, text.encode())  # can it be written?
     known = read_scores(args.csv) if args.resume else {}
     world, began = pipelines.toy(), time.monotonic()
     pairs, samplers = toy.pairs(), dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
@@ -52,7 +52,7 @@ def run_report(args: argparse.Namespace) -> None:
     spent = "" if args.resume else f", {(time.monotonic() - began) / 60:.0f} minutes"
     sampled = f"{world.STEPS} steps, guidance {world.GUIDANCE:g}"
     setting = f"{len(pairs)} pairs × {seeds} seeds a row, {sampled}; torch {torch.__version__}{spent}.\n"
-    files.write(args.document, filled(text, drawn, setting).encode())
+    files.write_file(args.document, filled(text, drawn, setting).encode())
 
 
 def opened(path: Path, resume: bool) -> IO[str]:

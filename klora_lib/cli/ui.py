@@ -18,8 +18,8 @@ from ..drawing.draw import draw
 from ..errors import KLoraError, SettingsError, first_line
 from ..map import draw_plan
 from ..rule.cache import Library
-from ..settings import BY_NAME, named, read_settings
-from .options import whole
+from ..settings import BY_NAME, name_arguments, read_settings
+from .options import read_whole_number
 
 REPOSITORY = Path(__file__).parents[2]
 HERE = "127.0.0.1"
@@ -35,21 +35,21 @@ def add_commands(commands: Any) -> None:
 
 
 def run_ui(args: argparse.Namespace) -> None:
-    port = whole(args.port, "port", 1, 65535)
+    port = read_whole_number(args.port, "port", 1, 65535)
     try:
         import gradio  # noqa: F401  before a model is loaded for nothing
     except ImportError as e:
         raise KLoraError(f"the page needs gradio ({e}): pip install 'klora-webui[ui]'") from None
-    look(port)
-    own()
-    made = page(Studio(pipelines.toy()))
+    check_port(port)
+    read_assets()
+    made = build_page(Studio(pipelines.toy()))
     try:
         made.launch(server_name=HERE, server_port=port, show_api=False)
     except (OSError, ValueError) as e:
         raise KLoraError(f"the page cannot be served: {first_line(e)}") from None
 
 
-def look(port: int) -> None:
+def check_port(port: int) -> None:
     """Raises SettingsError where nothing can be served on ``port``; gradio does not say why."""
     try:
         with socket.socket() as probe:
@@ -60,7 +60,7 @@ def look(port: int) -> None:
         raise SettingsError(f"{port} {why}", "port") from None
 
 
-def own() -> list[str]:
+def read_assets() -> list[str]:
     """The panel's script and style."""
     try:
         return [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("javascript/klora.js", "style.css")]
@@ -85,8 +85,8 @@ class Studio:
 
         Args: values: the panel's, in the order of FIELDS.  Raises KLoraError.
         """
-        settings = read_settings(named(values))
-        first, number = whole(seed, "seed", 0, 2**63 - 1 - MOST), whole(count, "images", 1, MOST)
+        settings = read_settings(name_arguments(values))
+        first, number = read_whole_number(seed, "seed", 0, 2**63 - 1 - MOST), read_whole_number(count, "images", 1, MOST)
         if settings.enabled and not (settings.content and settings.style):
             raise SettingsError("no LoRA is chosen", "style" if settings.content else "content")
         paths = [self.toy.lora(name) for name in (settings.content, settings.style)] if settings.enabled else []
@@ -109,7 +109,7 @@ def accordion(value: bool, label: str, elem_id: str) -> Iterator[Any]:
         yield gr.Checkbox(label="Enable", value=value, elem_id=f"{elem_id}-checkbox")
 
 
-def page(studio: Studio) -> Any:
+def build_page(studio: Studio) -> Any:
     """The page, not yet served."""
     import gradio as gr
 
@@ -121,7 +121,7 @@ def page(studio: Studio) -> Any:
         except KLoraError as e:
             raise gr.Error(f"K-LoRA: {e}") from None
 
-    script, style = own()
+    script, style = read_assets()
     content, rendering = (next(n for n, role in studio.toy.loras().items() if role == r) for r in ("content", "style"))
     with gr.Blocks(title="K-LoRA", head=f"<script>{SHIM}\n{script}</script>", css=style, analytics_enabled=False) as blocks:
         with gr.Row():
@@ -130,7 +130,7 @@ def page(studio: Studio) -> Any:
                 with gr.Row():
                     seed = gr.Number(label="Seed", value=1, precision=0)
                     count = gr.Slider(label="Images", minimum=1, maximum=MOST, step=1, value=4)
-                made = panel.build(accordion, lambda name: f"script_txt2img_klora_{name}", studio.loras)
+                made = panel.build_panel(accordion, lambda name: f"script_txt2img_klora_{name}", studio.loras)
                 for name, value in {"enabled": True, "content": content, "style": rendering, "show_map": True}.items():
                     made.components[list(BY_NAME).index(name)].value = value
                 button = gr.Button("Generate", variant="primary")

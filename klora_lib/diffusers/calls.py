@@ -27,7 +27,7 @@ def around_calls(pipe: Any, around: Around) -> Iterator[None]:
 
     @functools.wraps(own.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with around(by_name(own.__call__, self, args, kwargs)):
+        with around(name_arguments(own.__call__, self, args, kwargs)):
             return own.__call__(self, *args, **kwargs)
 
     names = {"__call__": call, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
@@ -53,7 +53,7 @@ def count_steps(scheduler: Any) -> Iterator[list[None]]:
         yield steps
 
 
-def occupied(module: nn.Module) -> bool:
+def is_occupied(module: nn.Module) -> bool:
     """Whether a block is open on this denoiser, by this pipeline or another."""
     hooks = [*module._forward_pre_hooks.values(), module._compiled_call_impl]
     return any(hasattr(hook, MARK) for hook in hooks)
@@ -71,7 +71,7 @@ def before_forward(
     if compiled is None:
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            act(by_name(forward, module, args, kwargs))
+            act(name_arguments(forward, module, args, kwargs))
 
         setattr(hook, MARK, True)
         handle = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
@@ -82,7 +82,7 @@ def before_forward(
         return
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        act(by_name(forward, module, args, kwargs))
+        act(name_arguments(forward, module, args, kwargs))
         return compiled(*args, **kwargs)
 
     setattr(call, MARK, True)
@@ -93,7 +93,9 @@ def before_forward(
         module._compiled_call_impl = compiled
 
 
-def by_name(function: Callable[..., Any], owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+def name_arguments(
+    function: Callable[..., Any], owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """A method's arguments with its defaults; those by keyword alone where they do not fit (the method itself will say)."""
     try:
         bound = inspect.signature(function).bind(owner, *args, **kwargs)

@@ -24,7 +24,7 @@ class Clock:
         at = self.counted()
         if at is None:
             at = self.nearest(timestep)
-        if not any(alike(self.values[at], told) for told in (timestep, 1000 * timestep, 1000 * (1 - timestep))):
+        if not any(is_alike(self.values[at], told) for told in (timestep, 1000 * timestep, 1000 * (1 - timestep))):
             name = type(self.scheduler).__name__
             raise HostError(f"the denoiser is called at timestep {timestep:g}, where the pipeline's {name} is at "
                             f"{self.values[at]:g}: is another pipeline or scheduler using it?")  # fmt: skip
@@ -79,15 +79,15 @@ class Clock:
     def noise(self) -> float:
         """1 − timestep/(N−1) of a discrete schedule, 1 − σ of a flow's, whose timesteps are N·σ."""
         n = train_timesteps(self.scheduler)
-        return noise_progress(self.values[self.at], n + 1 if flow(self.scheduler) else n)
+        return noise_progress(self.values[self.at], n + 1 if is_flow(self.scheduler) else n)
 
 
-def alike(one: float, other: float) -> bool:
+def is_alike(one: float, other: float) -> bool:
     """The same timestep, after half precision."""
     return abs(one - other) <= 0.01 * max(abs(one), abs(other)) + 0.01
 
 
-def flow(scheduler: Any) -> bool:
+def is_flow(scheduler: Any) -> bool:
     config = getattr(scheduler, "config", {})
     flows = config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
     return bool(flows) or "FlowMatch" in type(scheduler).__name__

@@ -20,11 +20,11 @@ from ..engine.session import Session
 from ..engine.standing import standing
 from ..errors import HostError, SettingsError
 from ..rule.cache import Library
-from ..settings import Settings, read_settings, shown
-from .calls import around_calls, before_forward, count_steps, occupied
+from ..settings import Settings, quote_value, read_settings
+from .calls import around_calls, before_forward, count_steps, is_occupied
 from .clock import Clock, train_timesteps
 from .model import bare, denoiser_of, device_of, in_diffusers_order, refuse_hooks, sampling_memory, sites
-from .text import text_actors, told
+from .text import describe_missing, text_actors
 
 File = str | os.PathLike[str]
 Callback = Callable[[int, int], None]  # (place in the schedule from 1, places of the pass)
@@ -53,7 +53,7 @@ class Run:
 
     def infotext(self) -> str:
         """What a WebUI would write of these settings into the image: `K-LoRA content: …, K-LoRA style: …`."""
-        return infotext.joined(infotext.write(self.settings))
+        return infotext.join(infotext.write(self.settings))
 
     def table(self, number: int = 0) -> Tensor:
         """What acted in one of the passes, for the map: masks, uint8 [units, places in the schedule]."""
@@ -106,7 +106,7 @@ class Run:
         self.clock = clock
 
     def target(self, reserve: int = SAMPLING) -> Target:
-        return target(self.pipe, self.denoiser, reserve)
+        return read_target(self.pipe, self.denoiser, reserve)
 
     def new_session(self, target: Target, steps: int) -> tuple[Session, list[str]]:
         """Raises HostError where the engine cannot work on the denoiser; nothing is changed yet."""
@@ -148,7 +148,7 @@ def klora(
         yield run
         return
     texts, missing = text_actors(pipe, run.fusion.pair, chosen, device_of(pipe, run.denoiser))
-    run.notes += told(missing, "the text encoders")
+    run.notes += describe_missing(missing, "the text encoders")
     for note in run.notes:
         logging.getLogger(__name__).warning("K-LoRA: %s", note)
     with (
@@ -167,25 +167,25 @@ def prepare(
 ) -> Run:
     """Read, pair, score and plan, and see whether the pipeline's denoiser fits.  Changes nothing."""
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise SettingsError(f"must be a whole number, not {shown(seed)}", "seed")
+        raise SettingsError(f"must be a whole number, not {quote_value(seed)}", "seed")
     denoiser = denoiser_of(pipe)
     if settings.progress == "noise":
         train_timesteps(pipe.scheduler)
-    if occupied(denoiser):
+    if is_occupied(denoiser):
         raise HostError("a klora block is already open on this pipeline; close it first")
     if paths[0].resolve() == paths[1].resolve():
         raise SettingsError(f"must be another LoRA than content, both are {paths[0].stem!r}", "style")
-    loaded = target(pipe, denoiser)
+    loaded = read_target(pipe, denoiser)
     content, style = ((path, path.stem) for path in paths)
     fusion = fuse_files(library, (content, style), settings, loaded, lambda pair: in_diffusers_order(pair, loaded.sites))
     run = Run(pipe, fusion, seed, callback)
     with roles_named():
         _, missing = run.new_session(loaded, 1)  # never advanced: only to hear whether it fits, and the engine can
-    run.notes += told(missing, f"the {type(bare(denoiser)).__name__}")
+    run.notes += describe_missing(missing, f"the {type(bare(denoiser)).__name__}")
     return run
 
 
-def target(pipe: Any, denoiser: nn.Module, reserve: int = SAMPLING) -> Target:
+def read_target(pipe: Any, denoiser: nn.Module, reserve: int = SAMPLING) -> Target:
     return Target(sites(denoiser), type(pipe).__name__, device_of(pipe, denoiser), reserve)
 
 
@@ -193,4 +193,4 @@ def as_path(file: Any, role: str) -> Path:
     try:
         return Path(file)
     except TypeError:
-        raise SettingsError(f"must be the path of a .safetensors file, not {shown(file)}", role) from None
+        raise SettingsError(f"must be the path of a .safetensors file, not {quote_value(file)}", role) from None

@@ -107,6 +107,6 @@ def text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.device)
     return actors, missing
 
 
-def told(missing: list[str], where: str) -> list[str]:
+def describe_missing(missing: list[str], where: str) -> list[str]:
     """One sentence about layers that are not there, or none."""
     return [f"{count(len(missing), 'layer')} of the pair not in {where}, {missing[0]} among them"] if missing else []

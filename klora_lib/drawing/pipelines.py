@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ..diffusers.clock import flow
+from ..diffusers.clock import is_flow
 from ..errors import KLoraError, SettingsError, first_line
 from ..lora.container import read_header
-from ..settings import shown
+from ..settings import quote_value
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # the WebUI's name: diffusers' scheduler
     "Euler": ("EulerDiscreteScheduler", {}),
@@ -92,7 +92,7 @@ def kind_of(path: Path, field: str) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as e:
-        raise SettingsError(f"{shown(str(path))} cannot be opened ({e.strerror})", field) from None
+        raise SettingsError(f"{quote_value(str(path))} cannot be opened ({e.strerror})", field) from None
     return "folder" if stat.S_ISDIR(mode) else "file"
 
 
@@ -206,13 +206,13 @@ def use_sampler(pipe: Any, name: str | None) -> str:
         return sampler_of(pipe)
     found = next((each for each in known if each.lower() == name.lower()), None)
     if found is None:
-        raise SettingsError(f"{shown(name)} is none of this model's: {', '.join(known)}", "sampler")
+        raise SettingsError(f"{quote_value(name)} is none of this model's: {', '.join(known)}", "sampler")
     pipe.scheduler = scheduler(pipe.scheduler, *known[found])
     return found
 
 
 def samplers_of(pipe: Any) -> dict[str, tuple[str, dict[str, Any]]]:
-    if not flow(pipe.scheduler):
+    if not is_flow(pipe.scheduler):
         return SAMPLERS
     if type(pipe).__name__.startswith("Flux"):  # it hands its own noise levels to the scheduler; Heun's takes none
         return {name: FLOW[name] for name in FLOW if name != "Heun"}
@@ -225,7 +225,7 @@ def scheduler(own: Any, kind: str, more: Mapping[str, Any]) -> Any:
     A flow model's own class stays as it is set.
     """
     config = own.config
-    if flow(own):
+    if is_flow(own):
         shift = {"shift": config["flow_shift"]} if "flow_shift" in config else {}
         same = kind == type(own).__name__
         kept = dict(config) if same else {**shift, **{k: v for k, v in config.items() if k in SHIFTED}}

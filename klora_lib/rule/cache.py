@@ -40,7 +40,7 @@ class Library:
         except OSError:
             return read_lora(path, name)  # which says what is wrong
         key = os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, name
-        file = kept(self.files, key, len(self.files) + 1, lambda: read_lora(path, name))
+        file = get_or_make(self.files, key, len(self.files) + 1, lambda: read_lora(path, name))
         self.sizes[key] = stat.st_size
         self.let_go()
         return file
@@ -70,15 +70,15 @@ class Library:
     def pair(self, content: LoraFile, style: LoraFile) -> Pair:
         """The two, aligned.  Raises PairError."""
         key = content.name, content.digest, style.name, style.digest
-        return kept(self.pairs, key, PAIRS, lambda: make_pair(content, style))
+        return get_or_make(self.pairs, key, PAIRS, lambda: make_pair(content, style))
 
     def score(self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf) -> Scores:
         """The pair's scores, taken on ``device`` the first time, within ``free`` bytes of it."""
         key = pair.content.digest, pair.style.digest, k
-        return kept(self.scores, key, SCORES, lambda: score(pair.units, k, device, free))
+        return get_or_make(self.scores, key, SCORES, lambda: score(pair.units, k, device, free))
 
 
-def kept(shelf: OrderedDict[Hashable, T], key: Hashable, most: int, make: Callable[[], T]) -> T:
+def get_or_make(shelf: OrderedDict[Hashable, T], key: Hashable, most: int, make: Callable[[], T]) -> T:
     """``shelf[key]``, made where it is absent; beyond ``most`` entries the one unused for longest goes."""
     if key not in shelf:
         value = make()

@@ -11,9 +11,9 @@ from ..errors import HostError, KLoraError
 from ..hosts import detect
 from ..patching import unwrap_own, wrap_own
 from ..rule.cache import Library
-from ..settings import Settings, named, read_settings
+from ..settings import Settings, name_arguments, read_settings
 from . import xyz
-from .job import Job, guarded, prepare
+from .job import Job, prepare, run_guarded
 from .refuse import KLoraRefused, refuse, refuse_sampling
 
 JOB = "klora_job"  # on p
@@ -34,12 +34,12 @@ class App:
         try:
             self.clean(keep=lambda job: job.current is not None)
             self.drawing = self.drawing if self.sampling else None
-            settings = asked(p, args)
+            settings = read_request(p, args)
             if settings.enabled:
                 host = detect()
                 host.refuse_script(p)
                 job = prepare(host, self.library, settings, p)
-                wrap_own(p, "sample", lambda: told(job))
+                wrap_own(p, "sample", lambda: require_pass(job))
                 setattr(p, JOB, job)
                 self.drawing = p
                 infotext.stamp(p, settings)
@@ -51,7 +51,7 @@ class App:
     def networks_active(self, p: Any, network_data: Any) -> None:
         """``after_extra_networks_activate``."""
         if job := job_of(p):
-            guarded(job, lambda: job.take_networks(p, network_data))
+            run_guarded(job, lambda: job.take_networks(p, network_data))
 
     def before_sampling(self, p: Any) -> None:
         """``process_before_every_sampling``."""
@@ -80,7 +80,7 @@ class App:
         if job is None:
             self.note_pass_without_us(p)
             return
-        guarded(job, lambda: job.advance(params))
+        run_guarded(job, lambda: job.advance(params))
         if job.error is not None:
             if job.current is None:  # nobody may be left who raises it
                 infotext.withdraw(p)
@@ -90,7 +90,7 @@ class App:
     def note_pass_without_us(self, p: Any) -> None:
         """What another extension draws within a K-LoRA job (ADetailer) has no part in it: the job's image says so."""
         if self.drawing is not None and p is not None:
-            self.drawing.extra_generation_params["K-LoRA not in"] = pass_name(p)
+            self.drawing.extra_generation_params["K-LoRA not in"] = name_pass(p)
 
     def finish(self, p: Any, processed: Any) -> None:
         """``postprocess``: the map of what was chosen, behind the images."""
@@ -121,7 +121,7 @@ def job_of(p: Any) -> Job | None:
 
 
 @contextmanager
-def told(job: Job) -> Iterator[None]:
+def require_pass(job: Job) -> Iterator[None]:
     """Around another script's sampling: raises KLoraRefused where it drew without telling us of a pass."""
     before = len(job.passes)
     yield
@@ -133,18 +133,18 @@ def told(job: Job) -> Iterator[None]:
         raise job.error
 
 
-def pass_name(p: Any) -> str:
+def name_pass(p: Any) -> str:
     """What an infotext calls a pass that is drawn within a job."""
     return "ADetailer's pass" if getattr(p, "_ad_inner", False) else "another extension's pass"
 
 
-def asked(p: Any, args: Sequence[Any]) -> Settings:
+def read_request(p: Any, args: Sequence[Any]) -> Settings:
     """The settings that the arguments and a plot's axes ask for.  Raises SettingsError.
 
     A program that writes its settings out by name has them all read; what stands in a closed panel is nobody's concern.
     """
     by_name = bool(args) and isinstance(args[0], Mapping)
-    given = xyz.with_axes(named(args), p)
+    given = xyz.with_axes(name_arguments(args), p)
     if not by_name and not given.get("enabled"):
         return Settings()
     return read_settings(given)

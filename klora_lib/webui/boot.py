@@ -22,13 +22,14 @@ def make_panel(script: Any) -> list[Any]:
     from modules.ui_common import create_refresh_button
     from modules.ui_components import InputAccordion
 
-    made = panel.build(InputAccordion, script.elem_id, loras, create_refresh_button, refresh, notice())
+    notice = describe_trouble()
+    made = panel.build_panel(InputAccordion, script.elem_id, list_loras, create_refresh_button, refresh_loras, notice)
     script.infotext_fields = made.infotext_fields
     script.paste_field_names = made.names
     return made.components
 
 
-def notice() -> str:
+def describe_trouble() -> str:
     """Why no job can run in this WebUI, in one sentence; empty where jobs can run."""
     try:
         detect()
@@ -37,7 +38,7 @@ def notice() -> str:
     return ""
 
 
-def loras() -> list[str]:
+def list_loras() -> list[str]:
     """The listed LoRAs; none where the WebUI is one we do not know (panel and jobs say so)."""
     try:
         return detect().loras()
@@ -45,7 +46,7 @@ def loras() -> list[str]:
         return []
 
 
-def refresh() -> None:
+def refresh_loras() -> None:
     """Look for new LoRA files; a button does not say a second time what the panel's notice says."""
     with suppress(HostError):
         detect().refresh()
@@ -55,7 +56,7 @@ def add_axes() -> None:
     """Our axes in the XYZ plot, where the WebUI has one."""
     grid = xyz_module()
     if grid is not None:
-        xyz.add_axes(grid, loras)
+        xyz.add_axes(grid, list_loras)
 
 
 def xyz_module() -> ModuleType | None:

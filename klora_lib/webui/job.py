@@ -97,7 +97,7 @@ class Job:
         self.start = host.start(p)
         content, style = (unet for _, unet in self.weights())
         steps = whole_steps(steps, self.start)
-        session, missing = self.fusion.open(target(host, p), (content, style), steps, int(p.seeds[0]))
+        session, missing = self.fusion.open(read_target(host, p), (content, style), steps, int(p.seeds[0]))
         if missing:
             told = f"{len(missing)}, {missing[0]} among them"
             p.comment(f"K-LoRA: layers of the pair that are not in {host.checkpoint()!r}: {told}")
@@ -188,22 +188,22 @@ class Job:
             each.close()
 
 
-def target(host: Host, p: Any) -> Target:
+def read_target(host: Host, p: Any) -> Target:
     return Target(host.sites(), host.checkpoint(), host.device(), host.sampling_memory(p))
 
 
 def prepare(host: Host, library: Library, settings: Settings, p: Any) -> Job:
     """Read, pair, score and plan, and see whether the loaded model fits.  Raises a KLoraError before anything changed."""
-    entries = found_entries(host, settings)
+    entries = find_entries(host, settings)
     content, style = ((entry.path, entry.name) for entry in entries)
-    loaded = target(host, p)
+    loaded = read_target(host, p)
     fusion = fuse_files(library, (content, style), settings, loaded)
     with roles_named():
         fusion.open(loaded, (1.0, 1.0), p.steps)  # never advanced: only to hear whether it fits, and the engine can
     return Job(host, settings, entries, fusion)
 
 
-def found_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
+def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
     names = (settings.content, settings.style)
     found = [host.find(name) if name else None for name in names]
     errors: list[KLoraError] = []
@@ -221,7 +221,7 @@ def found_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
     return content, style
 
 
-def guarded(job: Job, act: Callable[[], None]) -> None:
+def run_guarded(job: Job, act: Callable[[], None]) -> None:
     """Run ``act`` inside a host hook that swallows exceptions: what goes wrong is kept, and raised by ``sampling``."""
     try:
         act()

@@ -21,7 +21,7 @@ class Panel:
     names: list[str]
 
 
-def initial(field: Field) -> Any:
+def choose_initial(field: Field) -> Any:
     """What a component shows at first: the default, and for beta the number that its default stands for."""
     if field.name == "beta":
         return Settings().offset
@@ -30,14 +30,16 @@ def initial(field: Field) -> Any:
     return "" if field.default is None else field.default
 
 
-def classes(field: Field) -> list[str]:
+def list_classes(field: Field) -> list[str]:
     """For javascript/klora.js, which dims what the chosen method does not look at."""
     return [] if field.methods == METHODS else ["klora-field", *(f"klora-for-{method}" for method in field.methods)]
 
 
-def component(field: Field, choices: Sequence[str], elem_id: str) -> Any:
+def make_component(field: Field, choices: Sequence[str], elem_id: str) -> Any:
     """The component of one field; ``choices``: the listed LoRAs."""
-    common = dict(label=field.label, info=field.help, value=initial(field), elem_id=elem_id, elem_classes=classes(field))
+    common = dict(
+        label=field.label, info=field.help, value=choose_initial(field), elem_id=elem_id, elem_classes=list_classes(field)
+    )
     if field.name in ("content", "style"):
         return gr.Dropdown(choices=[NONE, *choices], **common)
     if isinstance(field.default, bool):
@@ -52,7 +54,7 @@ def component(field: Field, choices: Sequence[str], elem_id: str) -> Any:
     return gr.Textbox(max_lines=1, **common)
 
 
-def build(
+def build_panel(
     accordion: Callable[..., Any],
     elem_id: Callable[[str], str],
     loras: Callable[[], list[str]],
@@ -72,31 +74,31 @@ def build(
             gr.Markdown(notice, elem_id=elem_id("notice"), elem_classes=["klora-notice"])
         with gr.Row():
             for name in ("content", "style"):
-                made[name] = component(BY_NAME[name], names, elem_id(name))
+                made[name] = make_component(BY_NAME[name], names, elem_id(name))
                 if refresh_button is not None:
                     refresh_button(made[name], refresh, lambda: {"choices": [NONE, *loras()]}, elem_id(f"{name}_refresh"))
-        place(made, ("content_weight", "style_weight"), elem_id)
-        place(made, ("method", "scale", "gamma"), elem_id)
-        place(made, ("alpha", "beta"), elem_id)
+        add_row(made, ("content_weight", "style_weight"), elem_id)
+        add_row(made, ("method", "scale", "gamma"), elem_id)
+        add_row(made, ("alpha", "beta"), elem_id)
         with gr.Accordion("More", open=False):
-            place(made, ("layers", "progress"), elem_id)
-            place(made, ("engine", "k"), elem_id)
-            place(made, ("content_te_weight", "style_te_weight", "switch_every"), elem_id)
-            place(made, ("show_map",), elem_id)
+            add_row(made, ("layers", "progress"), elem_id)
+            add_row(made, ("engine", "k"), elem_id)
+            add_row(made, ("content_te_weight", "style_te_weight", "switch_every"), elem_id)
+            add_row(made, ("show_map",), elem_id)
     link_beta(made)
-    pastes = [(made[f.name], paste(f)) for f in FIELDS]
+    pastes = [(made[f.name], make_paste(f)) for f in FIELDS]
     return Panel([made[f.name] for f in FIELDS], pastes, [f.infotext for f in FIELDS])
 
 
-def place(made: dict[str, Any], names: Sequence[str], elem_id: Callable[[str], str]) -> None:
+def add_row(made: dict[str, Any], names: Sequence[str], elem_id: Callable[[str], str]) -> None:
     with gr.Row():
         for name in names:
-            made[name] = component(BY_NAME[name], (), elem_id(name))
+            made[name] = make_component(BY_NAME[name], (), elem_id(name))
 
 
-def paste(field: Field) -> Callable[[dict[str, str]], Any]:
+def make_paste(field: Field) -> Callable[[dict[str, str]], Any]:
     def value(params: dict[str, str]) -> Any:
-        found = infotext.read(params, field, initial(field))
+        found = infotext.read(params, field, choose_initial(field))
         return NONE if found == "" and field.name in ("content", "style") else found
 
     return value

@@ -23,15 +23,15 @@ def refuse(p: Any, error: Exception) -> None:
 
     Hosts swallow what a script hook raises and go on without it; ``p.init``, the first thing after the hooks, is heard.
     """
-    p.init = raiser(error)
+    p.init = make_raiser(error)
 
 
 def refuse_sampling(p: Any, error: Exception) -> None:
     """End the job of ``p`` at the sampling pass that is about to begin."""
-    p.sampler.sample = p.sampler.sample_img2img = raiser(error)
+    p.sampler.sample = p.sampler.sample_img2img = make_raiser(error)
 
 
-def raiser(error: Exception) -> Callable[..., NoReturn]:
+def make_raiser(error: Exception) -> Callable[..., NoReturn]:
     def act(*args: Any, **kwargs: Any) -> NoReturn:
         raise error
 

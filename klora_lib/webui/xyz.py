@@ -19,10 +19,10 @@ def add_axes(grid: ModuleType, loras: Callable[[], list[str]]) -> None:
     labels = {option.label for option in grid.axis_options}
     for field in FIELDS:
         if field.infotext not in labels:
-            grid.axis_options.append(axis(grid, field, loras))
+            grid.axis_options.append(make_axis(grid, field, loras))
 
 
-def axis(grid: ModuleType, field: Field, loras: Callable[[], list[str]]) -> Any:
+def make_axis(grid: ModuleType, field: Field, loras: Callable[[], list[str]]) -> Any:
     choices = loras if field.name in ("content", "style") else (lambda: list(field.choices)) if field.choices else None
 
     def apply(p: Any, value: Any, values: Any) -> None:
@@ -55,11 +55,11 @@ def with_axes(given: Mapping[str, Any], p: Any) -> dict[str, Any]:
     these moves the default along.
     """
     axes = axes_of(p)
-    free = {"scale", "alpha"} & axes.keys() and "beta" not in axes and by_default(given)
+    free = {"scale", "alpha"} & axes.keys() and "beta" not in axes and has_default_beta(given)
     return {**given, **axes, "beta": None} if free else {**given, **axes}
 
 
-def by_default(given: Mapping[str, Any]) -> bool:
+def has_default_beta(given: Mapping[str, Any]) -> bool:
     known = {name: given[name] for name in ("scale", "alpha", "beta") if name in given}
     try:
         settings = read_settings(known)

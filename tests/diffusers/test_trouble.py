@@ -51,7 +51,7 @@ def test_a_folder_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(os, "scandir", shut)
     monkeypatch.setattr(os, "listdir", shut)
     with pytest.raises(SettingsError, match=r"^out: '/closed/out' cannot be written to: Permission denied$"):
-        with cli_files.folder("/closed/out"):
+        with cli_files.open_folder("/closed/out"):
             pass
     with pytest.raises(SettingsError, match=r"^model: '/closed/model' cannot be opened \(Permission denied\)$"):
         pipelines.read("/closed/model", torch.float32)
@@ -65,13 +65,13 @@ def test_a_disk_full_from_the_start_keeps_no_new_folder(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(SettingsError, match="^out: .* cannot be written to: No space left on device$"):
-        with cli_files.folder(str(tmp_path / "new" / "out")):
+        with cli_files.open_folder(str(tmp_path / "new" / "out")):
             pass
     assert os.listdir(tmp_path) == []
 
 
 def test_the_probe_leaves_nothing(tmp_path: Path) -> None:
-    with cli_files.folder(str(tmp_path / "out")) as out:
+    with cli_files.open_folder(str(tmp_path / "out")) as out:
         assert os.listdir(out) == []
 
 

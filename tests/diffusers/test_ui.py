@@ -18,7 +18,7 @@ import torch
 import klora_lib
 from klora_lib.cli import ui
 from klora_lib.cli.main import main
-from klora_lib.cli.ui import Studio, page
+from klora_lib.cli.ui import Studio, build_page
 from klora_lib.diffusers import klora
 from klora_lib.errors import HostError, KLoraError
 from klora_lib.settings import BY_NAME, FIELDS, Settings
@@ -98,7 +98,7 @@ def test_refusals(toy: Any, given: dict[str, Any], said: str) -> None:
 
 
 def test_the_page_opens_with_a_pair_chosen(toy: Any) -> None:
-    blocks = page(Studio(toy))
+    blocks = build_page(Studio(toy))
     shown = {block.elem_id: block for block in blocks.blocks.values() if getattr(block, "elem_id", None)}
     for name, value in (("content", "subject"), ("style", "painter"), ("enabled", True)):
         found = shown[f"script_txt2img_klora_{name}" + ("-checkbox" if name == "enabled" else "")]

@@ -13,7 +13,7 @@ import torch
 
 from klora_lib.errors import LoraFileError
 from klora_lib.rule import cache
-from klora_lib.rule.cache import Library, kept
+from klora_lib.rule.cache import Library, get_or_make
 from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.settings import Settings
 
@@ -154,7 +154,7 @@ def test_what_is_kept_is_bounded_and_the_least_used_goes() -> None:
     made: list[str] = []
 
     def get(key: str) -> str:
-        return kept(shelf, key, 2, lambda: made.append(key) or key)
+        return get_or_make(shelf, key, 2, lambda: made.append(key) or key)
 
     assert [get(key) for key in "abacab"] == list("abacab")
     assert made == list("abcb")
@@ -164,5 +164,5 @@ def test_what_is_kept_is_bounded_and_the_least_used_goes() -> None:
 def test_work_that_fails_leaves_nothing_behind() -> None:
     shelf: OrderedDict[Hashable, int] = OrderedDict()
     with pytest.raises(ZeroDivisionError):
-        kept(shelf, "a", 2, lambda: 1 // 0)
+        get_or_make(shelf, "a", 2, lambda: 1 // 0)
     assert not shelf

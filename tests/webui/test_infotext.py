@@ -58,7 +58,7 @@ def test_written_and_read_back_is_the_identity(settings: Settings) -> None:
 def test_pasting_into_the_panel_is_the_identity(settings: Settings) -> None:
     """Through the components' own values: None, '' and the β that its slider shows."""
     text = infotext.write(settings)
-    pasted = {f.name: panel.paste(f)(text) for f in FIELDS if f.name != "show_map"}
+    pasted = {f.name: panel.make_paste(f)(text) for f in FIELDS if f.name != "show_map"}
     assert not [n for n, value in pasted.items() if value is None]
     assert read_settings(pasted) == written_out(settings)
 

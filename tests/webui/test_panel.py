@@ -15,7 +15,7 @@ import gradio
 import pytest
 
 from klora_lib.errors import KLoraError
-from klora_lib.settings import FIELDS, Settings, named, read_settings
+from klora_lib.settings import FIELDS, Settings, name_arguments, read_settings
 from klora_lib.webui import panel
 
 from ..fakes import gradio3
@@ -89,13 +89,13 @@ def test_ids_are_unique_and_the_scripts_own(built: tuple[Any, list[Any]]) -> Non
 def test_the_untouched_panel_is_the_default_settings(built: tuple[Any, list[Any]]) -> None:
     _, components = built
     values = [c.value for c in components]
-    assert read_settings(named(values)) == Settings(beta=0.5)
+    assert read_settings(name_arguments(values)) == Settings(beta=0.5)
 
 
 def test_switched_on_it_is_a_job(built: tuple[Any, list[Any]]) -> None:
     values = [c.value for c in built[1]]
     values[:3] = True, "subject", "style"
-    assert read_settings(named(values)) == Settings(True, "subject", "style", beta=0.5)
+    assert read_settings(name_arguments(values)) == Settings(True, "subject", "style", beta=0.5)
 
 
 def test_sliders_have_the_tables_ranges(built: tuple[Any, list[Any]]) -> None:
@@ -160,7 +160,7 @@ def test_an_emptied_field_is_its_default_or_is_named_in_a_sentence(
 ) -> None:
     values = {f.name: c.value for f, c in zip(FIELDS, built[1])} | {field.name: empty}
     try:
-        settings = read_settings(named(list(values.values())))
+        settings = read_settings(name_arguments(list(values.values())))
     except KLoraError as e:
         assert str(e) == f"{field.name}: must be {field.accepts}, not {empty!r}"
     else:
@@ -172,7 +172,8 @@ def test_an_emptied_field_is_its_default_or_is_named_in_a_sentence(
 def test_pasting_what_is_empty_or_no_number_raises_nothing(built: tuple[Any, list[Any]], field: Any, text: str) -> None:
     """None leaves the component as it is; a LoRA may have any name."""
     given = {"K-LoRA enabled": "True", field.infotext: text}
-    assert panel.paste(field)(given) in ((text or panel.NONE, panel.NONE) if field.name in ("content", "style") else (None,))
+    wanted = (text or panel.NONE, panel.NONE) if field.name in ("content", "style") else (None,)
+    assert panel.make_paste(field)(given) in wanted
 
 
 def notices(page: Any) -> list[Any]:
@@ -250,11 +251,11 @@ def test_so_is_one_that_the_panel_uses(monkeypatch: pytest.MonkeyPatch, loras: P
     with gradio3.installed(), installed(FakeA1111, loras) as host:
         host.load_script()
         told = sys.modules["klora_lib.webui.panel"]
-        monkeypatch.setattr(told, "classes", lambda field: told.gr.Checkbox(filterable=True))
+        monkeypatch.setattr(told, "list_classes", lambda field: told.gr.Checkbox(filterable=True))
         with new_page(), pytest.raises(TypeError, match="filterable"):
             host.script.ui(False)
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)
 def test_a_component_shows_a_value_its_field_accepts(field: Any) -> None:
-    assert field.read(panel.initial(field)) == (Settings().offset if field.name == "beta" else field.default)
+    assert field.read(panel.choose_initial(field)) == (Settings().offset if field.name == "beta" else field.default)
