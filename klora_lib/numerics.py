@@ -91,7 +91,7 @@ def with_index(device: torch.device | str) -> torch.device:
     """
     device = torch.device(device)
     index: int | None = device.index
-    if index is not None or device.type == "cpu":
+    if index is not None or device.type in ("cpu", "meta"):
         return device
     module: Any = getattr(torch, device.type, None)
     known = hasattr(module, "current_device") and module.is_available()
@@ -106,4 +106,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
 
 
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "could not allocate", "out_of_device_memory")
+NO_MEMORY = (  # what torch's allocators say in a RuntimeError: CUDA and XPU, MPS, DirectML, the CPU's
+    "out of memory", "not enough memory", "not enough gpu video memory", "can't allocate memory", "could not allocate tensor",
+    "out_of_memory", "out_of_device_memory", "out_of_resources",
+)  # fmt: skip

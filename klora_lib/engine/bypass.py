@@ -146,6 +146,6 @@ class Bypassed:
 
 def is_ours(module: nn.Module, given: Tensor, output: Tensor) -> bool:
     """Whether a layer's output may be written to: it is fresh from the layer's own product, and nobody else has seen it."""
-    fresh = isinstance(module, (nn.Linear, nn.Conv2d)) and output is not given
+    fresh = isinstance(module, (nn.Linear, nn.Conv2d)) and "forward" not in vars(module) and output is not given
     alone = len(module._forward_hooks) == 1 and not nn.modules.module._global_forward_hooks
     return fresh and alone and not output.requires_grad

@@ -58,13 +58,14 @@ class MemoryBudget:
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that can still be allocated on ``device``, torch's own cache included; None where it does not tell."""
     device = with_index(device)
-    if device.type in ("cuda", "xpu"):
-        module: Any = getattr(torch, device.type, None)
-        if not hasattr(module, "mem_get_info"):
-            return None
-        return int(module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device))
-    if device.type == "mps" and hasattr(torch.mps, "recommended_max_memory"):
-        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    module: Any = getattr(torch, device.type, None)
+    try:
+        if device.type in ("cuda", "xpu"):
+            return int(module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device))
+        if device.type == "mps":
+            return int(module.recommended_max_memory() - module.current_allocated_memory())
+    except (AttributeError, RuntimeError, NotImplementedError):  # no such figure in this torch, or from this driver
+        pass
     return None
 
 

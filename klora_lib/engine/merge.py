@@ -90,18 +90,19 @@ class Merged:
                 factors.add_to(total, out_part)
                 total = out_part
         if not ours:
-            target.copy_(out.view(target.shape))
+            target.copy_(out.view(target.shape).to(target.dtype) if target.device != self.device else out.view(target.shape))
 
     def widened(self, backup: Tensor, work: torch.dtype) -> Tensor:
         """A contiguous copy of ``backup`` on the compute device, of type ``work``; never the backup itself."""
         return torch.empty(backup.shape, dtype=work, device=self.device).copy_(backup.to(self.device))
 
     def write_bias(self, chosen: list[Load], backup: Tensor) -> None:
-        total = backup.to(wide_type(backup))
+        target = self.site.part(self.site.module.bias.detach())
+        total = backup.to(target.device).to(wide_type(backup))
         for load in chosen:
             if load.delta.bias is not None:
-                total = total + load.weight * load.delta.bias.to(total)
-        self.site.part(self.site.module.bias.detach()).copy_(total)
+                total = total + load.weight * load.delta.bias.to(target.device).to(total.dtype)
+        target.copy_(total)
 
     def ready(self, load: Load) -> Factors:
         if id(load) not in self.factors:

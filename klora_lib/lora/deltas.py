@@ -19,8 +19,8 @@ Device = torch.device | str | None
 
 
 def wide(tensor: Tensor, device: Device = None) -> Tensor:
-    """`tensor` as fp32 on `device` (where it is, when None)."""
-    return tensor.to(device=device or tensor.device, dtype=torch.float32)
+    """`tensor` as fp32 on `device` (where it is, when None): narrow on its way there, widened where it computes."""
+    return tensor.to(device or tensor.device).to(torch.float32)
 
 
 def columns(shape: Sequence[int]) -> int:
