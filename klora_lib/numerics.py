@@ -107,6 +107,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 NO_MEMORY = (  # what torch's allocators say in a RuntimeError: CUDA and XPU, MPS, DirectML, the CPU's
-    "out of memory", "not enough memory", "not enough gpu video memory", "can't allocate memory", "could not allocate tensor",
-    "out_of_memory", "out_of_device_memory", "out_of_resources",
+    "out of memory", "not enough memory", "not enough gpu video memory", "can't allocate memory",
+    "could not allocate tensor", "out_of_memory", "out_of_device_memory", "out_of_resources",
 )  # fmt: skip
