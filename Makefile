@@ -5,7 +5,7 @@ BIN = .venv/bin
 DEMO = out/demo
 METHODS = content style direct switch klora
 
-.PHONY: test test-hosts test-a1111 test-forge lint types unit live bench demo evaluation clean
+.PHONY: test test-hosts test-a1111 test-forge lint types unit live bench gpu demo evaluation clean
 
 test: lint types unit
 
@@ -51,6 +51,12 @@ live: .venv/installed
 # with the variables of the live tests set, an image's times are in the table too
 bench: .venv/installed
 	$(BIN)/python -m tests.bench
+
+# on a GPU, without a WebUI; `make gpu DEVICE=cpu GPU=--quick` tries the program out without one (docs/gpu.md)
+DEVICE ?= cuda
+
+gpu: .venv/installed
+	$(BIN)/python -m tests.gpu --device $(DEVICE) $(GPU)
 
 # the toy model draws one of its subjects in one of its styles: `make demo CONTENT=cat STYLE=mosaic`; `make demo UI=1` is a page
 CONTENT = teapot
