@@ -22,10 +22,12 @@ class Probe:
         self.acting = False
         self.said = None
         self.hook = None
+        self.p = self.due = None
 
-    def begin(self, request):
+    def begin(self, p, request):
         """A job that raised has had no end: undo it here."""
         self.end()
+        self.p = p
         self.report = []
         self.calls = self.rewritten = 0
         self.said = None
@@ -42,11 +44,17 @@ class Probe:
             self.report = self.reference.report()
             self.reference = None
         self.disarm()
+        self.write_no_more()
 
     def disarm(self):
         if self.hook is not None:
             self.hook.remove()
             self.hook = None
+
+    def write_no_more(self):
+        if self.due is not None:
+            self.due.remove()
+            self.due = None
 
     def before_unet(self, module, arguments):
         self.calls += 1
@@ -71,8 +79,19 @@ class Probe:
                 name, arguments = self.fault["act"], self.fault["arguments"]
                 self.fault = {}
                 self.act(name, arguments)
-        if self.reference is not None:
+        p = params.denoiser.p
+        if self.reference is not None and (p is self.p or not getattr(p, "_ad_inner", False)):  # ADetailer's pass is not ours
+            self.write_at_the_forward(params)
+
+    def write_at_the_forward(self, params):
+        """After everybody's callbacks: another extension's may change what the WebUI then merges."""
+
+        def write(module, arguments):
+            self.write_no_more()
             self.reference.write(params)
+
+        self.write_no_more()
+        self.due = webui.denoiser().register_forward_pre_hook(write)
 
     def act(self, name, arguments):
         self.acting = True
@@ -105,7 +124,7 @@ class ProbeScript(scripts.Script):
         # img2img encodes its picture with noise from this generator, which no seed of the job sets; whoever draws
         # from it during the job still shows
         torch.manual_seed(0)
-        PROBE.begin(request)
+        PROBE.begin(p, request)
 
     def process(self, p, request):
         PROBE.aim()
