@@ -28,17 +28,20 @@ class App:
 
     def begin(self, p: Any, args: Sequence[Any]) -> None:
         """``process``: undo what a crashed job left; then, if enabled, make everything ready or refuse."""
-        vars(p).pop(JOB, None)
+        before = vars(p).pop(JOB, None)
+        copied = before is not None and before is job_of(self.drawing)  # what ADetailer begins for every image of a job
         try:
             self.clean(keep=lambda job: job.current is not None)
-            self.drawing = None
+            if not copied:
+                self.drawing = None
             settings = asked(p, args)
             if settings.enabled:
                 host = detect()
                 job = prepare(host, self.library, settings, p.steps)
                 host.around_replaced_sample(p, lambda: told(job))
                 setattr(p, JOB, job)
-                self.drawing = p
+                if not copied:
+                    self.drawing = p
                 infotext.stamp(p, settings)
         except KLoraError as e:
             refuse(p, KLoraRefused(f"K-LoRA: {e}"))

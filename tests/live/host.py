@@ -91,6 +91,7 @@ class Host:
         self.checkpoint: str | None = None
         self.stored = "Automatic"  # how its denoiser's weights are kept
         self.known: dict[str, np.ndarray] = {}
+        self.environment: dict[str, str] = {}  # what an extension beside ours asks for
         self.data = folder / "data"
         (self.data / "extensions").mkdir(parents=True)
         (self.data / "config.json").write_text(json.dumps(CONFIG | self.config))
@@ -112,7 +113,8 @@ class Host:
 
     def start(self, checkpoint: str) -> None:
         self.port = free_port()
-        environment = {k: v for k, v in os.environ.items() if k not in ("COMMANDLINE_ARGS", "PYTHONPATH")} | ENVIRONMENT
+        own = {k: v for k, v in os.environ.items() if k not in ("COMMANDLINE_ARGS", "PYTHONPATH")}
+        environment = own | ENVIRONMENT | self.environment
         command = [str(self.python), "launch.py", "--port", str(self.port), "--data-dir", str(self.data)]
         command += ["--ui-settings-file", str(self.data / "config.json")]
         command += ["--ui-config-file", str(self.data / "ui-config.json"), *self.flags(checkpoint)]

@@ -25,10 +25,11 @@ class Probe:
         self.p = self.due = None
 
     def begin(self, p, request):
-        """A job that raised has had no end: undo it here."""
+        """A job that raised has had no end: undo it here.  Scripts begin with one p, or with copies of it, several times."""
         self.end()
-        self.p = p
-        self.report = []
+        if not hasattr(p, "klora_probe"):
+            self.report = []
+        self.p, p.klora_probe = p, True
         self.calls = self.rewritten = 0
         self.said = None
         if request:
@@ -41,7 +42,7 @@ class Probe:
     def end(self):
         if self.reference is not None:
             self.reference.restore()
-            self.report = self.reference.report()
+            self.report = [*self.report, *self.reference.report()]
             self.reference = None
         self.disarm()
         self.write_no_more()
