@@ -130,12 +130,14 @@ class A1111(Family):
         """The host's own network over ``part``'s text-encoder tensors, read by its own loader from a file of these.
 
         Windows keeps a mapped file that is still in use: it then stays behind in the temporary folder.
+        The job's later noise is as without us: nothing is drawn from the host's generator.
         """
         listed = copy.copy(self.networks.available_networks[part.entry.name])
         with tempfile.TemporaryDirectory(prefix="klora-", ignore_cleanup_errors=True) as folder:
             listed.filename = os.path.join(folder, "text.safetensors")
             save_file({k: t.contiguous() for k, t in part.file.text.items()}, listed.filename)
-            network = self.networks.load_network(own_name(part.entry.name), listed)
+            with torch.random.fork_rng(devices=()):  # torch fills the layers that the host makes at random first
+                network = self.networks.load_network(own_name(part.entry.name), listed)
         network.dyn_dim, network.mentioned_name = None, part.entry.name
         return with_fixed_weights(network, te_multiplier=part.te, unet_multiplier=0.0)
 
