@@ -149,15 +149,30 @@ class A1111(Family):
         """The host's own network over ``part``'s text-encoder tensors, read by its own loader from a file of these.
 
         Windows keeps a mapped file that is still in use: it then stays behind in the temporary folder.
+        The job's later noise is as without us: nothing is drawn from the host's generator.
         """
         listed = copy.copy(self.networks.available_networks[part.entry.name])
         with tempfile.TemporaryDirectory(prefix="klora-", ignore_cleanup_errors=True) as folder:
             listed.filename = os.path.join(folder, "text.safetensors")
             save_file({k: t.contiguous() for k, t in part.file.text.items()}, listed.filename)
-            network = self.networks.load_network(own_name(part.entry.name), listed)
-        network.te_multiplier, network.unet_multiplier, network.dyn_dim = part.te, 0.0, None
-        network.mentioned_name = part.entry.name
-        return network
+            with torch.random.fork_rng(devices=()):  # torch fills the layers that the host makes at random first
+                network = self.networks.load_network(own_name(part.entry.name), listed)
+        network.dyn_dim, network.mentioned_name = None, part.entry.name
+        return with_fixed_weights(network, te_multiplier=part.te, unet_multiplier=0.0)
+
+
+def with_fixed_weights(network: Any, **weights: float) -> Any:
+    """``network`` of a class of its own, whose weights nobody changes.
+
+    Regional Prompter switches off, region by region, whatever network the region's prompt does not name.
+    """
+
+    def fixed(weight: float) -> property:
+        return property(lambda self: weight, lambda self, other: None)
+
+    cls = type(network)
+    network.__class__ = type(cls.__name__, (cls,), {name: fixed(weight) for name, weight in weights.items()})
+    return network
 
 
 def without_modules(network: Any) -> Any:

@@ -29,11 +29,13 @@ class App:
 
     def begin(self, p: Any, args: Sequence[Any]) -> None:
         """``process``: undo what a crashed job left; then, if enabled, make everything ready or refuse."""
-        vars(p).pop(JOB, None)
+        before = vars(p).pop(JOB, None)
+        copied = before is not None and before is job_of(self.drawing)  # what ADetailer begins for every image of a job
         unwrap_own(p, "sample")
         try:
             self.clean(keep=lambda job: job.current is not None)
-            self.drawing = self.drawing if self.sampling else None
+            if not copied and not self.sampling:
+                self.drawing = None
             settings = read_request(p, args)
             if settings.enabled:
                 host = detect()
@@ -41,7 +43,8 @@ class App:
                 job = prepare(host, self.library, settings, p)
                 wrap_own(p, "sample", lambda: require_pass(job))
                 setattr(p, JOB, job)
-                self.drawing = p
+                if not copied:
+                    self.drawing = p
                 infotext.stamp(p, settings)
         except KLoraError as e:
             refuse(p, KLoraRefused(f"K-LoRA: {e}"))

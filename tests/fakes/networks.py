@@ -118,6 +118,7 @@ def make(shared: types.ModuleType, lora_dir: Path) -> types.ModuleType:
         network = Network(name, network_on_disk)
         for key, tensors in by_layer(read(network_on_disk.filename)).items():
             if key in shared.sd_model.network_layer_mapping:
+                nn.Linear(1, 1)  # the real one makes layers for the tensors, which torch fills at random first
                 network.modules[key] = Module(network, key, tensors)
         return network
 

@@ -60,7 +60,7 @@ def switch_times(run: Any, denoiser: nn.Module, clock: Clock, draw: Callable[[],
         began[0] = clock.now()
 
     def last(*_: Any) -> None:
-        told.append((run.session.switches, clock.now() - began[0]))
+        told.append((run.passes[-1].session.switches, clock.now() - began[0]))
 
     handles = [denoiser.register_forward_pre_hook(first, prepend=True), denoiser.register_forward_pre_hook(last)]
     try:

@@ -13,9 +13,9 @@ import accelerate
 import torch
 from torch import Tensor, nn
 
-from klora_lib.core.cache import Library
+from klora_lib.diffusers import klora
 from klora_lib.errors import HostError
-from klora_lib.hosts.diffusers import klora
+from klora_lib.rule.cache import Library
 
 from .clock import Clock, switch_times
 from .models import Model, image

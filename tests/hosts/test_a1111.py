@@ -220,6 +220,23 @@ def test_the_text_encoder_gets_both_updates(host: FakeA1111) -> None:
     assert torch.allclose(q.weight.double(), want, atol=1e-6)
 
 
+def test_no_other_extension_regulates_the_text_parts(host: FakeA1111) -> None:
+    """Regional Prompter switches off, region by region, every loaded network that the region's prompt does not name."""
+    p, data = loaded(host, "<lora:conv_only:0.3>")
+    for network in host.networks.loaded_networks:
+        network.te_multiplier = network.unet_multiplier = 0.0
+    weights = [(n.te_multiplier, n.unet_multiplier) for n in host.networks.loaded_networks]
+    assert weights == [(0.0, 0.0), (0.5, 0.0), (0.7, 0.0)]
+
+
+def test_nothing_is_drawn_from_the_hosts_generator(host: FakeA1111) -> None:
+    """img2img encodes its picture with noise from it: so does what ADetailer draws within the job."""
+    p, data = prompted(host), dict[str, Any]()
+    before = torch.get_rng_state()
+    detect().load_text_parts(p, data, parts(host))
+    assert torch.equal(torch.get_rng_state(), before) and len(host.networks.loaded_networks) == 2
+
+
 def test_files_without_text_load_nothing(host: FakeA1111) -> None:
     p, data = prompted(host), dict[str, Any]()
     entry = detect().find("subject")

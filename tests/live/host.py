@@ -91,6 +91,7 @@ class Host:
         self.checkpoint: str | None = None
         self.stored = "Automatic"  # how its denoiser's weights are kept
         self.known: dict[str, np.ndarray] = {}
+        self.environment: dict[str, str] = {}  # what an extension beside ours asks for
         self.data = folder / "data"
         (self.data / "extensions").mkdir(parents=True)
         (self.data / "config.json").write_text(json.dumps(CONFIG | self.config))
@@ -112,17 +113,21 @@ class Host:
 
     def start(self, checkpoint: str) -> None:
         self.port = free_port()
-        environment = {k: v for k, v in os.environ.items() if k not in ("COMMANDLINE_ARGS", "PYTHONPATH")} | ENVIRONMENT
         command = [str(self.python), "launch.py", "--port", str(self.port), "--data-dir", str(self.data)]
         command += ["--ui-settings-file", str(self.data / "config.json")]
         command += ["--ui-config-file", str(self.data / "ui-config.json"), *self.flags(checkpoint)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.webui, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command, cwd=self.webui, env=self.variables(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self.checkpoint = checkpoint
         self.wait(starts=1)
+
+    def variables(self) -> dict[str, str]:
+        """The environment that it runs in."""
+        own = {k: v for k, v in os.environ.items() if k not in ("COMMANDLINE_ARGS", "PYTHONPATH")}
+        return own | ENVIRONMENT | self.environment
 
     def wait(self, starts: int) -> None:
         """Until the log tells of so many starts: the API answers earlier, without the scripts' default arguments."""

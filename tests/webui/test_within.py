@@ -3,6 +3,7 @@ acts again afterwards; or the job ends."""
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from ..fakes.a1111 import FakeA1111
 from ..fakes.host import REFINER, FakeHost
-from ..fakes.processing import Processing, process_images
+from ..fakes.processing import Processed, Processing, process_images
 from .acts import at, ended, in_another_thread
 from .jobs import close, expected, job, plain, plan_of, untouched, watch, weights
 
@@ -208,3 +209,25 @@ def test_who_wraps_a_function_within_our_pass_keeps_it(host: FakeHost) -> None:
     assert calls == []
     host.on_call.clear()
     assert torch.equal(process_images(job(host)).images[0], wanted) and len(calls) == 1
+
+
+def test_a_pass_of_another_extension_is_told_after_copies_of_the_job_began(host: FakeHost) -> None:
+    """For every image ADetailer has the scripts end and begin with copies of p, also where it finds nothing to draw."""
+    p = job(host, n_iter=2)
+    end = Processing.sample
+
+    def sample_and_detail() -> Any:
+        samples = end(p)
+        host.hook("postprocess", copy(p), Processed([], []))
+        if p.seeds != [p.seed]:
+            inner = Processing(host, seed=8)
+            inner._ad_inner = True  # type: ignore[attr-defined]
+            script, host.script = host.script, None
+            process_images(inner)
+            host.script = script
+        host.hook("process", copy(p))
+        return samples
+
+    p.sample = sample_and_detail  # type: ignore[method-assign]
+    first, second = process_images(p).infotexts
+    assert "K-LoRA not in" not in first and "K-LoRA not in: ADetailer's pass" in second

@@ -22,11 +22,14 @@ class Probe:
         self.acting = False
         self.said = None
         self.hook = None
+        self.p = self.due = None
 
-    def begin(self, request):
-        """A job that raised has had no end: undo it here."""
+    def begin(self, p, request):
+        """A job that raised has had no end: undo it here.  Scripts begin with one p, or with copies of it, several times."""
         self.end()
-        self.report = []
+        if not hasattr(p, "klora_probe"):
+            self.report = []
+        self.p, p.klora_probe = p, True
         self.calls = self.rewritten = 0
         self.said = None
         if request:
@@ -39,14 +42,20 @@ class Probe:
     def end(self):
         if self.reference is not None:
             self.reference.restore()
-            self.report = self.reference.report()
+            self.report = [*self.report, *self.reference.report()]
             self.reference = None
         self.disarm()
+        self.write_no_more()
 
     def disarm(self):
         if self.hook is not None:
             self.hook.remove()
             self.hook = None
+
+    def write_no_more(self):
+        if self.due is not None:
+            self.due.remove()
+            self.due = None
 
     def before_unet(self, module, arguments):
         self.calls += 1
@@ -71,8 +80,20 @@ class Probe:
                 name, arguments = self.fault["act"], self.fault["arguments"]
                 self.fault = {}
                 self.act(name, arguments)
-        if self.reference is not None:
+        p = params.denoiser.p
+        inner = p is not self.p and getattr(p, "_ad_inner", False)  # ADetailer's pass is not ours
+        if self.reference is not None and not inner:
+            self.write_at_the_forward(params)
+
+    def write_at_the_forward(self, params):
+        """After everybody's callbacks: another extension's may change what the WebUI then merges."""
+
+        def write(module, arguments):
+            self.write_no_more()
             self.reference.write(params)
+
+        self.write_no_more()
+        self.due = webui.denoiser().register_forward_pre_hook(write)
 
     def act(self, name, arguments):
         self.acting = True
@@ -105,7 +126,7 @@ class ProbeScript(scripts.Script):
         # img2img encodes its picture with noise from this generator, which no seed of the job sets; whoever draws
         # from it during the job still shows
         torch.manual_seed(0)
-        PROBE.begin(request)
+        PROBE.begin(p, request)
 
     def process(self, p, request):
         PROBE.aim()

@@ -1,0 +1,101 @@
+"""Beside sd-webui-regional-prompter, which gives regions of the image prompts of their own, and in Latent mode LoRAs."""
+
+from __future__ import annotations
+
+import pytest
+
+from .. import files
+from ..checks import FAR
+from ..host import Host, difference
+from ..jobs import HIRES, Model, Pair, plain, tag
+from ..test_safety import ENGINES
+from ..witness import Witness
+from .checks import assert_combines, assert_off_is_off, with_klora
+
+EXTENSION = "sd-webui-regional-prompter"
+TITLE = "Regional Prompter"
+WITHOUT = {"prompt": "a cat BREAK a dog"}
+ONE_BY_ONE = "Use LoHa or other"  # LoRAs are merged anew for every region, where they are otherwise added at every forward
+
+pytestmark = pytest.mark.hosts("a1111")
+
+
+def regions(mode: str, prompt: str = WITHOUT["prompt"], options: list[str] | None = None, negative: str = "0") -> dict:
+    """Two columns.  negative: how much of the regions' LoRAs there is for the negative prompt."""
+    where = [True, False, "Matrix", "Columns", "Mask", "Prompt", "1,1", "", False, False, False, mode]
+    arguments = [*where, options or [], negative, negative, "0", "", "0", "0", False]
+    return {"prompt": prompt, "alwayson_scripts": {TITLE: {"args": arguments}}}
+
+
+def used(model: Model) -> dict:
+    return regions("Latent")  # registers every callback that it ever does
+
+
+@pytest.fixture(scope="module")
+def pair(witness: Witness) -> Pair:
+    """Without text encoder parts: in Latent mode the extension reads other weights in the reference's tags."""
+    host, plainer = witness.host, witness.model.attention
+    for seed, name in enumerate((plainer.content, plainer.style)):
+        tensors = files.read(host.lora / f"{name}.safetensors")
+        files.write(host.lora / f"uneven_{name}.safetensors", files.uneven(tensors, seed))
+    host.refresh_loras()
+    return Pair(f"uneven_{plainer.content}", f"uneven_{plainer.style}")
+
+
+MODES = pytest.mark.parametrize("mode", ["Attention", "Latent"])
+
+
+@MODES
+@ENGINES
+def test_regions(witness: Witness, pair: Pair, mode: str, engine: str):
+    assert_combines(witness, pair, {"engine": engine}, without=WITHOUT, tags=False, **regions(mode))
+
+
+@MODES
+def test_in_both_passes_of_hires_fix(witness: Witness, pair: Pair, mode: str):
+    assert_combines(witness, pair, without=WITHOUT | HIRES, passes=2, tags=False, **regions(mode), **HIRES)
+
+
+@ENGINES
+def test_another_lora_in_one_region(witness: Witness, pair: Pair, engine: str):
+    other = tag(witness.model.full.style)
+    fields = regions("Latent", f"a cat {other} BREAK a dog")
+    without = {"prompt": WITHOUT["prompt"] + other}
+    assert_combines(witness, pair, {"engine": engine}, without=without, tags=False, **fields)
+
+
+@ENGINES
+@pytest.mark.parametrize("options", [[], [ONE_BY_ONE]], ids=["added", "merged"])
+def test_one_lora_beside_another_in_one_region(witness: Witness, pair: Pair, options: list[str], engine: str):
+    """Merged, the WebUI rewrites the weights for every region, several times within one step of ours."""
+    host, other = witness.host, tag(witness.model.full.style)
+    files.write(host.lora / "twice.safetensors", files.read(host.lora / f"{pair.content}.safetensors"))
+    host.refresh_loras()
+    tagged = f"a cat {other} {tag(pair.content)} BREAK a dog {tag('twice')}"
+    expected = host.image(plain(**regions("Latent", tagged, options, negative="0,1,0")))
+    fields = regions("Latent", f"a cat {other} BREAK a dog", options)
+    got = host.image(with_klora(pair, {"method": "content", "engine": engine}, **fields))
+    assert difference(expected, host.known_image(plain(**fields))) > FAR
+    assert difference(got, expected) <= 1
+    witness.assert_unchanged()
+
+
+@MODES
+@pytest.mark.parametrize("role", ["content", "style"])
+def test_one_lora_with_its_text_encoder_part(witness: Witness, mode: str, role: str):
+    """It acts in every region, and for the negative prompt: as a tag in each of them, which must be of other files."""
+    pair, host = witness.model.full, witness.host
+    name, other = (pair.content, "style") if role == "content" else (pair.style, "content")
+    files.write(host.lora / "twice.safetensors", files.read(host.lora / f"{name}.safetensors"))
+    host.refresh_loras()
+    second = tag("twice") if mode == "Latent" else ""
+    expected = host.image(plain(**regions(mode, f"a cat {tag(name)} BREAK a dog {second}", negative="1,0")))
+    got = host.image(with_klora(pair, {"method": role, f"{other}_te_weight": 0}, **regions(mode)))
+    assert difference(expected, host.known_image(plain(**regions(mode)))) > FAR
+    assert difference(got, expected) <= 1
+    witness.assert_unchanged()
+
+
+def test_off_is_the_webui_without_klora(host: Host, host_without_klora: Host):
+    tagged = f"a cat {tag(host.sd15.full.style)} BREAK a dog"
+    assert_off_is_off(host, host_without_klora, regions("Attention", tagged), regions("Latent", tagged))
