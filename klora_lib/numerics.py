@@ -78,35 +78,3 @@ def inherits_precision(matmul: Any) -> bool:
         return bool(matmul.fp32_precision != mine)
     finally:
         every.fp32_precision = before
-
-
-# --- devices ---
-
-
-def with_index(device: torch.device | str) -> torch.device:
-    """The device as its tensors report it: ``cuda`` is ``cuda:0``, or whichever is current.
-
-    WebUIs say "cuda" where they mean the current card; torch 2.1 to 2.3 refuse such a device in torch.cuda's functions, and
-    it is not equal to that of any tensor.
-    """
-    device = torch.device(device)
-    index: int | None = device.index
-    if index is not None or device.type in ("cpu", "meta"):
-        return device
-    module: Any = getattr(torch, device.type, None)
-    known = hasattr(module, "current_device") and module.is_available()
-    return torch.device(device.type, module.current_device() if known else 0)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that a device, or the host, has no memory left; every back end says it in its own way."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
-
-
-NO_MEMORY = (  # what torch's allocators say in a RuntimeError: CUDA and XPU, MPS, DirectML, the CPU's
-    "out of memory", "not enough memory", "not enough gpu video memory", "can't allocate memory",
-    "could not allocate tensor", "out_of_memory", "out_of_device_memory", "out_of_resources",
-)  # fmt: skip

@@ -16,21 +16,24 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PURE = ("rule", "lora", "engine", "numerics", "patching", "settings", "infotext", "errors")  # need no WebUI, no picture
+PURE = (  # need no WebUI, and draw no picture
+    "rule", "lora", "engine", "numerics", "devices", "patching", "settings", "infotext", "errors",
+)  # fmt: skip
 HOSTS_OWN = (
     "modules", "modules_forge", "backend", "ldm_patched", "comfy", "networks", "network", "lora", "gradio", "fastapi",
     "starlette", "pydantic", "PIL", "cv2", "transformers", "diffusers",
 )  # fmt: skip
 FLOOR = {"settings", "errors"}
-PLAIN = {"rule", "lora", "numerics", *FLOOR}
+PLAIN = {"rule", "lora", "numerics", "devices", *FLOOR}
 WORKS = {"engine", "patching", "infotext", *PLAIN}
 KNOWS = {  # room: the rooms it may import, from the lowest floor up
     "errors": set(),
-    "numerics": {"errors"},
+    "numerics": set(),
+    "devices": set(),
     "patching": set(),
     "settings": {"errors"},
     "infotext": FLOOR,
-    "lora": {"lora", "numerics", "errors"},
+    "lora": {"lora", "numerics", "devices", "errors"},
     "rule": {"rule", *PLAIN},
     "engine": {"engine", *PLAIN},
     "map": {"map", *PLAIN},

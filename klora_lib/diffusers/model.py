@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..engine.bypass import Bypassed
 from ..engine.layers import sites_from
-from ..engine.memory import SAMPLING, activations
+from ..engine.memory import sampling_bytes
 from ..engine.site import Actor, Packed, Site
 from ..errors import HostError
 from ..lora.deltas import Delta
@@ -59,13 +59,16 @@ def device_of(pipe: Any, module: nn.Module) -> torch.device:
     return torch.device(device) if device is not None else next(module.parameters()).device
 
 
+IMAGE = 2 * 128 * 128  # latent pixels of a picture of 1024 × 1024 under guidance: where the size is not known yet
+
+
 def sampling_memory(given: Mapping[str, Any]) -> int:
-    """Bytes that a denoiser call with these arguments needs beside the weights: see ``activations``."""
+    """Bytes that a denoiser call with these arguments needs beside the weights."""
     sample = next((given[name] for name in ("sample", "hidden_states") if torch.is_tensor(given.get(name))), None)
     if sample is None:
-        return SAMPLING
-    places = math.prod(sample.shape[2:]) if sample.dim() > 3 else 4 * sample.shape[1]  # a transformer's patches are 2 × 2
-    return activations(1, sample.shape[0] * places * 64 // 2)  # guidance has doubled the batch by now
+        return sampling_bytes(IMAGE)
+    pixels = math.prod(sample.shape[2:]) if sample.dim() > 3 else 4 * sample.shape[1]  # a patch is 2 × 2 latent pixels
+    return sampling_bytes(sample.shape[0] * pixels)
 
 
 def layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

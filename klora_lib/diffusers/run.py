@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import infotext
 from ..engine.fusion import Fusion, Target, fuse_files, roles_named
-from ..engine.memory import SAMPLING
+from ..engine.memory import sampling_bytes
 from ..engine.sampling import SamplingPass
 from ..engine.session import Session
 from ..engine.standing import standing
@@ -23,7 +23,7 @@ from ..rule.cache import Library
 from ..settings import Settings, quote_value, read_settings
 from .calls import around_calls, before_forward, count_steps, is_occupied
 from .clock import Clock, train_timesteps
-from .model import bare, denoiser_of, device_of, in_diffusers_order, refuse_hooks, sampling_memory, sites
+from .model import IMAGE, bare, denoiser_of, device_of, in_diffusers_order, refuse_hooks, sampling_memory, sites
 from .text import describe_missing, text_actors
 
 File = str | os.PathLike[str]
@@ -105,7 +105,7 @@ class Run:
         self.passes.append(SamplingPass(session))
         self.clock = clock
 
-    def target(self, reserve: int = SAMPLING) -> Target:
+    def target(self, reserve: int = sampling_bytes(IMAGE)) -> Target:
         return read_target(self.pipe, self.denoiser, reserve)
 
     def new_session(self, target: Target, steps: int) -> tuple[Session, list[str]]:
@@ -185,7 +185,7 @@ def prepare(
     return run
 
 
-def read_target(pipe: Any, denoiser: nn.Module, reserve: int = SAMPLING) -> Target:
+def read_target(pipe: Any, denoiser: nn.Module, reserve: int = sampling_bytes(IMAGE)) -> Target:
     return Target(sites(denoiser), type(pipe).__name__, device_of(pipe, denoiser), reserve)
 
 

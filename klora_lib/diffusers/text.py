@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.fit import loads, refuse_other_shapes
-from ..engine.memory import MemoryBudget
+from ..engine.memory import MemoryBudget, sampling_bytes
 from ..engine.session import Placed, make_actor
 from ..engine.site import Actor, Site
 from ..errors import KLoraError, LoraFileError, all_offenders, count
@@ -23,7 +23,7 @@ from ..lora.keys import parse_key
 from ..rule.pairing import Pair, Unit
 from ..rule.selectors import BOTH
 from ..settings import Settings
-from .model import bare, layers, numbers, offloaded_norm, packing, refuse_hooks
+from .model import IMAGE, bare, layers, numbers, offloaded_norm, packing, refuse_hooks
 
 ROLES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 T5 = "encoder.block."  # Flux has its T5 second, SD3 third: files call it the third
@@ -87,7 +87,7 @@ def text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.device)
     Raises PairError where shapes differ, HostError where an encoder is compiled and must not be written.
     """
     weights = settings.weights[0][0], settings.weights[1][0]
-    engine, budget = "bypass" if settings.engine == "bypass" else "auto", MemoryBudget.on(device)
+    engine, budget = "bypass" if settings.engine == "bypass" else "auto", MemoryBudget.on(device, sampling_bytes(IMAGE))
     actors: list[Actor] = []
     missing: list[str] = []
     known: dict[str, dict[str, Site]] = {}

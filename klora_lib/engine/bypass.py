@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from ..devices import moved
 from ..lora.deltas import Delta
 from ..numerics import exact_math
-from .memory import MemoryBudget
+from .memory import Claims, MemoryBudget
 from .site import Load, Loads, Site
 
 
@@ -26,11 +28,10 @@ class Bypassed:
     def __init__(self, site: Site, loads: Loads, budget: MemoryBudget | None = None):
         self.site = site
         self.loads = loads
-        self.budget = budget or MemoryBudget(float("inf"))
+        self.claims = Claims(budget or MemoryBudget(float("inf")))
         self.chosen: list[Load] = []
         self.hook: Any = None
         self.made: dict[Any, Ready] = {}  # of the current choice
-        self.taken = 0  # bytes of the room
 
     def show(self, mask: int) -> None:
         """From the next forward on, the output carries Σ w·Δ(x) of the loads in ``mask``."""
@@ -57,15 +58,14 @@ class Bypassed:
 
     def forget(self) -> None:
         self.made.clear()
-        self.budget.give_back(self.taken)
-        self.taken = 0
+        self.claims.give_back()
 
     def add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """The forward hook.  args[0]: [..., in] or [batch, in, h, w]; output likewise with out."""
         if not self.chosen:
             return None
         x = args[0].to(output.dtype)
-        result = output if is_ours(module, args[0], output) else output.clone()
+        result = output if ours_to_change(module, args, output) else output.clone()
         part = result if self.site.rows is None else self.rows_of(result)
         for load in self.chosen:
             for term in self.terms(load, x):
@@ -106,32 +106,29 @@ class Bypassed:
         if key in self.made:
             return self.made[key]
         with exact_math(x.device):
-            weights, bias = self.weights(load.delta, load.weight), self.bias(load.delta, load.weight)
-            moved = tuple(t.to(x.device, x.dtype) for t in weights)
-            ready = Ready(moved, bias.to(x.device, x.dtype) if bias is not None else None)
-        if len(moved) != 1:
-            self.made[key] = ready
-        elif self.budget.take(moved[0].nbytes):
-            self.taken += moved[0].nbytes
+            weights = tuple(t.to(x.dtype) for t in self.weights(load.delta, load.weight, x.device))
+            bias = self.bias(load.delta, load.weight, x.device)
+            ready = Ready(weights, bias.to(x.dtype) if bias is not None else None)
+        if len(weights) != 1 or self.claims.take(weights[0].nbytes):
             self.made[key] = ready
         return ready
 
-    def weights(self, delta: Delta, w: float) -> tuple[Tensor, ...]:
-        """fp32, to be applied in turn: (down, w·scale·up); (w·Δ,) without two factors; () for a bias alone."""
+    def weights(self, delta: Delta, w: float, device: torch.device) -> tuple[Tensor, ...]:
+        """fp32 on ``device``, to be applied in turn: (down, w·scale·up); (w·Δ,) without two factors; () for a bias alone."""
         if len(delta.shape) == 1:
             return ()
         low_rank = delta.factors()
         if low_rank is None:
-            base = self.site.part(self.site.read(self.site.module)).reshape(delta.shape[0], -1)
+            base = self.site.numbers(device).reshape(delta.shape[0], -1)
             return (self.kernel(delta.update(base[:, : self.loads.columns]) * w),)
-        up, down, scale = low_rank
-        up = up.float() * (scale * w)
-        return self.kernel(down.float()), (up[:, :, None, None] if isinstance(self.site.module, nn.Conv2d) else up)
+        up, down = (moved(t, device, torch.float32) for t in low_rank[:2])
+        up = up * (low_rank[2] * w)
+        return self.kernel(down), (up[:, :, None, None] if isinstance(self.site.module, nn.Conv2d) else up)
 
-    def bias(self, delta: Delta, w: float) -> Tensor | None:
+    def bias(self, delta: Delta, w: float, device: torch.device) -> Tensor | None:
         if delta.bias is None:
             return None
-        bias = delta.bias.float() * w
+        bias = moved(delta.bias, device, torch.float32) * w
         return bias[:, None, None] if isinstance(self.site.module, nn.Conv2d) else bias
 
     def kernel(self, matrix: Tensor) -> Tensor:
@@ -144,8 +141,22 @@ class Bypassed:
         return nn.functional.pad(kernel, (0, 0, 0, 0, 0, extra)) if extra else kernel
 
 
-def is_ours(module: nn.Module, given: Tensor, output: Tensor) -> bool:
-    """Whether a layer's output may be written to: it is fresh from the layer's own product, and nobody else has seen it."""
-    fresh = isinstance(module, (nn.Linear, nn.Conv2d)) and "forward" not in vars(module) and output is not given
-    alone = len(module._forward_hooks) == 1 and not nn.modules.module._global_forward_hooks
-    return fresh and alone and not output.requires_grad
+def ours_to_change(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> bool:
+    """Whether nobody but us has ``output``: a layer of torch made it just now, and no hook of another's has seen it.
+
+    Everything else gets a copy of its own: a layer that hands on its input or something it keeps, a graph of gradients.
+    """
+    hooks = (*module._forward_hooks.values(), *nn.modules.module._global_forward_hooks.values())
+    if not isinstance(module, (nn.Linear, nn.Conv2d)) or type(output) is not type(args[0]) or output.requires_grad:
+        return False
+    if any(not isinstance(getattr(hook, "__self__", None), Bypassed) for hook in hooks):
+        return False
+    if output.is_inference() and not torch.is_inference_mode_enabled():  # torch lets nobody write it
+        return False
+    kept = (*args, *vars(module).values(), *module.parameters(), *module.buffers())
+    return all(memory(output) != memory(t) for t in kept if isinstance(t, Tensor))
+
+
+def memory(tensor: Tensor) -> int:
+    """Which piece of memory it is in."""
+    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]

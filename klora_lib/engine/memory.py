@@ -1,80 +1,64 @@
-"""How much of a device's memory may hold what makes switching quick."""
+"""How much of a device's memory we may use, and of the host's memory that a device reads by itself."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from ..numerics import with_index
+from ..devices import free_bytes
 
-UNKNOWN = 256 << 20  # bytes that we take of a device that does not tell what it has
-
-
-def activations(batch: int, pixels: int) -> int:
-    """Bytes that a denoiser call needs beside the weights, for ``batch`` images of so many ``pixels``: an upper estimate.
-
-    1 GiB, and 64 KiB for each of the latent's places (8 × 8 pixels), twice, since guidance stacks two halves.  That is 3 GiB
-    for SDXL at 1024 × 1024 and 1.5 GiB for SD1.5 at 512 × 512.
-    """
-    return (1 << 30) + 2 * batch * (pixels // 64) * (64 << 10)
-
-
-SAMPLING = activations(1, 1024 * 1024)  # where nobody knows the job
+BASE, PER_PIXEL = 1 << 30, 64 << 10  # bytes that a denoiser's forward needs: at all, and for a pixel of the latent image
+PINNED = 1 << 30  # bytes; the system cannot use pinned memory for anything else, and torch keeps it for as long as it runs
 
 
 class MemoryBudget:
-    """How many bytes of a device may hold backups and updates; what does not fit stays in host memory.
+    """How many bytes of a device may hold backups and updates; what no longer fits stays in host memory.
 
-    Whoever takes bytes gives them back.
+    pinned: how many bytes of host memory may be pinned, so that a CUDA device reads them without the host waiting.
     """
 
-    def __init__(self, free: float):
+    def __init__(self, free: float, pinned: float = 0):
         self.free = free
+        self.pinned = pinned
 
     @classmethod
-    def on(cls, device: torch.device, reserve: int = SAMPLING) -> MemoryBudget:
-        """What is free on ``device`` now, less ``reserve`` bytes for the sampling itself.
+    def on(cls, device: torch.device, reserve: float) -> MemoryBudget:
+        """What is free on ``device`` now, less ``reserve`` bytes that sampling needs; host memory has no bound here."""
+        return cls(free_bytes(device) - reserve, PINNED if device.type == "cuda" else 0)
 
-        Host memory has no bound here.  A device that does not tell (DirectML) gives UNKNOWN bytes: the factors of a usual
-        LoRA fit, backups of weights stay in host memory.  Too few cost time, too many would end the job.
-        """
-        if device.type == "cpu":
-            return cls(float("inf"))
-        free = free_bytes(device)
-        return cls(UNKNOWN if free is None else free - reserve)
+
+class Claims:
+    """What one actor has taken of a budget.  All of it is given back at once."""
+
+    def __init__(self, budget: MemoryBudget):
+        self.budget = budget
+        self.taken = self.locked = 0  # bytes of the device, of pinned memory
 
     def take(self, size: int) -> bool:
-        """Claim ``size`` bytes; False where they do not fit."""
-        if size > self.free:
+        """Claim ``size`` bytes of the device; False where they do not fit."""
+        if size > self.budget.free:
             return False
-        self.free -= size
+        self.budget.free -= size
+        self.taken += size
         return True
 
-    def give_back(self, size: int) -> None:
-        self.free += size
+    def pin(self, size: int) -> bool:
+        """The same of pinned host memory."""
+        if size > self.budget.pinned:
+            return False
+        self.budget.pinned -= size
+        self.locked += size
+        return True
+
+    def give_back(self) -> None:
+        self.budget.free += self.taken
+        self.budget.pinned += self.locked
+        self.taken = self.locked = 0
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on ``device``, torch's own cache included; None where it does not tell."""
-    device = with_index(device)
-    module: Any = getattr(torch, device.type, None)
-    try:
-        if device.type in ("cuda", "xpu"):
-            return int(module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device))
-        if device.type == "mps":
-            return int(module.recommended_max_memory() - module.current_allocated_memory())
-    except (AttributeError, RuntimeError, NotImplementedError):  # no such figure in this torch, or from this driver
-        pass
-    return None
+def sampling_bytes(pixels: int) -> int:
+    """What a denoiser's forward needs beside its weights, for ``pixels`` of all latent images that it takes at once.
 
-
-def host_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in host memory; pinned where CUDA is, so that the way back is quick."""
-    if tensor.device.type == "cuda":
-        try:
-            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        except RuntimeError:  # no more memory can be pinned
-            return tensor.to("cpu", copy=True)
-        return pinned.copy_(tensor)
-    return tensor.to("cpu", copy=True)
+    With guidance an image is there twice.  1.5 GiB for a picture of 512×512 (64×64 in the latent space), 3 GiB for
+    1024×1024: about what SD1.5 and SDXL take in half precision without an attention that saves memory.
+    """
+    return BASE + PER_PIXEL * pixels

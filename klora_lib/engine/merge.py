@@ -5,38 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import out_of_memory, with_index
-from .memory import MemoryBudget, host_copy
+from ..devices import carried, mapped, moved, pinned, same_device, size_of
+from .memory import Claims, MemoryBudget
 from .site import Load, Loads, Site
 
 PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Factors:
-    """The two factors of a load, on the compute device where there is room for them, else as the file has them."""
+    """One load made ready for switching: its tensors on the compute device, or in host memory where that has no room."""
 
-    def __init__(self, load: Load, device: torch.device, budget: MemoryBudget):
+    def __init__(self, load: Load, device: torch.device, claims: Claims):
         self.load = load
         self.device = device
-        self.budget = budget
-        self.taken = 0  # bytes of the budget
-        self.low_rank = load.delta.factors()
-        if self.low_rank is not None:
-            up, down, scale = self.low_rank  # up: [out, rank], down: [rank, in·kh·kw]
-            if budget.take(up.nbytes + down.nbytes):
-                self.taken = up.nbytes + down.nbytes
-                self.low_rank = up.to(device), down.to(device), scale
+        delta, low_rank = load.delta, load.delta.factors()
+        parts = (delta if low_rank is None else None, low_rank, delta.bias)
+        if device.type == "cpu" or claims.take(size_of(parts)):
+            parts = mapped(parts, lambda t: moved(t, device, t.dtype if t.dtype in carried(device) else torch.float32))
+        elif device.type == "cuda" and claims.pin(size_of(parts)):
+            parts = mapped(parts, pinned)
+        self.delta, self.low_rank, self.bias = parts
 
-    def add_to(self, total: Tensor, out: Tensor) -> None:
-        """out ← total + w·scale·up@down, both [out, in·kh·kw] in fp32 or fp64; ``total`` may be ``out`` itself."""
-        assert self.low_rank is not None
-        up, down, scale = self.low_rank
-        up, down = (t.to(self.device).to(out.dtype) for t in (up, down))  # narrow on its way, wide where it computes
+    def add_to(self, total: Tensor, base: Tensor, out: Tensor) -> None:
+        """out ← total + w·Δ(base), all [out, in·kh·kw] in fp32 or fp64; the three may be one and the same."""
+        if self.low_rank is None:
+            assert self.delta is not None
+            torch.add(total, self.delta.update(base.float()), alpha=self.load.weight, out=out)
+            return
+        up, down, scale = self.low_rank  # up: [out, rank], down: [rank, in·kh·kw]
+        up, down = moved(up, self.device, base.dtype), moved(down, self.device, base.dtype)
         torch.addmm(total, up, down, alpha=scale * self.load.weight, out=out)
-
-    def release(self) -> None:
-        self.budget.give_back(self.taken)
-        self.taken = 0
 
 
 class Merged:
@@ -45,9 +43,8 @@ class Merged:
     def __init__(self, site: Site, loads: Loads, device: torch.device, budget: MemoryBudget):
         self.site = site
         self.loads = loads
-        self.device = with_index(device)
-        self.budget = budget
-        self.taken = 0  # bytes of the budget that the backups hold
+        self.device = device
+        self.claims = Claims(budget)
         self.weight: Tensor | None = None  # backups, of the site's part
         self.bias: Tensor | None = None
         self.backed_up = False
@@ -67,46 +64,41 @@ class Merged:
             self.write_bias(chosen, self.bias)
 
     def write_weight(self, chosen: list[Load], backup: Tensor) -> None:
-        """In the weight itself where it is fp32 on the compute device, else in one fp32 copy of it."""
-        target = self.site.part(self.site.module.weight.detach())
-        rows, work = target.shape[0], wide_type(target)
-        ours = target.dtype == work and target.device == self.device and target.is_contiguous()
-        out = target.view(rows, -1) if ours else self.widened(backup, work).view(rows, -1)
-        if ours and backup.device == self.device:
-            base = backup.view(rows, -1)
-        else:
-            base = out
-            if ours:
-                out.copy_(backup.view(rows, -1))
-        columns = self.loads.columns
-        out_part, total = out[:, :columns], base[:, :columns]
-        ready = [self.ready(load) for load in chosen]
-        dense = [r.load for r in ready if r.low_rank is None]
-        updates = [load.delta.update(total.float()) for load in dense]  # each from the untouched base, before any is added
-        for load, update in zip(dense, updates):
-            total = torch.add(total, update, alpha=load.weight, out=out_part)
-        for factors in ready:
-            if factors.low_rank is not None:
-                factors.add_to(total, out_part)
-                total = out_part
-        if not ours:
-            target.copy_(out.view(target.shape).to(target.dtype) if target.device != self.device else out.view(target.shape))
+        """The sum is made in the weight itself where it is wide enough, else in one wide copy.
 
-    def widened(self, backup: Tensor, work: torch.dtype) -> Tensor:
-        """A contiguous copy of ``backup`` on the compute device, of type ``work``; never the backup itself."""
-        return torch.empty(backup.shape, dtype=work, device=self.device).copy_(backup.to(self.device))
+        Updates that ask for the base come first: only a second one of these needs a base that nothing has been added to.
+        """
+        target, source = self.site.part(self.site.module.weight.detach()), backup
+        here = same_device(target.device, self.device)
+        if here and not same_device(backup.device, target.device):
+            put_back(target, backup)  # which needs no memory of the device's beside it
+            source = target
+        wide = moved(source.contiguous(), self.device, wide_type(target))
+        base, columns = wide.view(target.shape[0], -1), self.loads.columns
+        in_place = here and target.dtype == base.dtype and target.is_contiguous() and columns == base.shape[1]
+        out = target.view(base.shape) if in_place else base if wide is not source else base.clone()
+        chosen = sorted(chosen, key=lambda load: not load.delta.asks_base)
+        if (out is base or wide is target) and sum(load.delta.asks_base for load in chosen) > 1:
+            base = base.clone()
+        total, narrow = base[:, :columns], base[:, :columns]
+        for load in chosen:
+            self.ready(load).add_to(total, narrow, out[:, :columns])
+            total = out[:, :columns]
+        if not in_place:
+            put(target, out.view(target.shape))
 
     def write_bias(self, chosen: list[Load], backup: Tensor) -> None:
         target = self.site.part(self.site.module.bias.detach())
-        total = backup.to(target.device).to(wide_type(backup))
+        total = moved(backup, self.device, wide_type(backup))
         for load in chosen:
-            if load.delta.bias is not None:
-                total = total + load.weight * load.delta.bias.to(target.device).to(total.dtype)
-        target.copy_(total)
+            bias = self.ready(load).bias
+            if bias is not None:
+                total = total + load.weight * moved(bias, self.device, total.dtype)
+        put(target, total)
 
     def ready(self, load: Load) -> Factors:
         if id(load) not in self.factors:
-            self.factors[id(load)] = Factors(load, self.device, self.budget)
+            self.factors[id(load)] = Factors(load, self.device, self.claims)
         return self.factors[id(load)]
 
     def back_up(self) -> None:
@@ -115,49 +107,39 @@ class Merged:
             return
         module = self.site.module
         if self.loads.with_weight or module.weight.dim() == 1:
-            self.weight = self.copied(self.site.part(module.weight.detach()))
+            self.weight = self.kept(self.site.part(module.weight.detach()))
         if self.loads.with_bias and getattr(module, "bias", None) is not None:  # a norm without a bias gets none
-            self.bias = self.copied(self.site.part(module.bias.detach()))
+            self.bias = self.kept(self.site.part(module.bias.detach()))
         self.backed_up = True
 
-    def copied(self, tensor: Tensor) -> Tensor:
-        """A contiguous copy beside ``tensor``, or in host memory where the device has no room for it."""
-        if tensor.device.type == "cpu":
-            return tensor.clone(memory_format=torch.contiguous_format)
-        if self.budget.take(tensor.nbytes):
-            try:
-                copy = tensor.clone(memory_format=torch.contiguous_format)
-                self.taken += tensor.nbytes
-                return copy
-            except RuntimeError as e:
-                self.budget.give_back(tensor.nbytes)
-                if not out_of_memory(e):
-                    raise
-        return host_copy(tensor)
+    def kept(self, tensor: Tensor) -> Tensor:
+        """A copy beside ``tensor``, or in host memory where the device has no room for it."""
+        if tensor.device.type == "cpu" or self.claims.take(tensor.nbytes):
+            return tensor.clone()
+        if tensor.device.type == "cuda" and self.claims.pin(tensor.nbytes):
+            return pinned(tensor)
+        return tensor.to("cpu", copy=True)
 
     def wait(self) -> None:
-        """A weight in host memory may still be on its way to the device (copies from pinned memory return at once)."""
-        if self.device.type in ("cuda", "xpu") and self.site.module.weight.device.type == "cpu":
-            getattr(torch, self.device.type).synchronize(self.device)
+        """A weight in host memory may still be on its way to the GPU (copies from pinned memory return at once)."""
+        if self.device.type == "cuda" and self.site.module.weight.device.type == "cpu":
+            torch.cuda.synchronize(self.device)
 
     def restore(self) -> None:
         if self.backed_up:
             self.wait()
         if self.weight is not None:
-            self.site.part(self.site.module.weight.detach()).copy_(self.weight)
+            put_back(self.site.part(self.site.module.weight.detach()), self.weight)
         if self.bias is not None:
-            self.site.part(self.site.module.bias.detach()).copy_(self.bias)
+            put_back(self.site.part(self.site.module.bias.detach()), self.bias)
 
     def close(self) -> None:
         """The weight bit for bit as it was, and nothing kept."""
         self.restore()
         self.weight = self.bias = None
         self.backed_up = False
-        for factors in self.factors.values():
-            factors.release()
         self.factors.clear()
-        self.budget.give_back(self.taken)
-        self.taken = 0
+        self.claims.give_back()
 
     def written(self) -> list[Tensor]:
         pairs = ((self.weight, "weight"), (self.bias, "bias"))
@@ -165,6 +147,17 @@ class Merged:
 
     def attached(self) -> bool:
         return True  # a written weight needs nothing else
+
+
+def put(target: Tensor, result: Tensor) -> None:
+    """Where the weight is on another device the result is rounded before it goes there: half of it has to cross."""
+    there = target.device.type == result.device.type or target.dtype not in carried(result.device)
+    target.copy_(result if there else result.to(target.dtype))
+
+
+def put_back(target: Tensor, backup: Tensor) -> None:
+    """The host waits only where it could read the weight before it is there."""
+    target.copy_(backup, non_blocking=target.device.type == "cuda")
 
 
 def wide_type(tensor: Tensor) -> torch.dtype:

@@ -10,11 +10,12 @@ from threading import RLock
 import torch
 from torch import Tensor, nn
 
+from ..devices import out_of_memory, resolved, same_device
 from ..errors import HostError
-from ..numerics import exact_math, out_of_memory, with_index
+from ..numerics import exact_math
 from ..rule.plan import Plan
 from .bypass import Bypassed
-from .memory import SAMPLING, MemoryBudget
+from .memory import MemoryBudget
 from .merge import PLAIN, Merged
 from .site import Actor, Loads, Site
 
@@ -36,10 +37,10 @@ def make_actor(placed: Placed, engine: str, device: torch.device, budget: Memory
     A weight in host memory is on its way to the device at every forward (or about to be, when asked before a pass).
     Norms have no product to add beside them and are always merged.  Raises HostError for "merge" on packed weights.
     """
-    site, weight = placed.site, placed.site.module.weight
+    site, weight, device = placed.site, placed.site.module.weight, resolved(device)
     packed = site.packed.kind if site.packed else foreign(weight)
     plain = not packed and weight.dtype in PLAIN and weight.device.type != "meta"
-    there = engine == "merge" or weight.device == with_index(device)
+    there = engine == "merge" or same_device(weight.device, device)
     norm = len(site.shape) == 1
     has_bias = getattr(site.module, "bias", None) is not None
     if engine == "merge" and not plain:
@@ -61,14 +62,14 @@ class Session:
     """
 
     def __init__(
-        self, plan: Plan, placed: Sequence[Placed], engine: str, device: torch.device, reserve: int = SAMPLING
+        self, plan: Plan, placed: Sequence[Placed], engine: str, device: torch.device, reserve: int = 0
     ):
         """Args: device: where the model computes.  reserve: bytes of it to leave to the sampling."""
         self.plan = plan
-        self.device = device = with_index(device)
+        self.device = resolved(device)
         self.lock = RLock()
-        budget = MemoryBudget.on(device, reserve)
-        self.actors = [make_actor(p, engine, device, budget) for p in placed]
+        self.budget = MemoryBudget.on(self.device, reserve)
+        self.actors = [make_actor(p, engine, self.device, self.budget) for p in placed]
         self.names = [p.name for p in placed]
         self.of_module: dict[int, list[int]] = {}  # module's identity → its actors
         for i, p in enumerate(placed):
@@ -120,7 +121,7 @@ class Session:
         """Undo everything; safe to call again.  A site that fails does not keep the others from being restored."""
         with self.lock:
             self.closed = True
-            self.undo(range(len(self.actors)))
+            self.undo()
             self.actors = []
             self.versions.clear()
 
@@ -129,8 +130,9 @@ class Session:
         """Closed, and without a site that failed to close."""
         return self.closed and not self.actors
 
-    def undo(self, which: Sequence[int]) -> None:
-        """These sites as they were, ready to act again."""
+    def undo(self, which: Sequence[int] | None = None) -> None:
+        """The sites (or ``which`` of them) as they were, ready to act again."""
+        which = range(len(self.actors)) if which is None else which
         with exact_math(self.device):
             errors = list(close_all(self.actors[i] for i in reversed(which)))
             self.masks[list(which)] = 0
@@ -142,8 +144,7 @@ class Session:
 
         For whatever rewrites weights within a pass: a host that merges another LoRA, a job within this one.
         """
-        every = range(len(self.actors))
-        which = every if modules is None else [i for module in modules for i in self.of_module.get(id(module), ())]
+        which = None if modules is None else [i for module in modules for i in self.of_module.get(id(module), ())]
         with self.lock:
             shown = self.masks.clone()
             if not self.closed:

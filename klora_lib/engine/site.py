@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from ..devices import moved
 from ..lora.deltas import Delta
 from ..rule.selectors import CONTENT, STYLE
 
@@ -37,6 +39,11 @@ class Site:
     def part(self, tensor: Tensor) -> Tensor:
         """The rows of ``tensor`` ([out, …]) that belong to this site, as a view."""
         return tensor if self.rows is None else tensor[self.rows[0] : self.rows[1]]
+
+    def numbers(self, device: torch.device) -> Tensor:
+        """This site's part of the weight, fp32 on ``device``.  Plain weights cross in their own type."""
+        plain = self.read is stored_weight
+        return moved(self.part(self.module.weight.detach() if plain else self.read(self.module)), device, torch.float32)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..engine.memory import activations
+from ..engine.memory import sampling_bytes
 from ..errors import HostError, SettingsError
 from ..patching import inside
 from ..rule.schedule import noise_progress
@@ -49,7 +49,7 @@ class Family:
     def sampling_memory(self, p: Any) -> int:
         """By the largest image of the job: the hires pass's where there is one."""
         width, height = largest_size(p)
-        return activations(p.batch_size, width * height)
+        return sampling_bytes(2 * p.batch_size * (width // 8) * (height // 8))  # guidance stacks two halves
 
     def checkpoint(self) -> str:
         from modules import shared

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..devices import moved
 from ..errors import LoraFileError
 
 Device = torch.device | str | None
 
 
 def wide(tensor: Tensor, device: Device = None) -> Tensor:
-    """`tensor` as fp32 on `device` (where it is, when None): narrow on its way there, widened where it computes."""
-    return tensor.to(device or tensor.device).to(torch.float32)
+    """`tensor` as fp32 on `device` (where it is, when None)."""
+    return moved(tensor, device, torch.float32)
 
 
 def columns(shape: Sequence[int]) -> int:
@@ -35,11 +36,13 @@ class Delta:
         A LoHa or LoKr written flat does not know its kernel: [out, in·kh·kw].
     rank: the dim the file was trained with; min(out, in·kh·kw) for full matrices; the sum over a fused module's parts.
     bias: what is added to the layer's bias, [out], or None.
+    asks_base: whether the update depends on the weight that it is added to.
     """
 
     shape: tuple[int, ...]
     rank: int
     bias: Tensor | None
+    asks_base = False
 
     def dense(self, device: Device = None) -> Tensor:
         """ΔW with the file's alpha/rank, without DoRA and without a user's weight: fp32 [out, in·kh·kw]."""
@@ -126,6 +129,7 @@ class Dora(Delta):
 
     inner: Delta
     magnitude: Tensor  # [out, 1] or [1, in]
+    asks_base = True
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -167,6 +171,10 @@ class Fused(Delta):
     rows: tuple[int, ...]
 
     @property
+    def asks_base(self) -> bool:  # type: ignore[override]
+        return any(part.asks_base for part in self.known)
+
+    @property
     def known(self) -> list[Delta]:
         return [part for part in self.parts if part is not None]
 
@@ -180,14 +188,16 @@ class Fused(Delta):
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        if all(part.bias is None for part in self.known):
+        biases = [None if part is None else part.bias for part in self.parts]
+        known = [wide(bias) for bias in biases if bias is not None]
+        if not known:
             return None
-        return torch.cat(
-            [
-                torch.zeros(rows) if part is None or part.bias is None else wide(part.bias, "cpu")
-                for part, rows in zip(self.parts, self.rows, strict=True)
-            ]
-        )
+        whole, row = known[0].new_zeros(sum(self.rows)), 0
+        for bias, rows in zip(biases, self.rows, strict=True):
+            if bias is not None:
+                whole[row : row + rows] = bias
+            row += rows
+        return whole
 
     def dense(self, device: Device = None) -> Tensor:
         empty = columns(self.shape)
@@ -230,6 +240,10 @@ class Swapped(Delta):
     """A module whose halves of output rows stand the other way round in the model: scale and shift, shift and scale."""
 
     inner: Delta
+
+    @property
+    def asks_base(self) -> bool:  # type: ignore[override]
+        return self.inner.asks_base
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]

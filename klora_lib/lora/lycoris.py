@@ -74,6 +74,7 @@ class Glora(Delta):
     scale: float
     shape: tuple[int, ...]
     bias: Tensor | None = None
+    asks_base = True
 
     @property
     def rank(self) -> int:  # type: ignore[override]

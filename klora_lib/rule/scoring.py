@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..devices import moved, out_of_memory
 from ..errors import LoraFileError, PairError
 from ..lora.deltas import Delta
-from ..numerics import exact_math, out_of_memory
+from ..numerics import exact_math
 from .pairing import Unit
 
 
@@ -65,7 +66,7 @@ def absolute(delta: Delta, scratch: Tensor) -> Tensor:
         return delta.dense(scratch.device).abs_()
     up, down, scale = low_rank  # up: [out, rank], down: [rank, in·kh·kw]
     product = scratch[: up.shape[0] * down.shape[1]].view(up.shape[0], down.shape[1])
-    up, down = (t.to(scratch.device).to(torch.float32) for t in (up, down))
+    up, down = (moved(t, scratch.device, torch.float32) for t in (up, down))
     torch.mm(up * scale, down, out=product)
     return product.abs_()
 
