@@ -8,8 +8,8 @@ from itertools import accumulate, pairwise
 from ..core.keys import members
 from ..core.pairing import SHOWN, Pair, Unit, flat
 from ..core.plan import Plan
+from ..core.rows import rows_of
 from ..core.selectors import CONTENT, STYLE
-from ..core.slices import rows_of
 from ..errors import PairError
 from .session import Placed
 from .site import Load, Loads, Site

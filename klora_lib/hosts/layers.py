@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..core.dialects import canonical
+from ..core.architectures import canonical
 from ..core.keys import members
 from ..engine.site import Packed, Site, stored_weight
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klora_lib.core.dialects import canonical
+from klora_lib.core.architectures import canonical
 from klora_lib.core.keys import Key, fused_name, is_attention, members, natural, parse_key
 
 from .. import dialects

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.architectures import canonical
 from ...core.deltas import Delta
-from ...core.dialects import canonical
 from ...core.keys import members
 from ...core.pairing import Pair, Unit
 from ...core.rows import swapped, two_parts

@@ -7,7 +7,7 @@ import torch
 
 from klora_lib.core.build import build_delta
 from klora_lib.core.deltas import Delta, fuse
-from klora_lib.core.slices import rows_of
+from klora_lib.core.rows import rows_of
 from klora_lib.errors import PairError
 
 OUT, IN, EDGES = 12, 5, (0, 4, 8, 12)
