@@ -19,7 +19,7 @@ from ..errors import LoraFileError
 from .build import build_delta, finite
 from .deltas import Delta, Norm
 from .duplicates import in_one_piece, one_a_weight
-from .keys import natural, read_key
+from .keys import natural, read_key, split_word
 from .peft import Adapter, adapters
 from .rows import as_in_the_model
 from .text import Text, kohya_named, missing_alphas
@@ -70,8 +70,7 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
     path = Path(path)
     name = path.stem if name is None else name
     if path.suffix.lower() != ".safetensors":
-        kind = f"a {path.suffix} file" if path.suffix else "a file without an extension"
-        raise LoraFileError(f"{name!r} is {kind}, which may run code when opened: convert it to .safetensors")
+        raise LoraFileError(f"{name!r} {no_safetensors(path)}")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -80,6 +79,23 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
         raise LoraFileError(f"{name!r} cannot be opened ({error.strerror})") from None
     tensors, metadata = parse(data, name)
     return lora_file(tensors, name, hashlib.blake2b(data).hexdigest(), metadata)
+
+
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+
+
+def no_safetensors(path: Path) -> str:
+    """What is wrong with a path that does not end in .safetensors."""
+    if path.suffix.lower() in PICKLES:
+        return f"is a {path.suffix} file, which may run code when opened: convert it to .safetensors"
+    if path.is_dir():
+        return "is a folder: choose the .safetensors file in it"
+    if path.exists():
+        kind = f"a {path.suffix} file" if path.suffix else "a file without an extension"
+        return f"is {kind}, and only .safetensors is read"
+    if not path.is_absolute() and len(path.parts) == 2:  # author/model
+        return "does not exist on this machine: a model on a hub has to be downloaded first"
+    return "does not exist"
 
 
 # --- bytes to tensors ---
@@ -204,7 +220,8 @@ def refuse_other_files(
 ) -> None:
     """Raises LoraFileError where the file is a model, has nothing for the denoiser, or is mostly unread."""
     read = [(layer, part) for layer, each in layers.items() for parts in each.values() for part in parts]
-    plain = [f"{layer}.{part}" for layer, part in read if part in PLAIN] + [key for key in unknown if key.endswith(PLAIN)]
+    others = [split for key in unknown if (split := split_word(key))]
+    plain = [f"{module}.{word}" for module, word in read + others if word in PLAIN]
     if 2 * len(plain) > total:
         raise LoraFileError(
             f"{name!r} is a checkpoint or another model's weights, not a LoRA: {plain[0]} is one of its {total} tensors"

@@ -188,6 +188,10 @@ def prepare(
         run.new_session(plan, placed)  # never advanced: only to hear whether the engine can
     except PairError as e:
         raise e if e.field else e.about("content and style") from None
+    for file in files:
+        run.notes += file.notes
+        if file.bundled:
+            run.notes.append(f"{file.name!r} has embeddings in it, which are not loaded: {', '.join(file.bundled[:3])}")
     run.notes += told(missing, f"the {type(bare(denoiser)).__name__}")
     return run
 
