@@ -30,7 +30,8 @@ VOCABULARY: dict[str, str] = {
     "SD3, the makers' names": "joint_blocks x_block context_block y_embedder t_embedder ln_q ln_k",
     "Z-Image and Lumina": (
         "feed_forward noise_refiner context_refiner cap_embedder all_x_embedder all_final_layer q_norm k_norm "
-        "attention_norm1 attention_norm2 ffn_norm1 ffn_norm2 clip_text_pooled_proj time_caption_embed caption_embedder"
+        "attention_norm1 attention_norm2 ffn_norm1 ffn_norm2 clip_text_pooled_proj time_caption_embed caption_embedder "
+        "linear_3"
     ),
     "Wan": (
         "self_attn cross_attn patch_embedding text_embedding time_projection k_img v_img condition_embedder "
