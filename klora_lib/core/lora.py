@@ -88,9 +88,9 @@ def no_safetensors(path: Path) -> str:
     """What is wrong with a path that does not end in .safetensors."""
     if path.suffix.lower() in PICKLES:
         return f"is a {path.suffix} file, which may run code when opened: convert it to .safetensors"
-    if path.is_dir():
+    if os.path.isdir(path):
         return "is a folder: choose the .safetensors file in it"
-    if path.exists():
+    if os.path.exists(path):
         kind = f"a {path.suffix} file" if path.suffix else "a file without an extension"
         return f"is {kind}, and only .safetensors is read"
     if not path.is_absolute() and len(path.parts) == 2:  # author/model
