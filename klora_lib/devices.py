@@ -21,8 +21,9 @@ def resolved(device: torch.device | str) -> torch.device:
     device = torch.device(device)
     if ":" in str(device) or device.type in ("cpu", "meta"):
         return device
-    current = getattr(torch_module(device), "current_device", None)
-    return torch.device(device.type, current() if current is not None else 0)
+    owner = torch_module(device)
+    there = hasattr(owner, "current_device") and getattr(owner, "is_available", lambda: False)()
+    return torch.device(device.type, owner.current_device() if there else 0)
 
 
 def same_device(one: torch.device, other: torch.device) -> bool:

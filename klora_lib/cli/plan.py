@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,8 +37,8 @@ def add_commands(commands: Any) -> None:
         add_settings(command, RULE)
 
 
-def read_plan(args: argparse.Namespace) -> tuple[Plan, int]:
-    """The plan that the arguments ask for, and its steps."""
+def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
+    """The plan that the arguments ask for, its steps, and what of the files it leaves out (said on standard error too)."""
     settings = Settings(**given_settings(args, RULE))
     steps, seed = read_whole_number(args.steps, "steps", 1, 10000), read_whole_number(args.seed, "seed", 0, 2**63 - 1)
     library = Library()
@@ -46,7 +48,11 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int]:
     pair = library.pair(*files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores = library.score(pair, settings.k, device, MemoryBudget.on(device, 0).free)
-    return make_plan(pair, scores, settings, steps, seed), steps
+    plan = make_plan(pair, scores, settings, steps, seed)
+    notes = [note for file in files for note in file.notes]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return plan, steps, notes
 
 
 def run_plan(args: argparse.Namespace) -> None:
@@ -57,8 +63,8 @@ def run_plan(args: argparse.Namespace) -> None:
         write_file(args.json, text.encode())
 
 
-def as_json(plan: Plan, steps: int) -> dict[str, Any]:
-    """The contract's form: gamma, steps, and per layer its numbers and one letter a step."""
+def as_json(plan: Plan, steps: int, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The contract's form: gamma, steps, and per layer its numbers and one letter a step; and notes, where there are any."""
     s, table = plan.facts.scores, plan.table(steps)
     columns = (s.content_topk, s.style_topk, s.content_abs, s.style_abs)
     names = ("content_topk_sum", "style_topk_sum", "content_abs_sum", "style_abs_sum")
@@ -73,11 +79,11 @@ def as_json(plan: Plan, steps: int) -> dict[str, Any]:
         }
         for i, unit in enumerate(plan.units)
     ]
-    return {"gamma": plan.gamma, "steps": steps, "layers": layers}
+    return {"gamma": plan.gamma, "steps": steps, "layers": layers} | ({"notes": list(notes)} if notes else {})
 
 
 def run_plot(args: argparse.Namespace) -> None:
     from ..map import draw_plan
 
-    plan, steps = read_plan(args)
+    plan, steps, _ = read_plan(args)
     write_file(args.out, encode_png(draw_plan(plan.table(steps))))

@@ -16,10 +16,10 @@ from ..engine.layers import sites_from
 from ..engine.memory import sampling_bytes
 from ..engine.site import Actor, Packed, Site
 from ..errors import HostError
+from ..lora.architectures import canonical
 from ..lora.deltas import Delta
-from ..lora.dialects import canonical
 from ..lora.keys import members
-from ..lora.rows import swapped, two_parts
+from ..lora.rows import LUMINA_LAST, MAKERS_LAST, swapped, two_parts
 from ..rule.pairing import Pair, Unit
 
 
@@ -139,25 +139,29 @@ def offloaded_norm(site: Site) -> Site:
 
 # --- the order of rows ---
 
-LAST_NORM, MAKERS_LAST_NORM = "norm_out.linear", "final_layer.adaLN_modulation.1"
+LAST_NORM = "norm_out.linear"
 
 
 def in_diffusers_order(pair: Pair, there: Mapping[str, Site]) -> Pair:
-    """The pair with the rows that core.rows put into the makers' order back in diffusers', under diffusers' names."""
-    renamed = LAST_NORM in there and MAKERS_LAST_NORM not in there
+    """The pair with the rows that lora.rows put into the makers' order back in diffusers', under diffusers' names."""
+    names = {old: new for new, old in LUMINA_LAST.items() if new in there and old not in there}
+    if LAST_NORM in there and MAKERS_LAST not in there:
+        names[MAKERS_LAST] = LAST_NORM
     return replace(
         pair,
-        units=tuple(in_order(unit, renamed) for unit in pair.units),
-        added=tuple(in_order(unit, renamed) for unit in pair.added),
+        units=tuple(in_order(unit, names) for unit in pair.units),
+        added=tuple(in_order(unit, names) for unit in pair.added),
     )
 
 
-def in_order(unit: Unit, renamed: bool) -> Unit:
-    if renamed and unit.name == MAKERS_LAST_NORM:
-        return Unit(LAST_NORM, *(turned(delta) for delta in (unit.content, unit.style)))
-    if unit.name.endswith(".norm1_context.linear"):
-        return Unit(unit.name, *(turned(d) if d and two_parts(d) else d for d in (unit.content, unit.style)))
-    return unit
+def in_order(unit: Unit, names: dict[str, str]) -> Unit:
+    """Args: names: makers' name -> the model's, of its last layers."""
+    name = names.get(unit.name, unit.name)
+    if name == LAST_NORM != unit.name:
+        return Unit(name, *(turned(delta) for delta in (unit.content, unit.style)))
+    if name.endswith(".norm1_context.linear"):
+        return Unit(name, *(turned(d) if d and two_parts(d) else d for d in (unit.content, unit.style)))
+    return replace(unit, name=name)
 
 
 def turned(delta: Delta | None) -> Delta | None:

@@ -181,6 +181,10 @@ def prepare(
     run = Run(pipe, fusion, seed, callback)
     with roles_named():
         _, missing = run.new_session(loaded, 1)  # never advanced: only to hear whether it fits, and the engine can
+    for file in (fusion.pair.content, fusion.pair.style):
+        run.notes += file.notes
+        if file.bundled:
+            run.notes.append(f"{file.name!r} has embeddings in it, which are not loaded: {', '.join(file.bundled[:3])}")
     run.notes += describe_missing(missing, f"the {type(bare(denoiser)).__name__}")
     return run
 

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 from ..errors import SHOWN, PairError
 from ..lora.keys import members
-from ..lora.slices import rows_of
+from ..lora.rows import rows_of
 from ..rule.pairing import Pair, Unit, flat
 from ..rule.plan import Plan
 from ..rule.selectors import CONTENT, STYLE

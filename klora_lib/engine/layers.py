@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..lora.dialects import canonical
+from ..lora.architectures import canonical
 from ..lora.keys import members
 from .site import Packed, Site, stored_weight
 

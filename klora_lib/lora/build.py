@@ -165,9 +165,8 @@ def kernel_core(parts: Parts, word: str) -> Tensor:
 def lora(parts: Parts) -> Delta:
     up, down, shape = product_pair(parts, "lora_up.weight", "lora_down.weight", "lora_mid.weight")
     scale = scale_of(parts, down.shape[0])
-    bias = bias_of(parts, up.shape[0])
-    if bias is None:
-        bias = bias_of(parts, up.shape[0], "lora_up.bias", scale)
+    own, factors = bias_of(parts, up.shape[0]), bias_of(parts, up.shape[0], "lora_up.bias", scale)
+    bias = own + factors if own is not None and factors is not None else own if factors is None else factors
     return Lora(up, down, scale, shape, bias)
 
 

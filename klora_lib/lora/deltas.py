@@ -235,44 +235,6 @@ class Fused(Delta):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Swapped(Delta):
-    """A module whose halves of output rows stand the other way round in the model: scale and shift, shift and scale."""
-
-    inner: Delta
-
-    @property
-    def asks_base(self) -> bool:  # type: ignore[override]
-        return self.inner.asks_base
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.inner.shape
-
-    @property
-    def rank(self) -> int:  # type: ignore[override]
-        return self.inner.rank
-
-    @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
-        return None if self.inner.bias is None else halves_swapped(self.inner.bias)
-
-    def dense(self, device: Device = None) -> Tensor:
-        return halves_swapped(self.inner.dense(device))
-
-    def factors(self) -> tuple[Tensor, Tensor, float] | None:
-        low_rank = self.inner.factors()
-        return low_rank and (halves_swapped(low_rank[0]), *low_rank[1:])
-
-    def update(self, base: Tensor) -> Tensor:
-        return halves_swapped(self.inner.update(halves_swapped(base)))
-
-
-def halves_swapped(tensor: Tensor) -> Tensor:
-    """[a; b] -> [b; a], as a copy."""
-    return tensor.roll(tensor.shape[0] // 2, 0)
-
-
 def overflows(delta: Delta) -> bool:
     """Whether ΔW is too large for fp32.  Looked at element by element only where a bound cannot exclude it."""
     low_rank = delta.factors()

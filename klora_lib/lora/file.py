@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +16,13 @@ from ..errors import LoraFileError, count, listed
 from .build import build_delta, finite
 from .container import parse, read_whole
 from .deltas import Delta, Norm
-from .keys import Key, natural, parse_key
+from .duplicates import in_one_piece, one_a_weight
+from .keys import natural, read_key, split_word
 from .peft import Adapter, adapters
 from .rows import as_in_the_model
+from .text import Text, kohya_named, missing_alphas
 
+Parts = dict[str, Tensor]
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
@@ -33,7 +35,8 @@ class LoraFile:
     text: text-encoder tensors under kohya names (`lora_te_…`, `lora_te1_…`, `lora_te2_…`), as the file stores them;
         those of a language model under the file's own names.
     foreign_text: the file's own text keys were of another dialect, so a WebUI does not load them by itself.
-    unknown: keys no dialect resolves.
+    unknown: keys no dialect reads.
+    bundled: names of the embeddings in it.
     """
 
     name: str
@@ -43,6 +46,16 @@ class LoraFile:
     text: Mapping[str, Tensor]
     foreign_text: bool
     unknown: tuple[str, ...]
+    bundled: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the file is left out, one sentence each."""
+        if not self.unknown:
+            return []
+        n = len(self.unknown)
+        are = "is" if n == 1 else "are"
+        return [f"{count(n, 'tensor')} of {self.name!r} {are} of no LoRA dialect that is read, {self.unknown[0]} among them"]
 
 
 def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile:
@@ -54,8 +67,7 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
     path = Path(path)
     name = path.stem if name is None else name
     if path.suffix.lower() != ".safetensors":
-        kind = f"a {path.suffix} file" if path.suffix else "a file without an extension"
-        raise LoraFileError(f"{name!r} is {kind}, which may run code when opened: convert it to .safetensors")
+        raise LoraFileError(f"{name!r} {no_safetensors(path)}")
     try:
         data = read_whole(path)
     except FileNotFoundError:
@@ -64,6 +76,23 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
         raise LoraFileError(f"{name!r} cannot be opened ({error.strerror})") from None
     tensors, metadata = parse(path, data, name)
     return lora_file(tensors, name, hashlib.blake2b(data).hexdigest(), metadata)
+
+
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+
+
+def no_safetensors(path: Path) -> str:
+    """What is wrong with a path that does not end in .safetensors."""
+    if path.suffix.lower() in PICKLES:
+        return f"is a {path.suffix} file, which may run code when opened: convert it to .safetensors"
+    if os.path.isdir(path):
+        return "is a folder: choose the .safetensors file in it"
+    if os.path.exists(path):
+        kind = f"a {path.suffix} file" if path.suffix else "a file without an extension"
+        return f"is {kind}, and only .safetensors is read"
+    if not path.is_absolute() and len(path.parts) == 2:  # author/model
+        return "does not exist on this machine: a model on a hub has to be downloaded first"
+    return "does not exist"
 
 
 # --- tensors to modules ---
@@ -79,32 +108,29 @@ def lora_file(
     """
     if not tensors:
         raise LoraFileError(f"{name!r} holds no tensors")
-    layers: dict[str, dict[str, Tensor]] = {}
-    written: dict[str, str] = {}  # layer -> one of its keys
+    layers: dict[str, dict[str, Parts]] = {}  # layer -> module as the file writes it -> its tensors
     texts: list[Text] = []
+    bundled: list[str] = []
     unknown: list[str] = []
-    wrong: list[str] = []
     for raw in sorted(tensors, key=natural):  # safetensors gives them in any order
-        key, tensor = parse_key(raw), tensors[raw]
-        if key is None:
+        found, tensor = read_key(raw), tensors[raw]
+        if found is None:
             unknown.append(raw)
-        elif key.role == "denoiser":
-            parts = layers.setdefault(key.layer, {})
-            if key.part in parts:
-                wrong.append(f"{key.layer} has {key.part} twice, once as {raw}")
-            parts[key.part] = tensor
-            written[key.layer] = raw
-        elif key.role != "bundled":
+            continue
+        module, key = found
+        if key.role == "denoiser":
+            layers.setdefault(key.layer, {}).setdefault(module, {})[key.part] = tensor
+        elif key.role == "bundled":
+            bundled.append(key.layer)
+        else:
             texts.append(Text(raw, key, tensor))
-    if not layers:
-        raise LoraFileError(f"{name!r} {nothing_to_use(len(texts), unknown)}")
+    refuse_other_files(name, len(tensors), layers, len(texts), unknown)
     known = adapters(metadata)
-    if "denoiser" in known:
-        layers = {layer: with_alpha(known["denoiser"], layer, parts) for layer, parts in layers.items()}
     texts += missing_alphas(known, texts)
-    deltas, misfits = build_all(layers, written)
-    wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
-    if wrong:
+    deltas, wrong = build_all(layers, known.get("denoiser"))
+    wrong += [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
+    text, differing = kohya_named(texts, deltas)
+    if wrong := wrong + differing:
         raise LoraFileError(f"{name!r} cannot be used: {listed(wrong)}")
     added = {layer: delta for layer, delta in deltas.items() if isinstance(delta, Norm)}
     modules = {layer: delta for layer, delta in deltas.items() if layer not in added}
@@ -113,26 +139,58 @@ def lora_file(
         digest,
         MappingProxyType(modules),
         MappingProxyType(added),
-        MappingProxyType(kohya_named(texts, deltas)),
+        MappingProxyType(text),
         any(text.foreign for text in texts),
         tuple(unknown),
+        tuple(dict.fromkeys(bundled)),
     )
 
 
-def with_alpha(adapter: Adapter, layer: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_alpha(adapter: Adapter, layer: str, parts: Parts) -> Parts:
     """``parts`` of a plain LoRA with the adapter's alpha, where the file has none beside the tensors."""
     if "alpha" in parts or "lora_down.weight" not in parts:
         return parts
     return {**parts, "alpha": torch.tensor(adapter.alpha_of(layer, parts["lora_down.weight"].shape[0]))}
 
 
-def missing_alphas(known: Mapping[str, Adapter], texts: list[Text]) -> list[Text]:
-    """The alphas that the metadata has for text-encoder modules and the tensors have not."""
-    have = {text.key[:2] for text in texts if text.key.part == "alpha"}
-    ours = [t for t in texts if t.foreign and t.key.role in known and t.key[:2] not in have]
-    downs = [t for t in ours if t.key.part == "lora_down.weight"]
-    alphas = [known[t.key.role].alpha_of(t.key.layer, t.tensor.shape[0]) for t in downs]
-    return [Text(t.raw, t.key._replace(part="alpha"), torch.tensor(a)) for t, a in zip(downs, alphas, strict=True)]
+def build_all(layers: Mapping[str, Mapping[str, Parts]], adapter: Adapter | None) -> tuple[dict[str, Delta], list[str]]:
+    """(layer -> Delta with its rows as in the model, one a weight, sorted by layer; what is wrong with the others)."""
+    built: list[tuple[str, str, Delta]] = []
+    wrong: list[str] = []
+    for layer, spellings in layers.items():
+        for module, parts in in_one_piece(spellings).items():
+            try:
+                delta = build_delta(layer, with_alpha(adapter, layer, parts) if adapter else parts)
+                built.append((layer, module, delta))
+            except LoraFileError as error:
+                wrong.append(error.message)
+    deltas, differing = one_a_weight(as_in_the_model(built))
+    return {layer: deltas[layer] for layer in sorted(deltas, key=natural)}, wrong + differing
+
+
+# --- what is no LoRA, or none of ours ---
+
+PLAIN = ("weight", "bias", "scale_weight", "weight_scale")  # what a model's own parameters are called
+
+
+def refuse_other_files(
+    name: str, total: int, layers: Mapping[str, Mapping[str, Parts]], texts: int, unknown: list[str]
+) -> None:
+    """Raises LoraFileError where the file is a model, has nothing for the denoiser, or is mostly unread."""
+    read = [(layer, part) for layer, each in layers.items() for parts in each.values() for part in parts]
+    others = [split for key in unknown if (split := split_word(key))]
+    plain = [f"{module}.{word}" for module, word in read + others if word in PLAIN]
+    if 2 * len(plain) > total:
+        raise LoraFileError(
+            f"{name!r} is a checkpoint or another model's weights, not a LoRA: {plain[0]} is one of its {total} tensors"
+        )
+    if not layers:
+        raise LoraFileError(f"{name!r} {nothing_to_use(texts, unknown)}")
+    if 2 * len(unknown) > total:
+        raise LoraFileError(
+            f"{name!r} is for the most part of no LoRA dialect that is read: {len(unknown)} of its {total} tensors, "
+            f"{unknown[0]} among them"
+        )
 
 
 def nothing_to_use(texts: int, unknown: list[str]) -> str:
@@ -143,71 +201,3 @@ def nothing_to_use(texts: int, unknown: list[str]) -> str:
     return "has no denoiser layers, only embeddings"
 
 
-def build_all(layers: Mapping[str, Mapping[str, Tensor]], written: Mapping[str, str]) -> tuple[dict[str, Delta], list[str]]:
-    """(layer -> Delta with its rows as in the model, sorted by layer; what is wrong with the others)."""
-    deltas: dict[str, Delta] = {}
-    wrong: list[str] = []
-    for layer, parts in layers.items():
-        try:
-            deltas[layer] = build_delta(layer, parts)
-        except LoraFileError as error:
-            wrong.append(error.message)
-    deltas = as_in_the_model(deltas, written)
-    return {layer: deltas[layer] for layer in sorted(deltas, key=natural)}, wrong
-
-
-# --- text encoders ---
-
-KOHYA_TEXT = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
-
-
-class Text(NamedTuple):
-    """One text-encoder tensor, its key as written and as parsed."""
-
-    raw: str
-    key: Key
-    tensor: Tensor
-
-    @property
-    def foreign(self) -> bool:
-        """Whether the key is not as kohya writes it, though kohya has a name for it.
-
-        Chroma's T5 as OneTrainer's `lora_te_` is known to no WebUI.
-        """
-        if self.key.role == "language_model":
-            return False
-        return not self.raw.startswith(KOHYA_TEXT) or self.raw.startswith("lora_te_encoder_block_")
-
-
-def kohya_named(texts: list[Text], deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
-    """Text-encoder tensors under kohya's names; kohya's own keys stay as they are."""
-    several = is_transformer(deltas) or is_sdxl(deltas) or any(text.key.role == "text_encoder_2" for text in texts)
-    prefixes = {"text_encoder": "lora_te1_" if several else "lora_te_", "text_encoder_2": "lora_te2_"}
-    named: dict[str, Tensor] = {}
-    for text in texts:
-        if not text.foreign:
-            named[text.raw] = text.tensor
-            continue
-        _, layer, part = text.key
-        t5 = layer.startswith("encoder.block.")  # diffusers' text_encoder_2 of Flux is kohya's third
-        prefix = "lora_te3_" if t5 else prefixes.get(text.key.role, "lora_te3_")
-        magnitude = part == "lora_magnitude_vector"  # [out], by output row
-        tensor = text.tensor.reshape(-1, 1) if magnitude else text.tensor
-        named[f"{prefix}{layer.replace('.', '_')}.{'dora_scale' if magnitude else part}"] = tensor
-    return named
-
-
-def is_transformer(modules: Iterable[str]) -> bool:
-    """Whether the denoiser is no UNet (Flux, SD3, …)."""
-    blocks = ("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding.")
-    return not any(layer.startswith(blocks) for layer in modules)
-
-
-def is_sdxl(modules: Mapping[str, Delta]) -> bool:
-    """Whether the UNet is SDXL's: deep attention blocks, a 2048-wide context, or the size embedding."""
-    return any(
-        layer.startswith("add_embedding.")
-        or (".attentions." in layer and ".transformer_blocks." in layer and ".transformer_blocks.0." not in layer)
-        or (layer.endswith(("attn2.to_k", "attn2.to_v")) and delta.shape[1] == 2048)
-        for layer, delta in modules.items()
-    )

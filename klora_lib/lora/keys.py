@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .dialects import canonical
+from .architectures import canonical
+from .dialects import DIALECTS, INSIDE, WORDS, Dialect
 from .words import dotted
 
 
@@ -24,74 +25,24 @@ class Key(NamedTuple):
     part: str
 
 
-# --- the end of a key: the parameter's word ---
-
-ADAPTER = r"(?:\.[^.]+)?"  # PEFT may leave the adapter's name: lora_A.default.weight
-PARTS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
-    (re.compile(rf"(.+?){end}"), module, part)
-    for end, module, part in (
-        # XLabs Flux: 1 is the image stream, 2 the text stream, none the single stream
-        (r"\.processor\.(qkv|proj)_lora1\.(up|down)\.weight", r"\1.img_attn.\2", r"lora_\3.weight"),
-        (r"\.processor\.(qkv|proj)_lora2\.(up|down)\.weight", r"\1.txt_attn.\2", r"lora_\3.weight"),
-        (r"\.processor\.qkv_lora\.(up|down)\.weight", r"\1.attn.qkv", r"lora_\2.weight"),
-        (r"\.processor\.proj_lora\.(up|down)\.weight", r"\1.linear2", r"lora_\2.weight"),
-        # old attention processors: the projection's name is inside the parameter's
-        (r"(?:\.processor)?\.(to_\w+?|add_[qkv]_proj)_lora\.(up|down)\.weight", r"\1.\2", r"lora_\3.weight"),
-        (r"(?:\.processor)?\.(to_\w+?|add_[qkv]_proj)_lora\.alpha", r"\1.\2", "alpha"),
-        (r"\.lora(?:_linear_layer)?\.(up|down|mid)\.weight", r"\1", r"lora_\2.weight"),
-        (r"\.lora(?:_linear_layer)?\.alpha", r"\1", "alpha"),
-        (rf"\.lora_(up|down|mid){ADAPTER}\.weight", r"\1", r"lora_\2.weight"),
-        (rf"\.lora_A{ADAPTER}\.weight", r"\1", "lora_down.weight"),
-        (rf"\.lora_B{ADAPTER}\.weight", r"\1", "lora_up.weight"),
-        (rf"\.lora_B{ADAPTER}\.bias", r"\1", "lora_up.bias"),
-        (rf"\.lora_magnitude_vector{ADAPTER}(?:\.weight)?", r"\1", "lora_magnitude_vector"),
-        (r"\.([ab][12]|bm)\.weight", r"\1", r"\2.weight"),
-        (r"\.([^.]+)", r"\1", r"\2"),
-    )
-)
-
-
-def split_part(key: str) -> tuple[str, str] | None:
-    """(module as written, normalised parameter word); None without a dot."""
-    for pattern, module, part in PARTS:
+def split_word(key: str) -> tuple[str, str] | None:
+    """(what stands before the word, the word in kohya's spelling); None without a dot."""
+    for pattern, module, part in WORDS:
         if found := pattern.fullmatch(key):
             return found.expand(module), found.expand(part)
     return None
 
 
-# --- the beginning of a key: whose module ---
+def split_prefix(module: str) -> tuple[Dialect, str, str] | None:
+    """(the first dialect that fits, role, dotted path); None where none does."""
+    module = INSIDE.sub("", module).rstrip("_")
+    for dialect in DIALECTS:
+        for pattern, role in dialect.prefixes:
+            if found := pattern.fullmatch(module):
+                path = found[1]  # a dot in a flat path is where the writer forgot one
+                return dialect, role, ".".join(map(dotted, path.split("."))) if dialect.flat else path
+    return None
 
-UNDERSCORED = (
-    (re.compile(r"(?:lora_unet|lora_transformer|lycoris_unet|oft_unet)_(.+)"), "denoiser"),
-    (re.compile(r"(?:lora|lycoris|oft)_te1?_(.+)"), "text_encoder"),
-    (re.compile(r"(?:lora|lycoris|oft)_te2_(.+)"), "text_encoder_2"),
-    (re.compile(r"(?:lora|lycoris|oft)_te3_(.+)"), "text_encoder_3"),
-    (re.compile(r"lycoris_(text_model_.+)"), "text_encoder"),
-    (re.compile(r"lycoris_(.+)"), "denoiser"),
-)
-
-CLIP = r"(?:text_encoders\.)?"
-DOTTED = (
-    (re.compile(r"(?:(?:lora_unet|lora_transformer|unet|transformer|model\.diffusion_model|diffusion_model)\.)+(.+)"),
-     "denoiser"),
-    (re.compile(r"(?:(?:text_encoder|text_encoder_one|te1?|lora_te1?)\.)+(.+)"), "text_encoder"),
-    (re.compile(r"(?:(?:text_encoder_2|text_encoder_two|te2|lora_te2)\.)+(.+)"), "text_encoder_2"),
-    (re.compile(r"(?:(?:text_encoder_3|te3|lora_te3)\.)+(.+)"), "text_encoder_3"),
-    (re.compile(rf"{CLIP}clip_[lh]\.(?:transformer\.)?(.+)"), "text_encoder"),
-    (re.compile(rf"{CLIP}clip_g\.(?:transformer\.)?(.+)"), "text_encoder_2"),
-    (re.compile(rf"{CLIP}t5(?:xxl)?\.(?:transformer\.)?(.+)"), "text_encoder_3"),
-    (re.compile(r"text_encoders\.(.+)"), "language_model"),
-    # no prefix at all: known by the first word
-    (re.compile(
-        r"((?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block|conv_in|conv_out|conv_norm_out|"
-        r"time_embedding|add_embedding|class_embedding|time_embed|label_emb|transformer_blocks|single_transformer_blocks|"
-        r"double_blocks|single_blocks|joint_blocks|layers|noise_refiner|context_refiner|x_embedder|context_embedder|"
-        r"time_text_embed|norm_out|proj_out|img_in|txt_in|time_in|vector_in|guidance_in|final_layer|pos_embed|t_embedder|"
-        r"y_embedder|distilled_guidance_layer|cap_embedder|all_x_embedder|all_final_layer|text_fusion|time_mod_proj|"
-        r"txt_norm)(?:\..+)?)"
-    ), "denoiser"),
-    (re.compile(r"(text_model\..+)"), "text_encoder"),
-)  # fmt: skip
 
 TEXT_WORDS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -104,25 +55,32 @@ def text_layer(path: str) -> str:
     return f"text_model.{path}" if path.startswith("encoder.layers.") else path
 
 
-def parse_key(key: str) -> Key | None:
-    """The role, canonical layer and normalised part a key names; None where no dialect resolves it.
+def read_key(key: str) -> tuple[str, Key] | None:
+    """(the module as the file writes it, what it means); None where no dialect reads ``key``.
 
     Parts come in kohya's words: lora_A is lora_down.weight, lora_B is lora_up.weight.
     """
     if key.startswith("bundle_emb."):
-        return Key("bundled", key.split(".")[1], key.split(".", 2)[-1])
-    split = split_part(key.removeprefix("base_model.model."))
-    if split is None:
+        return key, Key("bundled", key.split(".")[1], key.split(".", 2)[-1])
+    split = split_word(key)
+    found = split_prefix(split[0]) if split else None
+    if split is None or found is None:
         return None
-    module, part = split
-    if "." not in module:
-        for pattern, role in UNDERSCORED:
-            if found := pattern.fullmatch(module):
-                return named(role, dotted(found[1]), part)
-    for pattern, role in DOTTED:
-        if found := pattern.fullmatch(module):
-            return named(role, found[1], part)
-    return None
+    _, role, path = found
+    return split[0], named(role, path, split[1])
+
+
+def parse_key(key: str) -> Key | None:
+    """The role, canonical layer and normalised part a key names; None where no dialect reads it."""
+    found = read_key(key)
+    return found and found[1]
+
+
+def dialect_of(key: str) -> str | None:
+    """The name of the dialect that reads ``key``."""
+    split = split_word(key)
+    found = split_prefix(split[0]) if split else None
+    return found[0].name if found else None
 
 
 def named(role: str, path: str, part: str) -> Key:

@@ -1,35 +1,178 @@
-"""Modules whose rows a file groups or orders otherwise than the model: XLabs' single qkv, diffusers' scale and shift."""
+"""Output rows of a module: some of them, in another order, or grouped as the model groups them.
+
+A model may have one weight where a file has several, or the other way round; and diffusers has scale above shift where the
+makers of Flux and SD3 have shift above scale.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
-from .deltas import Delta, Lora, Norm, Swapped, halves_swapped
+import torch
+from torch import Tensor
+
+from ..errors import PairError
+from .deltas import Delta, Device, Dora, Full, Fused, Lora, Norm
 from .keys import members
+from .lycoris import Glora
+
+Pieces = tuple[tuple[int, int], ...]  # [first row, row after the last) of each
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Delta):
+    """The rows of ``inner`` in ``pieces``, from the top down.
+
+    Where they are all rows in another order, ``inner`` may ask for the weight (DoRA, GLoRA); else it must not.
+    """
+
+    inner: Delta
+    pieces: Pieces
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return sum(last - first for first, last in self.pieces), *self.inner.shape[1:]
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        return self.inner.rank
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        return None if self.inner.bias is None else taken(self.inner.bias, self.pieces)
+
+    def dense(self, device: Device = None) -> Tensor:
+        return taken(self.inner.dense(device), self.pieces)
+
+    def factors(self) -> tuple[Tensor, Tensor, float] | None:
+        low_rank = self.inner.factors()
+        return low_rank and (taken(low_rank[0], self.pieces), *low_rank[1:])
+
+    def update(self, base: Tensor) -> Tensor:
+        if self.shape[0] < self.inner.shape[0]:
+            return self.dense(base.device)
+        return taken(self.inner.update(taken(base, turned_back(self.pieces))), self.pieces)
+
+
+def taken(tensor: Tensor, pieces: Pieces) -> Tensor:
+    """A copy of these rows."""
+    return torch.cat([tensor[first:last] for first, last in pieces])
+
+
+def turned_back(pieces: Pieces) -> Pieces:
+    """Where each of ``pieces``, in the order of its rows, stands when they are stacked."""
+    ends = [0, *accumulate(last - first for first, last in pieces)]
+    return tuple(place for _, place in sorted(zip(pieces, pairwise(ends))))
+
+
+# --- some rows ---
+
+
+def rows_of(delta: Delta | None, first: int, last: int) -> Delta | None:
+    """Output rows [first, last) of ``delta``; None where it has nothing there.
+
+    Raises PairError for a DoRA whose norm runs over all rows, of which a model that has the layer split knows a part.
+    """
+    if delta is None or (isinstance(delta, Fused) and absent(delta, first, last)):
+        return None
+    shape, bias = (last - first, *delta.shape[1:]), cut(delta.bias, first, last)
+    if isinstance(delta, Fused):
+        return member(delta, first, last)
+    if isinstance(delta, Lora):
+        return replace(delta, up=delta.up[first:last], shape=shape, bias=bias)
+    if isinstance(delta, Full):
+        return replace(delta, diff=delta.diff[first:last], shape=shape, bias=bias)
+    if isinstance(delta, Glora):
+        return replace(delta, b_up=delta.b_up[first:last], shape=shape, bias=bias)
+    if isinstance(delta, Norm):
+        return Norm(cut(delta.weight, first, last), bias)
+    if isinstance(delta, Dora) and delta.magnitude.shape[0] == delta.shape[0]:
+        inner = rows_of(delta.inner, first, last)
+        return inner and Dora(inner, delta.magnitude[first:last])
+    if isinstance(delta, Dora):
+        raise PairError("a DoRA by input channel of a fused layer cannot act on this model, which has the layer split")
+    if isinstance(delta, Rows):
+        raise PairError("a part of a layer whose rows are in another order than in the file is not known")
+    return Rows(delta, ((first, last),))
+
+
+def absent(delta: Fused, first: int, last: int) -> bool:
+    return all(part is None for part, top, end in stacked(delta) if top < last and first < end)
+
+
+def member(delta: Fused, first: int, last: int) -> Delta | None:
+    """The one part that lies in [first, last): the members of a fused layer are as tall in every file and model."""
+    inside = [(part, top) for part, top, end in stacked(delta) if top <= first and last <= end]
+    if not inside:
+        raise PairError(f"rows {first} to {last} of a fused layer are those of several of the LoRA's modules")
+    part, top = inside[0]
+    whole = part is not None and part.shape[0] == last - first
+    return part if whole else rows_of(part, first - top, last - top)
+
+
+def stacked(delta: Fused) -> list[tuple[Delta | None, int, int]]:
+    """(part, first row, row after its last)."""
+    ends = [0, *accumulate(delta.rows)]
+    return [(part, top, end) for part, (top, end) in zip(delta.parts, pairwise(ends))]
+
+
+def heights(parts: Sequence[Delta | None], rows: int, width: int) -> list[int]:
+    """Output rows of each part of a fused weight of ``rows`` rows and ``width`` columns, None being one that is absent.
+
+    k and v are equally tall, and less than q where they have fewer heads. With an mlp behind them, absent q, k and v are
+    as tall as the layer is wide, and an absent mlp takes what is left.
+    """
+    tall = [part.shape[0] if part is not None else 0 for part in parts]
+    missing = [i for i, part in enumerate(parts) if part is None]
+    if missing == [1, 2] and len(parts) == 3:
+        tall[1] = (rows - tall[0]) // 2
+    elif len(missing) == 2 and len(parts) == 3:  # q and one of k and v
+        tall[missing[1]] = max(tall)
+        missing = [0]
+    else:
+        for i in missing[:-1]:
+            tall[i] = width
+    if missing:
+        tall[missing[-1]] = rows - sum(tall)
+    return tall
+
+
+def cut(tensor: Tensor | None, first: int, last: int) -> Tensor | None:
+    return None if tensor is None else tensor[first:last]
+
+
+# --- all rows, as the makers' models have them ---
 
 # Flux and SD3 in diffusers' names; Qwen-Image, whose norm_out is in diffusers' order in every host, has none of these
 FLUX_OR_SD3 = re.compile(r"single_transformer_blocks\.|transformer_blocks\.\d+\.(?:ff|ff_context|norm1|norm1_context)\.")
+LUMINA = re.compile(r"(?:layers|noise_refiner|context_refiner)\.\d+\.")
+MAKERS_LAST = "final_layer.adaLN_modulation.1"
+LUMINA_LAST = {"norm_out.linear_1": MAKERS_LAST, "norm_out.linear_2": "proj_out"}  # diffusers' names
 
 
-def as_in_the_model(deltas: Mapping[str, Delta], written: Mapping[str, str]) -> dict[str, Delta]:
-    """``deltas`` (by layer) under the layers, and with the rows, of the makers' Flux and SD3.
+def as_in_the_model(modules: Sequence[tuple[str, str, Delta]]) -> list[tuple[str, str, Delta]]:
+    """``modules`` under the layers, and with the rows, of the makers' Flux, SD3 and Lumina 2.
 
-    diffusers has scale above shift where the makers have shift above scale: in the last norm of both models, and in the
+    diffusers has scale above shift where the makers have shift above scale: in the last norm of Flux and SD3, and in the
     context's norm of SD3's last block, the only one with two parts where the others have six.
 
-    Args: written: a key of each layer, as in the file.
+    Args: modules: (layer, the module as the file writes it, Delta).
     """
-    makers = any(FLUX_OR_SD3.match(layer) for layer in deltas)
-    out: dict[str, Delta] = {}
-    for layer, delta in deltas.items():
+    makers = any(FLUX_OR_SD3.match(layer) for layer, _, _ in modules)
+    lumina = any(LUMINA.match(layer) for layer, _, _ in modules)
+    out: list[tuple[str, str, Delta]] = []
+    for layer, name, delta in modules:
         if layer == "norm_out.linear" and makers:
-            out["final_layer.adaLN_modulation.1"] = swapped(delta)
-        elif layer.endswith(".norm1_context.linear") and two_parts(delta) and "norm1_context" in written[layer]:
-            out[layer] = swapped(delta)
+            out.append((MAKERS_LAST, name, swapped(delta)))
+        elif layer in LUMINA_LAST and lumina:
+            out.append((LUMINA_LAST[layer], name, delta))
+        elif layer.endswith(".norm1_context.linear") and two_parts(delta) and "norm1_context" in name:
+            out.append((layer, name, swapped(delta)))
         else:
-            out.update(split_single(layer, delta))
+            out += [(part, name, rows) for part, rows in split_single(layer, delta)]
     return out
 
 
@@ -39,17 +182,22 @@ def two_parts(delta: Delta) -> bool:
 
 
 def swapped(delta: Delta) -> Delta:
-    if isinstance(delta, Swapped):
+    """``delta`` with the halves of its rows the other way round: scale and shift, shift and scale."""
+    if isinstance(delta, Rows) and delta.shape == delta.inner.shape:
         return delta.inner
+    half, whole = delta.shape[0] // 2, delta.shape[0]
+    pieces = (half, whole), (0, half)
     if isinstance(delta, Norm):  # here a bias alone
-        return replace(delta, bias=None if delta.bias is None else halves_swapped(delta.bias))
-    return Swapped(delta)
+        return replace(delta, bias=None if delta.bias is None else taken(delta.bias, pieces))
+    return Rows(delta, pieces)
 
 
 def split_single(layer: str, delta: Delta) -> list[tuple[str, Delta]]:
-    """XLabs' qkv of a Flux single block as its three projections: no model and no other file has that weight."""
+    """The qkv of a Flux single block (XLabs', Flux.2's) as its three projections: no model has that weight."""
     names = members(layer) if layer.startswith("single_") and layer.endswith(".to_qkv") else ()
-    if not names or not isinstance(delta, Lora) or delta.shape[0] % 3:
+    by_input = isinstance(delta, Dora) and delta.magnitude.shape[0] != delta.shape[0]
+    height = delta.shape[0] // 3
+    if not names or delta.shape[0] % 3 or by_input:
         return [(layer, delta)]
-    shape = delta.shape[0] // 3, *delta.shape[1:]
-    return [(one, replace(delta, up=up, shape=shape)) for one, up in zip(names, delta.up.chunk(3), strict=True)]
+    parts = [rows_of(delta, i * height, (i + 1) * height) for i in range(3)]
+    return [(name, part) for name, part in zip(names, parts) if part is not None]

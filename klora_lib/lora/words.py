@@ -30,17 +30,19 @@ VOCABULARY: dict[str, str] = {
     "SD3, the makers' names": "joint_blocks x_block context_block y_embedder t_embedder ln_q ln_k",
     "Z-Image and Lumina": (
         "feed_forward noise_refiner context_refiner cap_embedder all_x_embedder all_final_layer q_norm k_norm "
-        "attention_norm1 attention_norm2 ffn_norm1 ffn_norm2 clip_text_pooled_proj"
+        "attention_norm1 attention_norm2 ffn_norm1 ffn_norm2 clip_text_pooled_proj time_caption_embed caption_embedder "
+        "linear_3"
     ),
     "Wan": (
         "self_attn cross_attn patch_embedding text_embedding time_projection k_img v_img condition_embedder "
-        "time_embedder time_proj norm_k_img img_emb"
+        "time_embedder time_proj norm_k_img img_emb vace_blocks vace_patch_embedding image_embedder norm_added_k"
     ),
     "Anima": (
         "output_proj adaln_modulation adaln_modulation_self_attn adaln_modulation_cross_attn adaln_modulation_mlp "
-        "t_embedding_norm llm_adapter"
+        "t_embedding_norm llm_adapter patch_embed"
     ),
     "Krea 2": "layerwise_blocks refiner_blocks text_fusion to_gate time_mod_proj",
+    "HiDream": "double_stream_blocks single_stream_blocks caption_projection p_embedder",
     "Ernie": (
         "self_attention gate_proj up_proj down_proj linear_fc2 adaLN_sa_ln adaLN_mlp_ln final_norm final_linear text_proj"
     ),

@@ -9,6 +9,7 @@ from ..errors import SHOWN, PairError
 from ..lora.deltas import Delta, fuse
 from ..lora.file import LoraFile
 from ..lora.keys import fused_name, is_attention, members
+from ..lora.rows import heights
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,12 @@ def stack(whole: str, own: Mapping[str, Delta], rows: int) -> Delta:
     """The members of ``whole`` that ``own`` has, as one module of ``rows`` output rows; absent members are zero."""
     parts = [own.get(m) for m in members(whole)]
     known = [p.shape for p in parts if p is not None]
-    heights = [p.shape[0] if p is not None else 0 for p in parts]
     if len({shape[1:] for shape in known}) > 1:
         raise PairError(f"the parts of {whole} are of different widths: {', '.join(map(shape_text, filter(None, parts)))}")
-    missing = [i for i, p in enumerate(parts) if p is None]
-    for i in missing[:-1] if len(missing) > 1 else []:
-        heights[i] = known[0][1]  # q, k and v are as tall as the layer is wide; only the last member (mlp) differs
-    if missing:
-        heights[missing[-1]] = rows - sum(heights)
-    if sum(heights) != rows or min(heights) < 1:
-        raise PairError(f"the parts of {whole} have {sum(heights)} rows together, the other LoRA's fused weight has {rows}")
-    return fuse(parts, heights)
+    tall = heights(parts, rows, known[0][1])
+    if sum(tall) != rows or min(tall) < 1:
+        raise PairError(f"the parts of {whole} have {sum(tall)} rows together, the other LoRA's fused weight has {rows}")
+    return fuse(parts, tall)
 
 
 def refuse_two_shapes(content: str, style: str, units: tuple[Unit, ...]) -> None:

@@ -103,9 +103,20 @@ class Job:
             p.comment(f"K-LoRA: layers of the pair that are not in {host.checkpoint()!r}: {told}")
         if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
+        self.tell_what_is_left_out(p)
         host.settle(actor.site.module for actor in session.actors)
         self.passes.append(SamplingPass(session))
         return self.passes[-1]
+
+    def tell_what_is_left_out(self, p: Any) -> None:
+        """A comment for every note on the two files, and their keys' number in the infotext."""
+        left_out = {role: file for role, file in zip(ROLES, (self.pair.content, self.pair.style)) if file.notes}
+        for file in left_out.values():
+            for note in file.notes:
+                p.comment(f"K-LoRA: {note}")
+        if left_out:
+            found = [f"{len(file.unknown)} of {role} ({file.unknown[0]})" for role, file in left_out.items()]
+            p.extra_generation_params["K-LoRA unread tensors"] = ", ".join(found)
 
     def advance(self, params: Any) -> None:
         """A denoiser call is about to happen: bring the model to its place in the plan."""

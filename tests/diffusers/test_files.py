@@ -179,3 +179,16 @@ def test_what_has_no_place_is_told(make: Callable, files: Callable, tmp_path: Pa
     assert [record.getMessage() for record in caplog.records if "K-LoRA" in record.getMessage()] == [
         f"K-LoRA: {note}" for note in run.notes
     ]
+
+
+def test_what_is_not_read_is_told(make: Callable, files: Callable, tmp_path: Path, caplog: Any) -> None:
+    pipe, (content, style) = make("sd15"), files("sd15")
+    content = with_text(content, tmp_path, "lora_te4_model_layers_0_mlp", TEXTS["LoRA"])
+    style = with_text(style, tmp_path, "bundle_emb.cat", {"string_to_param": rand(2, 16)})
+    with klora(pipe, content, style) as run:
+        pass
+    assert run.notes == [
+        f"3 tensors of '{content.stem}' are of no LoRA dialect that is read, lora_te4_model_layers_0_mlp.alpha among them",
+        f"'{style.stem}' has embeddings in it, which are not loaded: cat",
+    ]
+    assert [r.getMessage() for r in caplog.records if "K-LoRA" in r.getMessage()] == [f"K-LoRA: {n}" for n in run.notes]

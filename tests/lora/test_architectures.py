@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from klora_lib.engine.layers import sites_of
-from klora_lib.lora.deltas import Delta, Lora, Swapped
-from klora_lib.lora.dialects import canonical
+from klora_lib.lora.architectures import canonical
+from klora_lib.lora.deltas import Delta, Lora
 from klora_lib.lora.file import LoraFile, lora_file
 from klora_lib.lora.keys import is_attention
+from klora_lib.lora.rows import swapped as turned_over
 
 from ..engine.test_layers import tree
 
@@ -202,7 +203,7 @@ def test_what_is_already_in_the_makers_order_stays() -> None:
 
 
 def test_low_rank_factors_are_turned_too() -> None:
-    delta = Swapped(Lora(torch.randn(8, 2), torch.randn(2, 4), 0.5, (8, 4)))
+    delta = turned_over(Lora(torch.randn(8, 2), torch.randn(2, 4), 0.5, (8, 4)))
     up, down, scale = delta.factors() or pytest.fail("a LoRA has two factors")
     torch.testing.assert_close(scale * up @ down, delta.dense())
     assert delta.bias is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from klora_lib.lora.dialects import canonical
+from klora_lib.lora.architectures import canonical
 from klora_lib.lora.file import lora_file
 from klora_lib.lora.keys import Key, is_attention, parse_key
 
@@ -131,5 +131,5 @@ def test_language_models_are_text_under_the_files_own_names(stem: str) -> None:
                 "lora_unet_blocks_0_mlp_layer1.lora_up.weight": torch.ones(4, 2)}  # fmt: skip
     words = {f"{stem}.lora_A.weight": torch.ones(2, 4), f"{stem}.lora_B.weight": torch.ones(4, 2)}
     file = lora_file({**denoiser, **words}, "f")
-    assert set(file.text) == set(words) and list(file.modules) == ["blocks.0.mlp.layer1"]
+    assert set(file.text) == set(words) and list(file.modules) == ["transformer_blocks.0.ff.net.0.proj"]
     assert not file.foreign_text and file.unknown == ()

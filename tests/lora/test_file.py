@@ -292,9 +292,3 @@ def test_all_offenders_are_counted_and_three_are_named() -> None:
 def test_nan_in_a_text_encoder_is_refused(key: str) -> None:
     with pytest.raises(LoraFileError, match=rf"'a' cannot be used: {key} has NaN or infinity"):
         with_text({key: torch.tensor([float("nan")])}, [Q])
-
-
-def test_one_layer_under_two_names_is_refused() -> None:
-    both = {**dialects.dialect_tensors(layers_of([Q]), "peft"), **dialects.dialect_tensors(layers_of([Q]), "lycoris")}
-    with pytest.raises(LoraFileError, match=r"attn1\.to_q has alpha twice, once as unet\.down"):
-        lora_file(both, "a")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klora_lib.lora.dialects import canonical
+from klora_lib.lora.architectures import canonical
 from klora_lib.lora.keys import Key, fused_name, is_attention, members, natural, parse_key
 
 from .. import dialects

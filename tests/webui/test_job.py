@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ..fakes.host import REFINER, FakeHost
 from ..fakes.processing import process_images
@@ -28,6 +29,20 @@ def test_off_touches_nothing(host: FakeHost, settings: dict) -> None:
     assert torch.equal(with_us.images[0], without.images[0])
     assert host.swallowed == [] and host.app.sampling == [] and host.app.drawing is None
     assert all("launch_sampling" not in vars(sampler) for sampler in host.samplers)
+
+
+# --- what is not read ---
+
+
+def test_what_a_file_leaves_out_is_in_a_comment_and_in_the_infotext(host: FakeHost) -> None:
+    path = host.networks.available_networks["subject"].filename
+    key = "lora_te4_model_layers_0_mlp.lora_up.weight"
+    save_file({**load_file(path), key: torch.ones(2, 2)}, path)
+    p = job(host)
+    process_images(p)
+    note = f"K-LoRA: 1 tensor of 'subject' is of no LoRA dialect that is read, {key} among them"
+    assert list(p.comments) == [note]
+    assert p.extra_generation_params["K-LoRA unread tensors"] == f"1 of content ({key})"
 
 
 # --- on ---

@@ -8,7 +8,7 @@ import torch
 from klora_lib.errors import PairError
 from klora_lib.lora.build import build_delta
 from klora_lib.lora.deltas import Delta, fuse
-from klora_lib.lora.slices import rows_of
+from klora_lib.lora.rows import rows_of
 
 OUT, IN, EDGES = 12, 5, (0, 4, 8, 12)
 

@@ -1,0 +1,106 @@
+"""One module a weight: files written for two programs at once have layers twice, under two names or whole and in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from ..errors import PairError
+from .build import kind
+from .deltas import Delta, Norm
+from .keys import members
+from .rows import heights, rows_of
+
+Parts = dict[str, Tensor]
+ROUNDING = 0.01  # of a norm: two writers of one module round to bf16 at different places
+
+
+def in_one_piece(spellings: Mapping[str, Parts]) -> Mapping[str, Parts]:
+    """A layer's tensors by the name that the file has for its module; as one, where together they make up one module."""
+    together = {word: tensor for parts in spellings.values() for word, tensor in parts.items()}
+    if len(spellings) > 1 and (len(together) < sum(map(len, spellings.values())) or kind(together) is None):
+        return spellings
+    return {next(iter(spellings)): together}
+
+
+def one_a_weight(modules: Iterable[tuple[str, str, Delta]]) -> tuple[dict[str, Delta], list[str]]:
+    """(layer -> its one module, what is wrong with others).
+
+    Of modules that do the same, one is taken; members of a fused layer that are zero, or are its rows, are left out.
+
+    Args: modules: (layer, the module as the file writes it, Delta).
+    """
+    deltas: dict[str, Delta] = {}
+    names: dict[str, str] = {}
+    wrong: list[str] = []
+    for layer, name, delta in modules:
+        if layer in deltas and not alike(deltas[layer], delta):
+            wrong.append(f"{layer} is in it twice, as {names[layer]} and as {name}, and the two differ")
+        deltas.setdefault(layer, delta)
+        names.setdefault(layer, name)
+    for whole in [layer for layer in deltas if members(layer)]:
+        parts = {name: deltas[name] for name in members(whole) if name in deltas}
+        if not parts:
+            continue
+        if zero(deltas[whole]):
+            del deltas[whole]
+            continue
+        rows = member_rows(whole, parts, deltas[whole])
+        for name, part in parts.items():
+            if zero(part) or (name in rows and repeats(part, deltas[whole], rows[name])):
+                del deltas[name]
+            else:
+                wrong.append(f"{whole} is in it whole, and differs from {name}, which is a part of it")
+    return deltas, wrong
+
+
+def member_rows(whole: str, parts: Mapping[str, Delta], fused: Delta) -> dict[str, tuple[int, int]]:
+    """Member -> [first, last) of it in the fused layer; none where they do not make it up."""
+    total, names = fused.shape[0], members(whole)
+    if len(fused.shape) == 1:  # a bias alone: nothing tells how wide the layer is
+        return {}
+    tall = heights([parts.get(name) for name in names], total, fused.shape[1])
+    if sum(tall) != total or min(tall) < 1:
+        return {}
+    return dict(zip(names, pairwise([0, *accumulate(tall)])))
+
+
+def repeats(part: Delta, whole: Delta, rows: tuple[int, int]) -> bool:
+    """Whether ``part`` does what ``whole`` does to these rows."""
+    try:
+        same = rows_of(whole, *rows)
+    except PairError:
+        return False
+    return same is not None and alike(part, same)
+
+
+def zero(delta: Delta) -> bool:
+    """Whether it is a placeholder: ΔW and bias are zero, whatever magnitude stands beside."""
+    return not delta.dense().any() and (delta.bias is None or not delta.bias.any())
+
+
+def alike(one: Delta, other: Delta) -> bool:
+    """Whether both do the same to any weight: shown by one of random numbers, as DoRA and GLoRA ask for it."""
+    if (isinstance(one, Norm), flat(one)) != (isinstance(other, Norm), flat(other)):
+        return False
+    base = torch.randn(flat(one), generator=torch.Generator().manual_seed(0))
+    return close(one.update(base.clone()), other.update(base)) and close(bias(one), bias(other))
+
+
+def flat(delta: Delta) -> tuple[int, int]:
+    """[out, in·kh·kw]."""
+    columns = 1
+    for n in delta.shape[1:]:
+        columns *= n
+    return delta.shape[0], columns
+
+
+def bias(delta: Delta) -> Tensor:
+    return torch.zeros(delta.shape[0]) if delta.bias is None else delta.bias.float()
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return float((one - other).norm()) <= ROUNDING * max(float(one.norm()), float(other.norm()))
