@@ -12,7 +12,7 @@ from torch import Tensor
 UNKNOWN = 512 << 20  # bytes taken to be free on a device that does not tell
 FULL = (  # what torch's allocators say in a RuntimeError: CUDA and XPU, MPS, DirectML, the CPU's
     "out of memory", "not enough memory", "not enough gpu video memory", "can't allocate memory",
-    "could not allocate tensor", "out_of_memory", "out_of_device_memory", "out_of_resources", "alloc_failed",
+    "could not allocate tensor", "out_of_memory", "out_of_device_memory", "out_of_resources", "alloc_failed", "alloc_failed",
 )  # fmt: skip
 
 

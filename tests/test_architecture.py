@@ -41,7 +41,7 @@ KNOWS = {  # room: the rooms it may import, from the lowest floor up
     "diffusers": {"diffusers", *WORKS},
     "webui": {"webui", "map", "hosts", *WORKS},
     "toy": {"toy", "errors"},  # a model to run on, whatever runs on it
-    "drawing": {"drawing", "toy", "diffusers", "rule", "lora", *FLOOR},
+    "drawing": {"drawing", "toy", "diffusers", "devices", "rule", "lora", *FLOOR},
     "evaluation": {"evaluation", "drawing", "toy", "diffusers", "rule", "lora", *FLOOR},
     "cli": {"cli", "webui", "engine", "evaluation", "drawing", "toy", "diffusers", "map", "infotext", *PLAIN},
     "__main__": {"cli"},

@@ -5,11 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-
+from ..devices import out_of_memory
 from ..errors import HostError, KLoraError, first_line
-
-FULL = ("out of memory", "not enough memory", "can't allocate memory")  # what torch's allocators say, in a RuntimeError
 
 
 def draw(pipe: Any, block: AbstractContextManager[Any], **given: Any) -> tuple[list[Any], Any]:
@@ -26,9 +23,3 @@ def draw(pipe: Any, block: AbstractContextManager[Any], **given: Any) -> tuple[l
         if out_of_memory(e):
             raise HostError("there is not enough memory for this model and size", "size") from e
         raise HostError(f"the {type(pipe).__name__} cannot draw this: {first_line(e)}") from e
-
-
-def out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)

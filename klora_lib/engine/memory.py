@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from ..devices import free_bytes
+from ..devices import free_bytes, out_of_memory
+from ..errors import HostError
 
 BASE, PER_PIXEL = 1 << 30, 64 << 10  # bytes that a denoiser's forward needs: at all, and for a pixel of the latent image
 PINNED = 1 << 30  # bytes; the system cannot use pinned memory for anything else, and torch keeps it for as long as it runs
@@ -62,3 +66,16 @@ def sampling_bytes(pixels: int) -> int:
     1024×1024: about what SD1.5 and SDXL take in half precision without an attention that saves memory.
     """
     return BASE + PER_PIXEL * pixels
+
+
+@contextmanager
+def memory_told(device: torch.device, what: str) -> Iterator[None]:
+    """While open, memory that ends is raised as a HostError: one sentence that says what there is no memory for."""
+    try:
+        yield
+    except Exception as e:
+        if out_of_memory(e):
+            raise HostError(
+                f"{device} has no memory left {what}; take a smaller image or batch, or the engine bypass"
+            ) from e
+        raise

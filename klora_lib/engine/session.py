@@ -10,12 +10,12 @@ from threading import RLock
 import torch
 from torch import Tensor, nn
 
-from ..devices import out_of_memory, resolved, same_device
+from ..devices import resolved, same_device
 from ..errors import HostError
 from ..numerics import exact_math
 from ..rule.plan import Plan
 from .bypass import Bypassed
-from .memory import MemoryBudget
+from .memory import MemoryBudget, memory_told
 from .merge import PLAIN, Merged
 from .site import Actor, Loads, Site
 
@@ -94,12 +94,9 @@ class Session:
             return 0
         with exact_math(self.device):
             for i in changed:
-                try:
+                what = f"to change {self.names[i] or 'a layer'}, one of {len(changed)} that were to change in this step"
+                with memory_told(self.device, what):
                     self.actors[i].show(int(wanted[i]))
-                except (RuntimeError, MemoryError) as e:
-                    if out_of_memory(e):
-                        raise HostError(no_memory(self.device, self.names[i], len(changed))) from e
-                    raise
                 self.masks[i] = wanted[i]
         self.versions |= {id(t): (t, version(t)) for i in changed for t in self.actors[i].written()}
         return len(changed)
@@ -155,13 +152,6 @@ class Session:
             with self.lock:
                 if not self.closed:
                     self.show(shown)
-
-
-def no_memory(device: torch.device, name: str, changed: int) -> str:
-    return (
-        f"{device} has no memory left to change {name or 'a layer'}, one of {changed} that were to change in this step; "
-        "take a smaller image or batch, or the engine bypass"
-    )
 
 
 def version(tensor: Tensor) -> int | None:

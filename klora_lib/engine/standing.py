@@ -9,6 +9,7 @@ import torch
 
 from ..numerics import exact_math
 from ..rule.selectors import BOTH
+from .memory import memory_told
 from .session import close_all, raise_first
 from .site import Actor
 
@@ -17,7 +18,7 @@ from .site import Actor
 def standing(actors: Sequence[Actor], device: torch.device) -> Iterator[None]:
     """While open, every site carries all its loads; afterwards the model is bit for bit what it was."""
     try:
-        with exact_math(device):
+        with memory_told(device, "for the pair's text encoder parts"), exact_math(device):
             for actor in actors:
                 actor.show(BOTH)
         yield

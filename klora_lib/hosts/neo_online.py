@@ -56,9 +56,9 @@ def kronecker(w1: Tensor, w2: Tensor) -> Callable[[], Tensor]:
 
 
 def under(layer: nn.Module, weight: Tensor) -> Tensor:
-    """The weight (fp32, as numbers) with all of them: what the layer computes with."""
+    """The weight (fp32, as numbers) with all of them: what the layer computes with.  ``weight`` itself is not changed."""
     for function in getattr(layer, "weight_function", ()):
-        weight = function(weight)
+        weight = function(weight.clone())  # the host's functions write into what they get
     for part in parts(layer):
         weight = weight + part.strength * part.dense().to(weight.device).reshape(weight.shape)
     return weight

@@ -34,9 +34,9 @@ def merge(patches: Any, weight: Tensor, key: str) -> Tensor:
     for strength, v, *_ in patches:
         if isinstance(v, LoRAAdapter):
             up, down, alpha = v.weights[:3]
-            weight = weight + strength * alpha / down.shape[0] * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+            weight += strength * alpha / down.shape[0] * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
         elif v[0] == "diff":
-            weight = weight + strength * v[1][0]
+            weight += strength * v[1][0]
         else:
             raise ValueError(f"{key!r} of type {v[0]!r} is not recognized")
     return weight
@@ -123,7 +123,7 @@ class ModelPatcher:
                 build(layer, self.dynamic_loras[key])
             if key in self.patches and key not in self.backup:
                 self.backup[key] = layer.weight  # type: ignore[assignment]
-                merged = merge(self.patches[key], self.backup[key], key)
+                merged = merge(self.patches[key], self.backup[key].clone(), key)
                 layer.weight = nn.Parameter(merged, requires_grad=False)
         self.model.current_weight_patches_uuid = self.patches_uuid  # type: ignore[assignment]
 

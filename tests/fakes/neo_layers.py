@@ -50,8 +50,8 @@ class ForgeWeights:
     def weight_for_forward(self) -> Tensor:
         weight = self.weight  # type: ignore[attr-defined]
         weight = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-        for function in self.weight_function:
-            weight = function(weight)
+        for function in self.weight_function:  # which may write into what they get: the host gives them a copy
+            weight = function(weight.clone())
         return weight
 
 

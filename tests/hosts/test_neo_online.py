@@ -216,3 +216,18 @@ def test_a_plain_weight_under_such_a_lora_is_not_written(host: FakeNeo) -> None:
         Linear: "QuantizedTensor weights",
         PlainConv2d: "torch.float32 weights of a model that adds LoRAs at every forward",
     }
+
+
+def test_reading_a_weight_under_such_a_lora_does_not_change_it(host: FakeNeo) -> None:
+    """The host's function writes into what it is given; of an fp32 weight that would be the parameter itself."""
+    host.networks.load_networks(["other"], [1.0], [1.0])
+    host.load_model_gpu(host.sd_model.forge_objects.unet)
+    read = 0
+    for site in neo.make().sites().values():
+        if isinstance(site.module, PlainConv2d) and site.module.weight_function:
+            before = site.module.weight.clone()
+            once, twice = site.read(site.module), site.read(site.module)
+            assert torch.equal(once, twice) and not torch.equal(once, before)
+            assert torch.equal(site.module.weight, before)
+            read += 1
+    assert read
