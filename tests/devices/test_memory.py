@@ -23,7 +23,8 @@ from klora_lib.rule.pairing import Unit
 from klora_lib.rule.scoring import score
 
 from ..engine.cases import CPU, rand
-from .pretend import OutOfMemory, numbers, pretend, put
+from .away import numbers
+from .pretend import OutOfMemory, pretend, put
 
 N = 64  # a layer of N×N: 16 KiB in fp32, its factors of rank 2 a thirty-second of that
 
@@ -155,12 +156,13 @@ def units(n: int = N) -> list[Unit]:
 @pytest.mark.parametrize("kind", ["cuda", "xpu", "mps", "privateuseone"])
 @pytest.mark.parametrize("capacity", [1 << 40, 2 * N * N * 4, 100])
 def test_scores_are_the_same_where_the_device_has_no_room(kind: str, capacity: int) -> None:
-    """What the device is told to have decides; where it tells nothing and has nothing, the CPU goes on."""
+    """What the device says it has decides; one that says nothing is tried where little is needed."""
     want = score(units(), "auto", CPU)
     with pretend(kind, capacity=capacity) as device:
         asked = torch.device(kind)
         got = score(units(), "auto", asked, MemoryBudget.on(asked, 0).free)
-        assert (device.peak > 0) == (capacity == 1 << 40 or (kind == "privateuseone" and capacity > 100))
+        silent = free_bytes(asked) == devices.UNKNOWN
+        assert (device.peak > 0) == (capacity == 1 << 40 or (silent and capacity > 100))
         assert device.live == 0
     for name in ("content_topk", "style_topk", "content_abs", "style_abs"):
         assert torch.allclose(getattr(got, name), getattr(want, name), rtol=1e-6)
@@ -187,3 +189,23 @@ def test_what_an_allocator_says_is_known() -> None:
         assert out_of_memory(RuntimeError(text)), text
     assert out_of_memory(OutOfMemory("full")) and out_of_memory(MemoryError())
     assert not out_of_memory(RuntimeError("shapes do not fit")) and not out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("two", [(low_rank, low_rank), (dora, dora), (dora, loha), (low_rank, dora)])
+def test_where_the_backup_lies_changes_no_bit(two: tuple[Callable[[int], Delta], ...], dtype: torch.dtype) -> None:
+    weights = []
+    for free in (float("inf"), 0):
+        with pretend("cuda") as device:
+            module = nn.Linear(N, N, bias=False)
+            module.weight.data = rand(N, N, seed=2)
+            before = put(module.to(dtype), device).weight.inner.clone()
+            loads = Loads(*(Load(make(7 * i), 0.8) for i, make in enumerate(two)))
+            actor = Merged(Site(module), loads, device.device, MemoryBudget(free))
+            with exact_math(device.device):
+                for masks in (1, 3, 2, 3):
+                    actor.show(masks)
+                weights.append(numbers(module.weight).clone())
+                actor.close()
+            assert torch.equal(numbers(module.weight), before)
+    assert torch.equal(*weights)

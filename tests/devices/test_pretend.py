@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from .pretend import OutOfMemory, numbers, pretend, put
+from .away import numbers
+from .pretend import OutOfMemory, pretend, put
 
 KINDS = ("cuda", "xpu", "mps", "privateuseone")
 KB = 1024
