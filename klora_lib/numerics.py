@@ -46,7 +46,15 @@ def products(device: torch.device) -> list[Any]:
     """Torch's switches for the precision of fp32 products on ``device``, and on the CPU where there is one for it."""
     switches: list[Any] = [torch.backends.cuda.matmul] if device.type == "cuda" else []
     cpu = getattr(torch.backends.mkldnn, "matmul", None)
-    return [*switches, cpu] if hasattr(cpu, "fp32_precision") else switches
+    return [*switches, cpu] if has_precision(cpu) else switches
+
+
+def has_precision(matmul: Any) -> bool:
+    """Whether this torch has the second interface.  Older ones raise AssertionError for what they do not know."""
+    try:
+        return isinstance(matmul.fp32_precision, str)
+    except (AttributeError, AssertionError):
+        return False
 
 
 @contextmanager
@@ -56,7 +64,7 @@ def unrounded(matmul: Any) -> Iterator[None]:
     Since 2.9 torch has a second interface for this, with a default for all back ends above each one's own choice, and
     reading the first interface raises once the second was used.
     """
-    name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    name, full = ("fp32_precision", "ieee") if has_precision(matmul) else ("allow_tf32", False)
     if getattr(matmul, name) in (*FULL, False):
         yield
         return

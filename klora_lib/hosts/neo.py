@@ -160,7 +160,10 @@ FUSED = "linear_input_act"  # the host's function of a layer with the activation
 
 def refuse_fused(name: str, block: nn.Module) -> None:
     """With int8 weights, and with fp16 accumulation, that function takes the layer's weight and never asks the layer."""
-    fast = getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
+    try:
+        fast = torch.backends.cuda.matmul.allow_fp16_accumulation
+    except (AttributeError, AssertionError):  # as older torches answer
+        fast = False
     for child, layer in block.named_children():
         if fast or getattr(getattr(layer, "weight", None), "storage_dtype", None) == torch.int8:
             told = "in fp16 accumulation" if fast else "in int8"
