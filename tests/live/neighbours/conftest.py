@@ -44,7 +44,9 @@ def beside(request: pytest.FixtureRequest, kind: str, folder: Path, extension: P
 
 
 @pytest.fixture(scope="module")
-def host(request: pytest.FixtureRequest, kind: str, extension: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def host(
+    request: pytest.FixtureRequest, kind: str, extension: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
     folder = tmp_path_factory.mktemp(f"{kind}_{extension.name}")
     yield from running(beside(request, kind, folder, extension, {"klora": REPOSITORY}))
 

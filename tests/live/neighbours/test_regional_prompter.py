@@ -36,7 +36,8 @@ def pair(witness: Witness) -> Pair:
     """Without text encoder parts: in Latent mode the extension reads other weights in the reference's tags."""
     host, plainer = witness.host, witness.model.attention
     for seed, name in enumerate((plainer.content, plainer.style)):
-        files.write(host.lora / f"uneven_{name}.safetensors", files.uneven(files.read(host.lora / f"{name}.safetensors"), seed))
+        tensors = files.read(host.lora / f"{name}.safetensors")
+        files.write(host.lora / f"uneven_{name}.safetensors", files.uneven(tensors, seed))
     host.refresh_loras()
     return Pair(f"uneven_{plainer.content}", f"uneven_{plainer.style}")
 
