@@ -44,11 +44,9 @@ class QuantizedTensor(Tensor):
 
 
 def reads_in_inference_mode(weight: Tensor) -> bool:
-    try:
-        with torch.inference_mode():
-            return hasattr(weight.to("cpu").detach(), "_qdata")
-    except RuntimeError:
-        return False
+    with torch.inference_mode():
+        moved = weight.to("cpu")
+    return not isinstance(moved, QuantizedTensor) or hasattr(moved, "_qdata")
 
 
 class ForgeWeights:

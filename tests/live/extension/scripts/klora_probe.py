@@ -80,10 +80,12 @@ class Probe:
                 name, arguments = self.fault["act"], self.fault["arguments"]
                 self.fault = {}
                 self.act(name, arguments)
-        p = params.denoiser.p
-        inner = p is not self.p and getattr(p, "_ad_inner", False)  # ADetailer's pass is not ours
-        if self.reference is not None and not inner:
+        if self.reference is not None and self.ours(params.denoiser.p):
             self.write_at_the_forward(params)
+
+    def ours(self, p):
+        """Not so what ADetailer draws within the job, unless it has our script begin for it."""
+        return p is self.p or not getattr(p, "_ad_inner", False)
 
     def write_at_the_forward(self, params):
         """After everybody's callbacks: another extension's may change what the WebUI then merges."""
@@ -160,6 +162,14 @@ def add_endpoints(_: gr.Blocks, app: FastAPI):
     def arm(fault: dict = Body(...)):  # noqa: B008
         PROBE.fault = fault
         return fault
+
+    @app.post("/klora-probe/config")
+    def config(changes: dict = Body(...)):  # noqa: B008
+        """What a Forge's denoiser says of its own widths; answers with what it said before."""
+        said = webui.denoiser().config
+        before = {name: said[name] for name in changes}
+        said.update(changes)
+        return before
 
     @app.post("/klora-probe/restart")
     def restart():
