@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
@@ -147,6 +149,47 @@ def test_a_file_that_was_broken_is_read_again_when_mended(paths: tuple[Path, Pat
         library.read(paths[0], "subject")
     paths[0].write_bytes(whole)
     assert library.read(paths[0], "subject").modules
+
+
+# --- how much is kept ---
+
+
+@pytest.fixture
+def five(tmp_path: Path) -> list[Path]:
+    """Files of one size."""
+    paths = [tmp_path / f"lora{i}.safetensors" for i in range(5)]
+    for i, path in enumerate(paths):
+        write_file(random_layers(i), path)
+    return paths
+
+
+def test_files_are_kept_up_to_so_many_bytes(five: list[Path], counted: Counted) -> None:
+    size = five[0].stat().st_size
+    library = Library(most=3 * size + size // 2)
+    for path in five[:4]:
+        library.read(path, path.stem)
+    assert [file.name for file in library.files.values()] == ["lora1", "lora2", "lora3"]
+    library.read(five[1], "lora1")  # used again: it is not the next to go
+    library.read(five[4], "lora4")
+    assert [file.name for file in library.files.values()] == ["lora3", "lora1", "lora4"]
+    assert counted.calls["read_lora"] == 5 and set(library.sizes) == set(library.files)
+
+
+def test_the_pair_in_use_stays_however_large_it_is(five: list[Path], counted: Counted) -> None:
+    library = Library(most=1)
+    for _ in range(3):
+        plan(library, (five[0], five[1]))
+    assert counted.calls == {"read_lora": 2, "make_pair": 1, "score": 1}
+
+
+def test_a_file_that_has_gone_is_kept_alive_by_nothing(five: list[Path]) -> None:
+    """Neither by a pair made of it nor by its scores."""
+    library = Library(most=1)
+    gone = weakref.ref(library.read(five[0], "lora0"))
+    plan(library, (five[0], five[1]))
+    plan(library, (five[2], five[3]))
+    gc.collect()
+    assert gone() is None and len(library.pairs) == 1
 
 
 def test_what_is_kept_is_bounded_and_the_least_used_goes() -> None:
