@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -117,8 +117,18 @@ def mapped(value: Any, act: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in ``value``: of a tuple, of a LoRA module and the modules inside that."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from tensors_in(each)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
 def size_of(value: Any) -> int:
     """Bytes of the tensors in it."""
-    sizes: list[int] = []
-    mapped(value, lambda t: sizes.append(t.nbytes) or t)  # type: ignore[func-returns-value]
-    return sum(sizes)
+    return sum(t.nbytes for t in tensors_in(value))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
-from ..errors import HostError
+from ..errors import HostError, count
 from ..rule.plan import Plan
 from .session import Session
 
@@ -16,7 +16,7 @@ from .session import Session
 class SamplingPass:
     """A session on the loaded model, and what a sampler made of it.
 
-    progress: in [0, 1), at each denoiser call that we heard of.  It belongs to the thread that opened it.
+    progress: in [0, 1), at each denoiser call that we were told of.  It belongs to the thread that opened it.
     """
 
     def __init__(self, session: Session):
@@ -46,11 +46,9 @@ class SamplingPass:
             self.progress.append(progress)
         self.session.advance(progress)
 
-    @contextmanager
-    def aside(self, modules: Collection[nn.Module] | None = None) -> Iterator[None]:
+    def aside(self, modules: Collection[nn.Module] | None = None) -> AbstractContextManager[None]:
         """See ``Session.aside``."""
-        with self.session.aside(modules):
-            yield
+        return self.session.aside(modules)
 
     def end_early(self) -> None:
         """The rest of the pass is another model's (refiner): give this one back."""
@@ -73,8 +71,8 @@ class SamplingPass:
         if heard < calls:
             raise HostError(f"the sampler made {calls} denoiser calls, and K-LoRA was told of {heard} of them")
         if altered := self.session.altered():
-            raise HostError(f"something else rewrote {len(altered)} layers that carried the pair, {altered[0]} among them, "
-                            "before the sampling pass ended")  # fmt: skip
+            raise HostError(f"something else rewrote {count(len(altered), 'layer')} of those that carried the pair, "
+                            f"{altered[0]} among them, before the sampling pass ended")  # fmt: skip
 
     def close(self) -> None:
         """The model as it was; safe to call again."""

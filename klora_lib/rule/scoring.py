@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..devices import moved, out_of_memory
+from ..devices import moved, out_of_memory, tensors_in
 from ..errors import LoraFileError, PairError
-from ..lora.deltas import Delta
+from ..lora.deltas import Delta, wide
 from ..numerics import exact_math
 from .pairing import Unit
 
@@ -85,24 +85,12 @@ def magnitude(delta: Delta, k: int, scratch: Tensor) -> tuple[float, float]:
 
 def largest(delta: Delta) -> float:
     """The largest absolute number of a module's tensors."""
-    return max((float(t.abs().max()) for t in tensors(delta)), default=0.0)
+    return max((float(wide(t).abs().max()) for t in tensors_in(delta)), default=0.0)
 
 
 def vanishes(delta: Delta) -> bool:
-    """Whether ΔW is zero in fp32 for no other reason than that its numbers are so small: none of its tensors is all zero."""
-    return all(bool(t.any()) for t in tensors(delta)) and not bool(delta.dense().any())
-
-
-def tensors(thing: object) -> Iterator[Tensor]:
-    """Every tensor that a module is made of, in fp32 on the CPU; those of its parts too."""
-    if isinstance(thing, Tensor):
-        yield thing.detach().cpu().float()
-    elif isinstance(thing, (tuple, list)):
-        for part in thing:
-            yield from tensors(part)
-    elif isinstance(thing, Delta):
-        for part in vars(thing).values():
-            yield from tensors(part)
+    """Whether ΔW is zero in fp32 only because its numbers are so small: none of its tensors is all zero."""
+    return all(bool(wide(t).any()) for t in tensors_in(delta)) and not bool(delta.dense().any())
 
 
 def score(units: Sequence[Unit], k: str | int, device: torch.device, free: float = math.inf) -> Scores:

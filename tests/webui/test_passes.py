@@ -53,14 +53,14 @@ def test_a_weight_that_somebody_else_wrote_is_no_image(a1111: FakeHost) -> None:
     p = job(a1111)
     layer = a1111.unet.middle_block[1].transformer_blocks[0].attn1.to_q
     at(a1111, 3, lambda: layer.weight.mul_(1))
-    assert "something else rewrote 1 layers that carried the pair, mid_block" in ended(p)
+    assert "something else rewrote 1 layer of those that carried the pair, mid_block" in ended(p)
 
 
 def test_a_hook_that_somebody_else_took_away_is_no_image(host: FakeHost) -> None:
     before, p = weights(host), job(host, {"engine": "bypass"})
     layer = host.unet.middle_block[1].transformer_blocks[0].attn1.to_q
     at(host, 3, layer._forward_hooks.clear)
-    assert "something else rewrote 1 layers that carried the pair, mid_block" in ended(p)
+    assert "something else rewrote 1 layer of those that carried the pair, mid_block" in ended(p)
     assert untouched(host, before)
 
 
