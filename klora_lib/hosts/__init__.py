@@ -13,22 +13,22 @@ FAMILIES = (a1111, forge, neo, ldm_patched)
 
 
 def detect() -> Host:
-    """The host we run in.  Raises HostError with what it lacks of the family that it is nearest to."""
+    """The host we run in.  Raises HostError that lists what is missing, compared with the most similar family."""
     if "networks" not in sys.modules:
         raise HostError("this WebUI's built-in Lora extension, through which K-LoRA works, is not loaded")
-    lacks: dict[str, list[str]] = {}
+    missing: dict[str, list[str]] = {}
     for family in FAMILIES:
-        lacks[family.NAME] = family.lacks()
-        if not lacks[family.NAME]:
+        missing[family.NAME] = family.find_missing()
+        if not missing[family.NAME]:
             require_hooks()
-            return family.make()
-    nearest = min(lacks, key=lambda name: len(lacks[name]))
-    missed = ", ".join(lacks[nearest])
-    raise HostError(f"this WebUI's LoRA loader has changed: compared with {nearest}'s, it lacks {missed}")
+            return family.make_host()
+    nearest = min(missing, key=lambda name: len(missing[name]))
+    lacking = ", ".join(missing[nearest])
+    raise HostError(f"this WebUI's LoRA loader has changed: compared with {nearest}'s, it lacks {lacking}")
 
 
 def require_hooks() -> None:
-    """Raise HostError where the WebUI does not know a hook that our script relies on: it would draw without us."""
+    """Raise HostError if the WebUI does not call a hook that our script needs: it would draw without K-LoRA."""
     script = getattr(sys.modules.get("modules.scripts"), "Script", None)
     missing = [name for name in HOOKS if not hasattr(script, name)]
     if not hasattr(sys.modules.get("modules.script_callbacks"), "on_cfg_denoiser"):

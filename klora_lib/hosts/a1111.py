@@ -20,7 +20,7 @@ from ..engine.layers import sites_of
 from ..engine.site import Site
 from ..errors import HostError
 from ..patching import replaced
-from .contract import Aside, TextPart
+from .contract import PutAside, TextPart
 from .family import Family
 
 NAME = "AUTOMATIC1111"
@@ -35,13 +35,14 @@ NEEDED = (
     "network_restore_weights_from_backup",
     "network_reset_cached_weight",
 )
-KEPT = ("network_current_names", "network_weights_backup", "network_bias_backup")  # on a layer, by the loader
+# what the loader sets on a layer
+LAYER_ATTRIBUTES = ("network_current_names", "network_weights_backup", "network_bias_backup")
 
 
-def lacks() -> list[str]:
-    """What of this family's LoRA loader is not there.
+def find_missing() -> list[str]:
+    """What this WebUI lacks of this family's LoRA loader.
 
-    reForge keeps every one of these names, as empty stubs: what tells the Forges apart is the package they all share.
+    reForge has all these names too, but as empty functions.  A Forge is recognised by the package that all Forges share.
     """
     networks = sys.modules.get("networks")
     if networks is None:
@@ -49,16 +50,19 @@ def lacks() -> list[str]:
     missing = [name for name in NEEDED if not hasattr(networks, name)]
     if getattr(networks, "originals", None) is None or find_spec("modules_forge") is not None:
         missing.append("layers that merge at their own forward")
-    return missing or [name for name in KEPT if name not in mentioned(networks.network_reset_cached_weight, KEPT)]
+    if missing:
+        return missing
+    used = find_mentioned(networks.network_reset_cached_weight, LAYER_ATTRIBUTES)
+    return [name for name in LAYER_ATTRIBUTES if name not in used]
 
 
-def mentioned(function: Any, names: tuple[str, ...]) -> set[str]:
-    """Which of ``names`` a function of the loader speaks of; all of them where it has no code that can be looked at."""
+def find_mentioned(function: Any, names: tuple[str, ...]) -> set[str]:
+    """Which of ``names`` a function of the loader uses in its code; all of them if its code cannot be read."""
     code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
     return set(names) if code is None else {*code.co_names, *map(str, code.co_consts)}
 
 
-def make() -> A1111:
+def make_host() -> A1111:
     return A1111(sys.modules["networks"])
 
 
@@ -67,12 +71,12 @@ class A1111(Family):
 
     name = NAME
 
-    def device(self) -> torch.device:
+    def get_device(self) -> torch.device:
         from modules import devices
 
         return torch.device(devices.device)
 
-    def sites(self) -> Mapping[str, Site]:
+    def find_sites(self) -> Mapping[str, Site]:
         from modules import sd_unet, shared
 
         if sd_unet.current_unet is not None:
@@ -80,10 +84,10 @@ class A1111(Family):
             raise HostError(f"the SD Unet option replaces the model by {label!r}; set it to None")
         return sites_of(shared.sd_model.model.diffusion_model)
 
-    def settle(self, modules: Iterable[nn.Module]) -> None:
-        """The host merges a layer at its first forward, over whatever the weight holds then: have it done now.
+    def finish_merging(self, modules: Iterable[nn.Module]) -> None:
+        """The host merges its LoRAs into a layer at the layer's first forward.  We write the weight, so this is done before.
 
-        With lora_functional it merges nothing, but undoes an earlier merge at every forward.
+        With the option lora_functional the host does not merge, but undoes an earlier merge at every forward.
         """
         from modules import shared
 
@@ -95,24 +99,24 @@ class A1111(Family):
                 self.networks.network_apply_weights(module)
 
     @contextmanager
-    def around_rewrites(self, aside: Aside) -> Iterator[None]:
-        """A layer is merged anew at its own forward when the set of networks, or a multiplier, is another than before.
+    def wrap_rewrites(self, put_aside: PutAside) -> Iterator[None]:
+        """The host merges a layer again, at the layer's forward, when the list of networks or a multiplier has changed.
 
-        The host then takes its backup of what the weight holds, or puts its backup in the weight's place.
+        It then backs up the weight, or writes its backup into the weight.
         """
         networks = self.networks
         apply, restore = networks.network_apply_weights, networks.network_restore_weights_from_backup
 
-        def apply_aside(layer: nn.Module) -> None:  # at every forward of every layer: be quick
-            if self.due(layer):
-                with aside((layer,)):
+        def apply_aside(layer: nn.Module) -> None:  # called at every forward of every layer, so it must be fast
+            if self.is_due(layer):
+                with put_aside((layer,)):
                     apply(layer)
             else:
                 apply(layer)
 
         def restore_aside(layer: nn.Module) -> None:
-            if backed_up(layer):
-                with aside((layer,)):
+            if has_backup(layer):
+                with put_aside((layer,)):
                     restore(layer)
 
         with (
@@ -121,50 +125,50 @@ class A1111(Family):
         ):
             yield
 
-    def due(self, layer: nn.Module) -> bool:
-        """Whether the host will write this layer's weight, or take a backup of it, at its next forward."""
+    def is_due(self, layer: nn.Module) -> bool:
+        """Whether the host will write or back up this layer's weight at the layer's next forward."""
         if getattr(layer, "network_layer_name", None) is None:
             return False
         wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in self.networks.loaded_networks)
-        return getattr(layer, "network_current_names", ()) != wanted or (bool(wanted) and not backed_up(layer))
+        return getattr(layer, "network_current_names", ()) != wanted or (bool(wanted) and not has_backup(layer))
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
-        """Drop the pair from the loaded networks and append networks that hold text-encoder modules only.
+        """Remove the pair from the loaded networks, and append networks that have text-encoder modules only.
 
-        The appended networks carry names of their own, so the host never takes one for the whole LoRA in a later job.
+        The appended networks have other names, so that the host does not use one as the whole LoRA in a later job.
         """
         loaded, parts = self.networks.loaded_networks, list(parts)
         names = {part.entry.name for part in parts}
         tagged = [n for n in loaded if n.network_on_disk.name in names]
-        loaded[:] = [n for n in loaded if n not in tagged] + [without_modules(n) for n in tagged if n.bundle_embeddings]
+        loaded[:] = [n for n in loaded if n not in tagged] + [copy_without_modules(n) for n in tagged if n.bundle_embeddings]
         self.key_prompt_cache(network_data, parts)
         for part in parts:
             if part.file.text:
-                loaded.append(self.text_network(part))
+                loaded.append(self.make_text_network(part))
                 if not loaded[-1].modules:
                     p.comment(f"K-LoRA: this WebUI found no place for the text encoder part of {part.entry.name!r}")
         self.add_hashes(p, parts)
 
-    def text_network(self, part: TextPart) -> Any:
-        """The host's own network over ``part``'s text-encoder tensors, read by its own loader from a file of these.
+    def make_text_network(self, part: TextPart) -> Any:
+        """The host's own network for ``part``'s text-encoder tensors, which its loader reads from a temporary file.
 
-        Windows keeps a mapped file that is still in use: it then stays behind in the temporary folder.
-        The job's later noise is as without us: nothing is drawn from the host's generator.
+        Windows does not delete a mapped file that is in use: it may then stay in the temporary folder.
+        The job's random numbers are the same as without K-LoRA: none is taken from the host's generator.
         """
         listed = copy.copy(self.networks.available_networks[part.entry.name])
         with tempfile.TemporaryDirectory(prefix="klora-", ignore_cleanup_errors=True) as folder:
             listed.filename = os.path.join(folder, "text.safetensors")
             save_file({k: t.contiguous() for k, t in part.file.text.items()}, listed.filename)
-            with torch.random.fork_rng(devices=()):  # torch fills the layers that the host makes at random first
-                network = self.networks.load_network(own_name(part.entry.name), listed)
+            with torch.random.fork_rng(devices=()):  # the host's new layers are first filled with random numbers
+                network = self.networks.load_network(name_text_network(part.entry.name), listed)
         network.dyn_dim, network.mentioned_name = None, part.entry.name
-        return with_fixed_weights(network, te_multiplier=part.te, unet_multiplier=0.0)
+        return fix_weights(network, te_multiplier=part.te, unet_multiplier=0.0)
 
 
-def with_fixed_weights(network: Any, **weights: float) -> Any:
-    """``network`` of a class of its own, whose weights nobody changes.
+def fix_weights(network: Any, **weights: float) -> Any:
+    """Give ``network`` a new class in which these weights cannot be changed.  Returns ``network``.
 
-    Regional Prompter switches off, region by region, whatever network the region's prompt does not name.
+    Regional Prompter sets the weights of each network that a region's prompt does not name to 0.
     """
 
     def fixed(weight: float) -> property:
@@ -175,17 +179,17 @@ def with_fixed_weights(network: Any, **weights: float) -> Any:
     return network
 
 
-def without_modules(network: Any) -> Any:
-    """The network without layers, kept only so that the host can unregister the embeddings that came with it."""
+def copy_without_modules(network: Any) -> Any:
+    """A copy of the network without layers.  The host needs it to remove the embeddings that came with the file."""
     bare = copy.copy(network)
-    bare.name, bare.modules = own_name(network.name), {}
+    bare.name, bare.modules = name_text_network(network.name), {}
     return bare
 
 
-def backed_up(layer: nn.Module) -> bool:
-    """Whether the host has a backup of the layer."""
+def has_backup(layer: nn.Module) -> bool:
+    """Whether the host has a backup of the layer's weight or bias."""
     return any(getattr(layer, f"network_{name}_backup", None) is not None for name in ("weights", "bias"))
 
 
-def own_name(name: str) -> str:
+def name_text_network(name: str) -> str:
     return f"{name} (K-LoRA text encoder)"

@@ -1,4 +1,4 @@
-"""What a WebUI must offer for K-LoRA to run in it.  One class per family fulfils this; nothing else knows a WebUI."""
+"""What K-LoRA needs from a WebUI.  One class per family implements it; no other room imports a WebUI's modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import nn
 from ..engine.site import Site
 from ..lora.file import LoraFile
 
-Aside = Callable[..., AbstractContextManager[None]]  # (modules: Collection[nn.Module] | None = None)
+# (modules: Collection[nn.Module] | None = None); while the context is open, their weights are as without K-LoRA
+PutAside = Callable[..., AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Tag:
-    """What a prompt's ``<lora:name:te:unet>`` says of one LoRA."""
+    """The two weights in a prompt's ``<lora:name:te:unet>``."""
 
     te: float
     unet: float
 
     def __add__(self, other: Tag) -> Tag:
-        """Both tags in one prompt."""
+        """The weights of two tags of the same LoRA in one prompt."""
         return Tag(self.te + other.te, self.unet + other.unet)
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """One LoRA's text-encoder part, to be added by the host itself with weight ``te``.  ``tag``: the prompt's, if any."""
+    """One LoRA's text-encoder part, which the host adds with weight ``te``.  ``tag``: the tag in the prompt, if any."""
 
     entry: Entry
     file: LoraFile
@@ -47,86 +48,86 @@ class TextPart:
 
 
 @dataclass(frozen=True)
-class Call:
-    """One model call as the denoiser counts it."""
+class DenoiserCall:
+    """One denoiser call: step ``t`` of ``total``, as the denoiser itself counts them."""
 
     t: int
     total: int
-    noise: Callable[[], float]  # progress by noise, found only when asked for
+    find_noise_progress: Callable[[], float]  # computed only when it is needed
 
 
 class Host(Protocol):
     name: str
 
-    def loras(self) -> list[str]:
-        """Names as listed, sorted."""
+    def list_loras(self) -> list[str]:
+        """Names of all LoRAs, as the WebUI lists them, sorted."""
 
-    def refresh(self) -> None:
+    def refresh_loras(self) -> None:
         """Look for new LoRA files."""
 
-    def find(self, name: str) -> Entry | None:
-        """The listed LoRA of that name or alias; None where there is none.  Never a path."""
+    def find_lora(self, name: str) -> Entry | None:
+        """The listed LoRA with this name or alias; None if there is none.  A path is not accepted as a name."""
 
-    def device(self) -> torch.device:
-        """Where the model computes."""
+    def get_device(self) -> torch.device:
+        """The device on which the model computes."""
 
-    def sampling_memory(self, p: Any) -> int:
-        """Bytes of the device that the sampling of ``p`` itself will need beside the model's weights, at most."""
+    def estimate_sampling_memory(self, p: Any) -> int:
+        """Device memory that sampling ``p`` will need beside the model's weights, in bytes, at most."""
 
-    def checkpoint(self) -> str:
+    def get_checkpoint_name(self) -> str:
         """Name of the loaded checkpoint."""
 
-    def sites(self) -> Mapping[str, Site]:
-        """Every layer of the loaded denoiser by canonical name.  Not to be kept beyond a pass: models are swapped."""
+    def find_sites(self) -> Mapping[str, Site]:
+        """Every layer of the loaded denoiser by canonical name.  Valid for one pass only: the host may swap the model."""
 
-    def settle(self, modules: Iterable[nn.Module]) -> None:
-        """Let the host finish what it has pending on these layers, so that their weights are what it wants of them."""
+    def finish_merging(self, modules: Iterable[nn.Module]) -> None:
+        """Have the host merge now what it would merge into these layers later, so that their weights are final."""
 
     def take_tags(self, network_data: Any, entries: Iterable[Entry]) -> dict[str, Tag]:
-        """Remove the tags of ``entries`` from a prompt's network data, and tell what they said, by entry name.
+        """Remove the tags of ``entries`` from a prompt's network data.  Returns their weights by entry name.
 
-        A LoRA tagged more than once gets the sum.
-        Network data may come again with what we put into it the first time: the answer is the same.
+        If a LoRA has several tags, their weights are added.
+        The host may pass the same network data again, with the tags that we added the first time: the result is the same.
         """
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
-        """Have the text encoders carry ``parts``, and no denoiser layer anything of these LoRAs."""
+        """Have the host add ``parts`` to the text encoders, and nothing of these LoRAs to the denoiser."""
 
-    def around_sampling(self, p: Any, context: Callable[[int], AbstractContextManager[None]]) -> None:
-        """Run the coming sampling pass of ``p`` inside ``context(steps)``; what it raises ends the job."""
+    def wrap_sampling(self, p: Any, context: Callable[[int], AbstractContextManager[None]]) -> None:
+        """Run the next sampling pass of ``p`` inside ``context(steps)``.  An exception from it ends the job."""
 
     def refuse_script(self, p: Any) -> None:
-        """Raise HostError where another script samples ``p`` in a way of its own, never asking the hook by which we act."""
+        """Raise HostError if another script samples ``p`` by itself and does not call the hook that K-LoRA uses."""
 
-    def before_refiner(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
-        """While open: call ``act`` before the refiner's checkpoint replaces the model in the middle of a pass."""
+    def watch_refiner(self, p: Any, act: Callable[[], None]) -> AbstractContextManager[None]:
+        """While open, call ``act`` before the refiner's checkpoint replaces the model in the middle of a pass."""
 
-    def before_model_moves(self, act: Callable[[], None]) -> AbstractContextManager[None]:
-        """While open: call ``act`` before the loaded model is unloaded, or another checkpoint loaded into it."""
+    def watch_model_moves(self, act: Callable[[], None]) -> AbstractContextManager[None]:
+        """While open, call ``act`` before the model is unloaded, or another checkpoint is loaded into it."""
 
-    def around_rewrites(self, aside: Aside) -> AbstractContextManager[None]:
-        """While open: whatever the host itself writes into weights within a pass, it writes inside ``aside(modules)``.
+    def wrap_rewrites(self, put_aside: PutAside) -> AbstractContextManager[None]:
+        """While open, whenever the host itself writes weights during a pass, it does so inside ``put_aside(modules)``.
 
-        Without modules: inside ``aside()``, which is the whole model.
+        If the host does not say which modules it writes: inside ``put_aside()``, for the whole model.
         """
 
-    def around_jobs(self, context: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
-        """While open: a whole job that begins within the pass, whoever starts it, runs inside ``context()``."""
+    def wrap_jobs(self, context: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
+        """While open, every other job that begins during the pass runs inside ``context()``."""
 
-    def start(self, p: Any) -> float:
-        """Where the coming pass begins: 1 − denoising strength for img2img and hires, 0 for txt2img."""
+    def find_start(self, p: Any) -> float:
+        """The progress at which the next pass begins: 1 − denoising strength for img2img and hires, 0 for txt2img."""
 
-    def call(self, params: Any) -> Call:
-        """The denoiser's clock at a denoiser callback."""
+    def read_call(self, params: Any) -> DenoiserCall:
+        """The denoiser's step counter, read in a denoiser callback."""
 
-    def fixed_steps(self, p: Any) -> bool:
-        """Does the sampler of ``p`` know how many steps it will take?"""
+    def has_fixed_steps(self, p: Any) -> bool:
+        """Whether the sampler of ``p`` takes a number of steps that is known in advance."""
 
-    def calls(self, p: Any) -> int:
-        """How many denoiser calls the running pass has made, by the sampler's own count."""
+    def count_calls(self, p: Any) -> int:
+        """How many denoiser calls the running pass has made, as the sampler counts them."""
 
-    def stopped(self) -> bool:
+    def is_stopped(self) -> bool:
         """Whether the user has interrupted or skipped the image."""
 
-    def stop_sampling(self) -> BaseException:
-        """What a denoiser callback raises to end the pass at once."""
+    def make_stop(self) -> BaseException:
+        """The exception that a denoiser callback raises to end the pass at once."""

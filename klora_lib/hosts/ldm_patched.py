@@ -1,4 +1,4 @@
-"""reForge and Forge Classic (``ldm_patched``): a model patcher whose patches do not say what file they came from."""
+"""reForge and Forge Classic (``ldm_patched``): the patches of a model patcher do not name the file they came from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ..engine.layers import sites_of
 from ..engine.site import Site
 from .contract import TextPart
-from .forges import Forges, loaded_loras
+from .forges import Forges, read_loaded_loras
 
 NAME = "reForge / Forge Classic"
 NEEDED = (
@@ -22,11 +22,11 @@ NEEDED = (
     "load_lora_state_dict",
     "list_available_networks",
 )
-OURS = " (K-LoRA text encoder)"  # ends the path of what we loaded
+TEXT_SUFFIX = " (K-LoRA text encoder)"  # at the end of the path under which we load a text part
 
 
-def lacks() -> list[str]:
-    """What of this family is not there."""
+def find_missing() -> list[str]:
+    """What this WebUI lacks of this family."""
     networks = sys.modules.get("networks")
     if networks is None:
         return ["built-in Lora extension"]
@@ -36,33 +36,33 @@ def lacks() -> list[str]:
     return missing
 
 
-def make() -> LdmPatched:
+def make_host() -> LdmPatched:
     return LdmPatched(sys.modules["networks"])
 
 
 class LdmPatched(Forges):
     """Fulfils ``contract.Host``.
 
-    When a sampler prepares its pass, before ``launch_sampling``, the patcher merges its LoRAs (layers that stay in host
-    memory get functions that add them at every forward).  They stay there until another patcher is loaded.
+    When a sampler prepares its pass, before ``launch_sampling``, the patcher merges its LoRAs.  Layers that stay in host
+    memory instead get functions that add the LoRAs at every forward.  Both last until another patcher is loaded.
     """
 
     name = NAME
 
-    def sites(self) -> Mapping[str, Site]:
-        return sites_of(self.model().forge_objects.unet.model.diffusion_model)
+    def find_sites(self) -> Mapping[str, Site]:
+        return sites_of(self.get_model().forge_objects.unet.model.diffusion_model)
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
-        """Have the host's patchers carry everything it loaded but the pair, and then the pair's text parts.
+        """Have the host's patchers hold all LoRAs that it loaded except the pair, and then the pair's text parts.
 
-        What is loaded is written where the host writes it, so that it loads afresh for a job that wants something else.
+        The list of what is loaded is stored where the host stores it, so that it loads again for a job with other LoRAs.
         """
-        parts, model = list(parts), self.model()
-        wanted = without(loaded_loras(model), {part.entry.path for part in parts})
-        unet, clip = self.patchers(model, wanted)
+        parts, model = list(parts), self.get_model()
+        wanted = drop_loads(read_loaded_loras(model), {part.entry.path for part in parts})
+        unet, clip = self.make_patchers(model, wanted)
         for part in parts:
             if part.file.text:
-                path, text = part.entry.path + OURS, dict(part.file.text)
+                path, text = part.entry.path + TEXT_SUFFIX, dict(part.file.text)
                 _, clip = self.networks.load_lora_for_models(None, clip, text, 0.0, part.te, filename=path)
                 wanted.append([path, 0.0, part.te])
         after = model.forge_objects_after_applying_lora
@@ -72,9 +72,9 @@ class LdmPatched(Forges):
         self.key_prompt_cache(network_data, parts)
         self.add_hashes(p, parts)
 
-    def patchers(self, model: Any, wanted: list[list[Any]]) -> tuple[Any, Any]:
-        """The denoiser's patcher and the text encoders with ``wanted`` on them; those already there if they are right."""
-        if wanted == loaded_loras(model):
+    def make_patchers(self, model: Any, wanted: list[list[Any]]) -> tuple[Any, Any]:
+        """The denoiser's patcher and the text encoders with the LoRAs of ``wanted``; the present ones if they have these."""
+        if wanted == read_loaded_loras(model):
             after = model.forge_objects_after_applying_lora
             return after.unet, after.clip
         unet, clip = model.forge_objects_original.unet, model.forge_objects_original.clip
@@ -84,6 +84,6 @@ class LdmPatched(Forges):
         return unet, clip
 
 
-def without(loads: list[list[Any]], paths: set[str]) -> list[list[Any]]:
-    """What was loaded for the prompt, less the files at ``paths`` and what an earlier job of ours added."""
-    return [load for load in loads if load[0] not in paths and not load[0].endswith(OURS)]
+def drop_loads(loads: list[list[Any]], paths: set[str]) -> list[list[Any]]:
+    """``loads`` without the files at ``paths``, and without what an earlier K-LoRA job added."""
+    return [load for load in loads if load[0] not in paths and not load[0].endswith(TEXT_SUFFIX)]

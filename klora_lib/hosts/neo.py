@@ -1,8 +1,8 @@
-"""Forge Neo: a Forge whose patches no longer tell which file they came from.
+"""Forge Neo: a Forge whose patches do not name the file they came from.
 
-How it keeps LoRAs has changed four times (patches with a flag, wrappers of a layer's weight, its own schedule of
-these, matrices that a layer adds to its output), but one function has always loaded all of them, and told in
-``current_lora_hash`` what it had loaded: the pair is left out by having that function load the rest again.
+The way it stores LoRAs has changed four times (patches with a flag, wrappers of a layer's weight, its own schedule of
+these, matrices that a layer adds to its output).  But it has always had one function that loads all of them, and writes
+into ``current_lora_hash`` what it loaded.  To leave the pair out, we have that function load the other LoRAs again.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ..engine.layers import sites_of
 from ..engine.site import Site
 from ..errors import HostError
 from . import forge
-from .contract import Aside, TextPart
-from .forge_weights import packing, readable, unpacker
-from .forges import Forges, loaded_loras
-from .neo_online import refuse_unknown, scheduled, strengths_followed, under
+from .contract import PutAside, TextPart
+from .forge_weights import find_packing, find_unpacker, is_readable
+from .forges import Forges, read_loaded_loras
+from .neo_online import apply_online_loras, find_scheduled, follow_strengths, refuse_unknown
 
 NAME = "Forge Neo"
 
 
-def lacks() -> list[str]:
-    """What of this family is not there."""
-    missing = [what for what in forge.lacks() if what != forge.REFRESH]
-    patcher = forge.model_patcher()
+def find_missing() -> list[str]:
+    """What this WebUI lacks of this family."""
+    missing = [what for what in forge.find_missing() if what != forge.REFRESH]
+    patcher = forge.find_model_patcher()
     missing += [f"ModelPatcher.{name}" for name in ("add_patches", "clone") if not hasattr(patcher, name)]
     if hasattr(patcher, "refresh_loras"):
         missing.append("patches that do not tell their file")  # Forge's do
     return missing
 
 
-def make() -> Neo:
+def make_host() -> Neo:
     return Neo(sys.modules["networks"])
 
 
@@ -47,30 +47,30 @@ class Neo(Forges):
     """Fulfils ``contract.Host``."""
 
     name = NAME
-    reload = forge.Forge.reload
+    reload_function = forge.Forge.reload_function
 
-    def sites(self) -> Mapping[str, Site]:
-        unet = self.model().forge_objects.unet
+    def find_sites(self) -> Mapping[str, Site]:
+        unet = self.get_model().forge_objects.unet
         denoiser = unet.model.diffusion_model
         refuse_packed(denoiser)
         refuse_unknown(unet)
-        return sites_of(denoiser, partial(numbers, device=self.device()), packing)
+        return sites_of(denoiser, partial(read_weight, device=self.get_device()), find_packing)
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
-        """Leave the pair out of what the host has loaded, and give clones of the text encoders its text part.
+        """Leave the pair out of what the host has loaded, and add its text part to clones of the text encoders.
 
-        Where that changed anything, so is the hash by which the host knows what is loaded.
+        If this changes anything, the hash with which the host remembers what is loaded is changed too.
         """
-        parts, model = list(parts), self.model()
-        if changing := [part.entry.name for part in parts if part.entry.path in scheduled(p)]:
+        parts, model = list(parts), self.get_model()
+        if changing := [part.entry.name for part in parts if part.entry.path in find_scheduled(p)]:
             raise HostError(f"the prompt schedules the weight of {changing[0]!r} over the steps; K-LoRA does that")
         changed = self.leave_out({part.entry.path for part in parts})
         after = model.forge_objects_after_applying_lora
         for part in parts:
-            if part.file.text:  # the loader asks for a denoiser too; it gets nothing
+            if part.file.text:  # the loader requires a denoiser too; nothing is added to it
                 text, name = dict(part.file.text), f"{part.entry.path} (K-LoRA text encoder)"
                 _, after.clip = self.networks.load_lora_for_models(
-                    after.unet, after.clip, text, 0.0, part.te, filename=name, **self.online()
+                    after.unet, after.clip, text, 0.0, part.te, filename=name, **self.read_online_mode()
                 )
                 changed = True
         if changed:
@@ -80,8 +80,8 @@ class Neo(Forges):
         self.add_hashes(p, parts)
 
     def leave_out(self, paths: set[str]) -> bool:
-        """Load again all that is loaded but the files at ``paths``; False where none of these is."""
-        loaded = loaded_loras(self.model())
+        """Have the host load its LoRAs again without the files at ``paths``.  Returns False if none of these is loaded."""
+        loaded = read_loaded_loras(self.get_model())
         if not any(path in paths for path, *_ in loaded):
             return False
         names = {net.network_on_disk.filename: net.mentioned_name for net in self.networks.loaded_networks}
@@ -90,14 +90,14 @@ class Neo(Forges):
             raise HostError(f"this WebUI's LoRA loader has changed: it lists {unknown[0]!r}, but not by what name it came")
         rest = [(names[path], te, unet) for path, unet, te in others]
         self.networks.load_networks(*([column[i] for column in rest] for i in range(3)))
-        if any(path in paths for path, *_ in loaded_loras(self.model())):
+        if any(path in paths for path, *_ in read_loaded_loras(self.get_model())):
             raise HostError("this WebUI's LoRA loader has changed: it loads the pair though it was not asked to")
         return True
 
-    def online(self) -> dict[str, bool]:
-        """How the host's loader is told to add a LoRA at every forward ("on-the-fly"), where that is its setting.
+    def read_online_mode(self) -> dict[str, bool]:
+        """The argument that has the host's loader add a LoRA at every forward ("on-the-fly"), if the user chose that.
 
-        Into packed weights (gguf) it cannot merge one.
+        The host cannot merge a LoRA into packed weights (gguf).
         """
         if "online_mode" not in inspect.signature(self.networks.load_lora_for_models).parameters:
             return {}
@@ -105,35 +105,35 @@ class Neo(Forges):
         return {"online_mode": bool(getattr(settings, "online_lora", False))}
 
     @contextmanager
-    def around_rewrites(self, aside: Aside) -> Iterator[None]:
-        with super().around_rewrites(aside), strengths_followed(self.model().forge_objects.unet, aside):
+    def wrap_rewrites(self, put_aside: PutAside) -> Iterator[None]:
+        with super().wrap_rewrites(put_aside), follow_strengths(self.get_model().forge_objects.unet, put_aside):
             yield
 
     @contextmanager
-    def before_refiner(self, p: Any, act: Callable[[], None]) -> Iterator[None]:
+    def watch_refiner(self, p: Any, act: Callable[[], None]) -> Iterator[None]:
         from modules import shared
 
         if getattr(p, "refiner_checkpoint_info", None) is not None and getattr(shared.opts, "refiner_fast_sd", False):
             raise HostError("the option 'Reload \"state_dict\" Only' writes the refiner over the layers of the pair")
-        with super().before_refiner(p, act):
+        with super().watch_refiner(p, act):
             yield
 
 
-def numbers(module: nn.Module, device: torch.device) -> Tensor:
-    """The weight as the host computes with it: unpacked, under the LoRAs that act at every forward; fp32."""
+def read_weight(module: nn.Module, device: torch.device) -> Tensor:
+    """The weight that the host computes with: unpacked, with the LoRAs that act at every forward; fp32."""
     weight: Any = module.weight.to(device)  # type: ignore[operator,union-attr]
-    unpack = unpacking(module, weight)
+    unpack = find_layer_unpacker(module, weight)
     weight = (unpack(weight) if unpack else weight).detach().float()
-    return under(module, weight).detach()
+    return apply_online_loras(module, weight).detach()
 
 
-def unpacking(module: nn.Module, weight: Any) -> Any:
-    """The host's own function from packed to numbers, the one that a layer has for its patcher included; None without."""
-    return unpacker(weight) or getattr(module, "convert_weight", None)
+def find_layer_unpacker(module: nn.Module, weight: Any) -> Any:
+    """The host's function that unpacks this weight, which may be a method of the layer; None if there is none."""
+    return find_unpacker(weight) or getattr(module, "convert_weight", None)
 
 
 def refuse_packed(denoiser: nn.Module) -> None:
-    """Raise HostError for a model whose layers we can neither write nor add to."""
+    """Raise HostError for a model whose weights K-LoRA can neither write nor add to."""
     modules = list(denoiser.named_modules())
     if hasattr(denoiser, "loras") or any(hasattr(module, "qweight") for _, module in modules):
         raise HostError("this is a Nunchaku (SVDQuant) model, whose fused 4-bit layers take no LoRA of ours")
@@ -146,25 +146,25 @@ def refuse_packed(denoiser: nn.Module) -> None:
 
 
 def refuse_weight(name: str, module: nn.Module, weight: Any) -> None:
-    if hasattr(weight, "gguf_cls"):  # Q8_0 is int8 too, and we read it
+    if hasattr(weight, "gguf_cls"):  # gguf's Q8_0 is int8 too, but can be read
         return
     if type(weight) in (Tensor, nn.Parameter) and not weight.is_floating_point():
         raise HostError(f"the model's weights are {str(weight.dtype).removeprefix('torch.')} ({name}), of which K-LoRA "
                         "does not know the scale")  # fmt: skip
-    if not readable(weight) and unpacking(module, weight) is None:
+    if not is_readable(weight) and find_layer_unpacker(module, weight) is None:
         raise HostError(f"the model's weights are packed as {type(weight).__name__} ({name}), which K-LoRA cannot read")
 
 
-FUSED = "linear_input_act"  # the host's function of a layer with the activation before it
+FUSED = "linear_input_act"  # the host's function that computes an activation and the layer after it together
 
 
 def refuse_fused(name: str, block: nn.Module) -> None:
-    """With int8 weights, and with fp16 accumulation, that function takes the layer's weight and never asks the layer."""
+    """Raise HostError if FUSED uses a layer's weight without calling the layer: with int8 weights or fp16 accumulation."""
     try:
         fast = torch.backends.cuda.matmul.allow_fp16_accumulation
-    except (AttributeError, AssertionError):  # as older torches answer
+    except (AttributeError, AssertionError):  # older versions of torch
         fast = False
     for child, layer in block.named_children():
         if fast or getattr(getattr(layer, "weight", None), "storage_dtype", None) == torch.int8:
-            told = "in fp16 accumulation" if fast else "in int8"
-            raise HostError(f"{name}.{child} is computed {told} together with an activation, where K-LoRA cannot add to it")
+            how = "in fp16 accumulation" if fast else "in int8"
+            raise HostError(f"{name}.{child} is computed {how} together with an activation, where K-LoRA cannot add to it")

@@ -60,7 +60,7 @@ class App:
         """``process_before_every_sampling``."""
         if job := job_of(p):
             try:
-                job.host.around_sampling(p, lambda steps: self.sample(job, p, steps))
+                job.host.wrap_sampling(p, lambda steps: self.sample(job, p, steps))
             except Exception as e:  # noqa: BLE001  the host would swallow it and sample without us
                 refuse_sampling(p, KLoraRefused(f"K-LoRA: {e}") if isinstance(e, KLoraError) else e)
 
@@ -88,7 +88,7 @@ class App:
             if job.current is None:  # nobody may be left who raises it
                 infotext.withdraw(p)
                 p.comment(f"K-LoRA: {job.error}")
-            raise job.host.stop_sampling()
+            raise job.host.make_stop()
 
     def note_pass_without_us(self, p: Any) -> None:
         """What another extension draws within a K-LoRA job (ADetailer) has no part in it: the job's image says so."""
@@ -128,7 +128,7 @@ def require_pass(job: Job) -> Iterator[None]:
     """Around another script's sampling: raises KLoraRefused where it drew without telling us of a pass."""
     before = len(job.passes)
     yield
-    if job.error is None and len(job.passes) == before and not job.host.stopped():
+    if job.error is None and len(job.passes) == before and not job.host.is_stopped():
         job.error = HostError("another script sampled in the WebUI's place, and without K-LoRA")
     if isinstance(job.error, KLoraError):
         raise KLoraRefused(f"K-LoRA: {job.error}")

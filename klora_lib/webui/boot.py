@@ -41,7 +41,7 @@ def describe_trouble() -> str:
 def list_loras() -> list[str]:
     """The listed LoRAs; none where the WebUI is one we do not know (panel and jobs say so)."""
     try:
-        return detect().loras()
+        return detect().list_loras()
     except HostError:
         return []
 
@@ -49,7 +49,7 @@ def list_loras() -> list[str]:
 def refresh_loras() -> None:
     """Look for new LoRA files; a button does not say a second time what the panel's notice says."""
     with suppress(HostError):
-        detect().refresh()
+        detect().refresh_loras()
 
 
 def add_axes() -> None:

@@ -75,14 +75,14 @@ class Job:
         current = self.open(p, steps)
         try:
             with (
-                self.host.around_rewrites(self.aside),
-                self.host.around_jobs(self.another_job),
-                self.host.before_model_moves(self.model_moves),
-                self.host.before_refiner(p, lambda: self.step_aside(p)),
+                self.host.wrap_rewrites(self.aside),
+                self.host.wrap_jobs(self.another_job),
+                self.host.watch_model_moves(self.model_moves),
+                self.host.watch_refiner(p, lambda: self.step_aside(p)),
             ):
                 yield
             self.raise_error()
-            current.check(self.host.calls(p), self.host.stopped())
+            current.check(self.host.count_calls(p), self.host.is_stopped())
         except Exception as e:
             if e is not self.error:
                 self.raise_error()  # what the sampler stumbled over afterwards is not the reason
@@ -93,18 +93,18 @@ class Job:
     def open(self, p: Any, steps: int) -> SamplingPass:
         """Plan the pass and place the pair on the model as it is loaded now.  Raises PairError where it does not fit."""
         host = self.host
-        self.by_noise = self.settings.progress == "noise" or not host.fixed_steps(p)
-        self.start = host.start(p)
+        self.by_noise = self.settings.progress == "noise" or not host.has_fixed_steps(p)
+        self.start = host.find_start(p)
         content, style = (unet for _, unet in self.weights())
         steps = whole_steps(steps, self.start)
         session, missing = self.fusion.open(read_target(host, p), (content, style), steps, int(p.seeds[0]))
         if missing:
             told = f"{len(missing)}, {missing[0]} among them"
-            p.comment(f"K-LoRA: layers of the pair that are not in {host.checkpoint()!r}: {told}")
+            p.comment(f"K-LoRA: layers of the pair that are not in {host.get_checkpoint_name()!r}: {told}")
         if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
         self.tell_what_is_left_out(p)
-        host.settle(actor.site.module for actor in session.actors)
+        host.finish_merging(actor.site.module for actor in session.actors)
         self.passes.append(SamplingPass(session))
         return self.passes[-1]
 
@@ -124,8 +124,8 @@ class Job:
             if not (self.passes and self.passes[-1].ended_early):
                 raise HostError("the sampler draws without having told K-LoRA that it begins")
             return
-        call = self.host.call(params)
-        self.current.advance(call.noise() if self.by_noise else step_progress(call.t, call.total, self.start))
+        call = self.host.read_call(params)
+        self.current.advance(call.find_noise_progress() if self.by_noise else step_progress(call.t, call.total, self.start))
 
     def raise_error(self) -> None:
         if self.error is not None:
@@ -161,14 +161,14 @@ class Job:
         if current is None:
             yield
             return
-        before = self.host.checkpoint()
+        before = self.host.get_checkpoint_name()
         self.within += 1
         try:
             with current.aside():
                 try:
                     yield
                 finally:
-                    if (after := self.host.checkpoint()) != before:
+                    if (after := self.host.get_checkpoint_name()) != before:
                         self.end(f"a job within this one loaded {after!r} in the place of {before!r}")
         finally:
             self.within -= 1
@@ -200,7 +200,7 @@ class Job:
 
 
 def read_target(host: Host, p: Any) -> Target:
-    return Target(host.sites(), host.checkpoint(), host.device(), host.sampling_memory(p))
+    return Target(host.find_sites(), host.get_checkpoint_name(), host.get_device(), host.estimate_sampling_memory(p))
 
 
 def prepare(host: Host, library: Library, settings: Settings, p: Any) -> Job:
@@ -216,13 +216,13 @@ def prepare(host: Host, library: Library, settings: Settings, p: Any) -> Job:
 
 def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
     names = (settings.content, settings.style)
-    found = [host.find(name) if name else None for name in names]
+    found = [host.find_lora(name) if name else None for name in names]
     errors: list[KLoraError] = []
     for role, name, entry in zip(ROLES, names, found):
         if not name:
             errors.append(SettingsError("no LoRA is chosen", role))
         elif entry is None:
-            errors.append(SettingsError(f"there is no LoRA named {name!r} among the {len(host.loras())} listed", role))
+            errors.append(SettingsError(f"there is no LoRA named {name!r} among the {len(host.list_loras())} listed", role))
     if errors:
         raise all_offenders(errors)
     content, style = found

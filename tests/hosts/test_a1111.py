@@ -87,16 +87,16 @@ def test_found_by_name_and_alias_and_never_by_path(tmp_path: Any) -> None:
     write("dog", "Cat v2")
     with installed(FakeA1111, tmp_path):
         host = detect()
-        assert host.loras() == ["Cat v2", "dog", "one", "two"]
+        assert host.list_loras() == ["Cat v2", "dog", "one", "two"]
         for name in ("Cat v2", "cat"):
-            assert host.find(name) == Entry("Cat v2", str(tmp_path / "Cat v2.safetensors")), "a name before an alias"
-        assert host.find("twin") is None, "an alias of two files is neither's"
+            assert host.find_lora(name) == Entry("Cat v2", str(tmp_path / "Cat v2.safetensors")), "a name before an alias"
+        assert host.find_lora("twin") is None, "an alias of two files is neither's"
         for name in ("", "Cat", "Cat v2.safetensors", str(tmp_path / "one.safetensors"), "../one"):
-            assert host.find(name) is None
+            assert host.find_lora(name) is None
         write("new", None)
-        assert host.find("new") is None
-        host.refresh()
-        assert host.find("new") is not None
+        assert host.find_lora("new") is None
+        host.refresh_loras()
+        assert host.find_lora("new") is not None
 
 
 # --- tags ---
@@ -105,7 +105,7 @@ PAIR = ("subject_full", "style_full")
 
 
 def entries(host: FakeA1111) -> tuple[Entry, Entry]:
-    one, two = (detect().find(name) for name in PAIR)
+    one, two = (detect().find_lora(name) for name in PAIR)
     assert one is not None and two is not None
     return one, two
 
@@ -239,7 +239,7 @@ def test_nothing_is_drawn_from_the_hosts_generator(host: FakeA1111) -> None:
 
 def test_files_without_text_load_nothing(host: FakeA1111) -> None:
     p, data = prompted(host), dict[str, Any]()
-    entry = detect().find("subject")
+    entry = detect().find_lora("subject")
     assert entry is not None
     detect().load_text_parts(p, data, [TextPart(entry, read_lora(entry.path, "subject"), 1.0)])
     assert host.networks.loaded_networks == []

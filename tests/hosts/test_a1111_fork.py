@@ -45,7 +45,7 @@ def test_an_extensions_wrapper_hides_nothing(host: FakeA1111, monkeypatch: pytes
 
     for other in (wrapper, functools.partial(reset)):  # of the second nothing can be told
         monkeypatch.setattr(host.networks, "network_reset_cached_weight", other)
-        assert a1111.lacks() == []
+        assert a1111.find_missing() == []
 
 
 def test_a_text_part_that_the_loader_leaves_alone_is_told(host: FakeA1111, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_an_attention_without_a_weight_is_backed_up_and_merged_aside(
         yield
 
     monkeypatch.setattr(host.networks, "network_apply_weights", apply)
-    with detect().around_rewrites(aside):
+    with detect().wrap_rewrites(aside):
         host.networks.network_apply_weights(attention)
         assert asides == []
         host.networks.loaded_networks.append(types.SimpleNamespace(

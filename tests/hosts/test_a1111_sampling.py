@@ -37,23 +37,23 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 def test_the_model_as_it_is_loaded(host: FakeA1111) -> None:
     adapter = detect()
-    assert adapter.device() == torch.device("cpu") and adapter.checkpoint() == "tiny"
-    assert adapter.sites() == sites_of(host.unet)
+    assert adapter.get_device() == torch.device("cpu") and adapter.get_checkpoint_name() == "tiny"
+    assert adapter.find_sites() == sites_of(host.unet)
     host.reload_model_weights(info=REFINER)
-    assert adapter.checkpoint() == "tiny-refiner"
+    assert adapter.get_checkpoint_name() == "tiny-refiner"
 
 
 def test_a_replaced_unet_is_named(host: FakeA1111) -> None:
     host.sd_unet.current_unet = types.SimpleNamespace(option=types.SimpleNamespace(label="TensorRT"))
     with pytest.raises(HostError, match="'TensorRT'; set it to None"):
-        detect().sites()
+        detect().find_sites()
 
 
 # --- settling ---
 
 
 def settle(host: FakeA1111) -> None:
-    detect().settle(site.module for site in detect().sites().values())
+    detect().finish_merging(site.module for site in detect().find_sites().values())
 
 
 @pytest.mark.parametrize("after", ["", "<lora:conv_only:1>", TAG])
@@ -127,7 +127,7 @@ def run(p: Processing) -> Any:
 def test_the_pass_runs_inside_the_context(host: FakeA1111) -> None:
     log: list[Any] = []
     p = pass_of(host)
-    detect().around_sampling(p, lambda steps: noted(log, steps))
+    detect().wrap_sampling(p, lambda steps: noted(log, steps))
     host.on_call.append(lambda denoiser: log.append("call"))
     assert run(p) is not None
     assert log == [6, *["call"] * 6, "closed"]
@@ -138,7 +138,7 @@ def test_a_sampler_used_for_several_batches_is_wrapped_once(host: FakeA1111) -> 
     log: list[Any] = []
     p = pass_of(host)
     for _ in range(3):
-        detect().around_sampling(p, lambda steps: noted(log, steps))
+        detect().wrap_sampling(p, lambda steps: noted(log, steps))
         run(p)
     assert log == [6, "closed"] * 3
 
@@ -150,7 +150,7 @@ def test_what_the_context_raises_ends_the_pass(host: FakeA1111) -> None:
         raise HostError("seen")
 
     p = pass_of(host)
-    detect().around_sampling(p, failing)
+    detect().wrap_sampling(p, failing)
     with pytest.raises(HostError, match="seen"):
         run(p)
 
@@ -159,8 +159,8 @@ def test_an_interrupted_pass_returns_what_it_has(host: FakeA1111) -> None:
     """The way in which a callback of ours stops a pass, too."""
     log: list[Any] = []
     p = pass_of(host)
-    detect().around_sampling(p, lambda steps: noted(log, steps))
-    stop = detect().stop_sampling()
+    detect().wrap_sampling(p, lambda steps: noted(log, steps))
+    stop = detect().make_stop()
     assert isinstance(stop, InterruptedException) and not isinstance(stop, Exception)
 
     def callback(params: Any) -> None:
@@ -175,7 +175,7 @@ def test_an_interrupted_pass_returns_what_it_has(host: FakeA1111) -> None:
 def test_a_sampler_of_another_make_is_refused(host: FakeA1111) -> None:
     p = Processing(host, sampler_name="Foreign", sampler=object())
     with pytest.raises(HostError, match="'Foreign'"):
-        detect().around_sampling(p, lambda steps: noted([], steps))
+        detect().wrap_sampling(p, lambda steps: noted([], steps))
 
 
 # --- the model swap ---
@@ -185,24 +185,24 @@ def test_the_guard_acts_before_the_swap_and_is_undone(host: FakeA1111) -> None:
     seen: list[Any] = []
     p = pass_of(host, refiner_checkpoint_info=REFINER)
     original = host.sd_models.reload_model_weights
-    with detect().before_refiner(p, lambda: seen.append(detect().checkpoint())):
+    with detect().watch_refiner(p, lambda: seen.append(detect().get_checkpoint_name())):
         assert host.sd_models.reload_model_weights(info=REFINER) is host.sd_model
         assert host.sd_models.reload_model_weights is not original
-    assert seen == [BASE.name_for_extra] and detect().checkpoint() == REFINER.name_for_extra
+    assert seen == [BASE.name_for_extra] and detect().get_checkpoint_name() == REFINER.name_for_extra
     assert host.sd_models.reload_model_weights == original
 
 
 def test_the_guard_is_undone_after_an_error(host: FakeA1111) -> None:
     p = pass_of(host, refiner_checkpoint_info=REFINER)
     original = host.sd_models.reload_model_weights
-    with pytest.raises(ZeroDivisionError), detect().before_refiner(p, lambda: None):
+    with pytest.raises(ZeroDivisionError), detect().watch_refiner(p, lambda: None):
         _ = 1 / 0
     assert host.sd_models.reload_model_weights == original
 
 
 def test_without_a_refiner_nothing_is_guarded(host: FakeA1111) -> None:
     original = host.sd_models.reload_model_weights
-    with detect().before_refiner(pass_of(host), lambda: None):
+    with detect().watch_refiner(pass_of(host), lambda: None):
         assert host.sd_models.reload_model_weights == original
 
 
@@ -212,16 +212,16 @@ def test_without_a_refiner_nothing_is_guarded(host: FakeA1111) -> None:
 @pytest.mark.parametrize(("strength", "start"), [(0.5, 0.5), (0.75, 0.25), (1.0, 0.0), (0.1, 0.9)])
 def test_a_pass_from_an_image_begins_at_its_strength(host: FakeA1111, strength: float, start: float) -> None:
     p = pass_of(host, denoising_strength=strength)
-    assert detect().start(p) == 0.0, "txt2img has a strength too, and no latent to begin from"
+    assert detect().find_start(p) == 0.0, "txt2img has a strength too, and no latent to begin from"
     p.sampler.model_wrap_cfg.init_latent = torch.zeros(1, 4, 4, 4)
-    assert detect().start(p) == pytest.approx(start)
+    assert detect().find_start(p) == pytest.approx(start)
 
 
 @pytest.mark.parametrize(
     ("name", "fixed"), [("Euler", True), ("Heun", True), ("DDIM", True), ("UniPC", True), ("DPM adaptive", False)]
 )
 def test_which_samplers_know_their_steps(host: FakeA1111, name: str, fixed: bool) -> None:
-    assert detect().fixed_steps(pass_of(host, name)) is fixed
+    assert detect().has_fixed_steps(pass_of(host, name)) is fixed
 
 
 def calls_of(host: FakeA1111, name: str, **fields: Any) -> list[tuple[int, int, float, float]]:
@@ -229,8 +229,8 @@ def calls_of(host: FakeA1111, name: str, **fields: Any) -> list[tuple[int, int, 
     found = []
 
     def callback(params: Any) -> None:
-        call = detect().call(params)
-        found.append((call.t, call.total, call.noise(), float(params.sigma.max())))
+        call = detect().read_call(params)
+        found.append((call.t, call.total, call.find_noise_progress(), float(params.sigma.max())))
 
     host.script_callbacks.registered["cfg_denoiser"].append(callback)
     run(pass_of(host, name, **fields))
@@ -267,4 +267,4 @@ def test_sigma_and_timestep_samplers_agree_on_the_noise(host: FakeA1111) -> None
 
 
 def test_a_site_is_a_module_of_the_running_model(host: FakeA1111) -> None:
-    assert all(isinstance(s, Site) and s.module in set(host.unet.modules()) for s in detect().sites().values())
+    assert all(isinstance(s, Site) and s.module in set(host.unet.modules()) for s in detect().find_sites().values())

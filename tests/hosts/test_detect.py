@@ -55,7 +55,7 @@ def lay(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> object:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_only_its_own_family_claims_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     family = lay(monkeypatch, tmp_path, name)
-    assert [f for f in hosts.FAMILIES if not f.lacks()] == ([family] if family else [])
+    assert [f for f in hosts.FAMILIES if not f.find_missing()] == ([family] if family else [])
 
 
 def test_an_unknown_one_is_refused_with_what_it_lacks_of_its_next_of_kin(
@@ -69,11 +69,11 @@ def test_an_unknown_one_is_refused_with_what_it_lacks_of_its_next_of_kin(
 
 def test_without_the_built_in_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "networks", raising=False)
-    assert ldm_patched.lacks() == ["built-in Lora extension"]
+    assert ldm_patched.find_missing() == ["built-in Lora extension"]
 
 
 @pytest.mark.parametrize("name", ldm_patched.NEEDED)
 def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     lay(monkeypatch, tmp_path, "classic")
     delattr(sys.modules["networks"], name)
-    assert ldm_patched.lacks() == [name]
+    assert ldm_patched.find_missing() == [name]

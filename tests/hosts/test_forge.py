@@ -106,7 +106,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     vars(args)["dynamic_args"] = {}
     for module in (networks, modules, shared, extra, backend, args):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    found = forge.make()
+    found = forge.make_host()
     found.test_model = model  # type: ignore[attr-defined]
     yield found
 
@@ -178,7 +178,7 @@ def test_what_the_host_merges_within_a_pass_it_merges_aside(host: Any) -> None:
         seen.append("back")
 
     loader = host.test_model.forge_objects.unet.lora_loader = Loader()
-    with pytest.raises(MemoryError), host.around_rewrites(aside):
+    with pytest.raises(MemoryError), host.wrap_rewrites(aside):
         assert loader.refresh({}, offload_device="meta") == "done"
         assert seen == ["aside", "refresh {} meta", "back"]
         raise MemoryError
@@ -200,29 +200,29 @@ def test_a_tag_of_the_prompt_is_taken(host: Any) -> None:
 
 @pytest.mark.parametrize(("sigma", "progress"), [(10.0, 0.0), (0.1, 1.0), (5.05, 0.5)])
 def test_progress_by_a_table_of_noise_levels(host: Any, sigma: float, progress: float) -> None:
-    assert host.noise(None, torch.tensor(sigma)) == pytest.approx(progress, abs=2e-3)
-    assert 0 <= host.noise(None, torch.tensor(sigma)) < 1
+    assert host.find_noise_progress(None, torch.tensor(sigma)) == pytest.approx(progress, abs=2e-3)
+    assert 0 <= host.find_noise_progress(None, torch.tensor(sigma)) < 1
 
 
 def test_progress_of_a_flow_model(host: Any) -> None:
     host.test_model.forge_objects.unet.model.predictor = FlowPredictor()
-    assert host.noise(None, torch.tensor(0.75)) == pytest.approx(0.25)
+    assert host.find_noise_progress(None, torch.tensor(0.75)) == pytest.approx(0.25)
 
 
 def test_before_a_checkpoint_is_loaded(host: Any) -> None:
     sys.modules["modules.shared"].sd_model = object()  # type: ignore[attr-defined]
     with pytest.raises(HostError, match="no checkpoint is loaded"):
-        host.sites()
+        host.find_sites()
 
 
 def test_a_patcher_of_another_design_is_refused(host: Any) -> None:
     host.test_model.forge_objects.unet = types.SimpleNamespace(patches={})
     with pytest.raises(HostError, match="LoRA loader has changed: its model patcher has no lora_patches"):
-        host.sites()
+        host.find_sites()
 
 
 def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "networks", raising=False)
-    assert forge.lacks() == ["built-in Lora extension"]
+    assert forge.find_missing() == ["built-in Lora extension"]
     monkeypatch.setitem(sys.modules, "networks", types.ModuleType("networks"))
-    assert forge.lacks() == [*forge.NEEDED, "backend.patcher", forge.REFRESH]
+    assert forge.find_missing() == [*forge.NEEDED, "backend.patcher", forge.REFRESH]

@@ -17,7 +17,7 @@ from klora_lib.engine.merge import Merged
 from klora_lib.engine.session import Placed, Session
 from klora_lib.engine.site import Load, Loads, Packed, Site
 from klora_lib.errors import HostError
-from klora_lib.hosts.forge_weights import numbers, packing
+from klora_lib.hosts.forge_weights import find_packing, read_weight
 from klora_lib.lora.deltas import Lora
 from klora_lib.rule.selectors import CONTENT
 
@@ -83,13 +83,13 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_packing_is_named_and_has_the_shape_of_its_numbers(kind: str) -> None:
     wanted = KINDS[kind]
-    assert packing(layer(kind)) == (None if wanted is None else Packed(wanted, SHAPE))
-    assert Site(layer(kind), None, packed=packing(layer(kind))).shape == SHAPE
+    assert find_packing(layer(kind)) == (None if wanted is None else Packed(wanted, SHAPE))
+    assert Site(layer(kind), None, packed=find_packing(layer(kind))).shape == SHAPE
 
 
 def actor(module: nn.Module, engine: str) -> object:
     loads = Loads(Load(Lora(torch.ones(OUT, 1), torch.ones(1, IN), 1.0, SHAPE), 1.0), None)
-    placed = Placed(None, CONTENT, Site(module, None, partial(numbers, device=CPU), packing(module)), loads)
+    placed = Placed(None, CONTENT, Site(module, None, partial(read_weight, device=CPU), find_packing(module)), loads)
     return Session(None, [placed], engine, CPU).actors[0]  # type: ignore[arg-type]  # never advanced
 
 
@@ -117,9 +117,9 @@ def test_a_plain_weight_under_a_lora_that_acts_at_every_forward() -> None:
     """It is added beside, as DoRA acts on what the layer computes with.  One on the bias alone changes nothing."""
     module = layer("plain")
     module.forge_online_loras = {"bias": []}  # type: ignore[assignment]
-    assert packing(module) is None and refusal(module) == "" and isinstance(actor(module, "auto"), Merged)
+    assert find_packing(module) is None and refusal(module) == "" and isinstance(actor(module, "auto"), Merged)
     module.forge_online_loras = {"weight": []}  # type: ignore[assignment]
-    assert isinstance(actor(module, "auto"), Bypassed) and packing(module).shape == SHAPE
+    assert isinstance(actor(module, "auto"), Bypassed) and find_packing(module).shape == SHAPE
     mode = "torch.float16 weights of a model that adds LoRAs at every forward"
     assert refusal(module) == f"engine: merge cannot write {mode}; choose auto or bypass"
 
@@ -133,11 +133,11 @@ def test_the_numbers_are_those_the_layer_computes_with(kind: str) -> None:
         module.scale_weight = None
     eye = torch.eye(IN)
     computed = (module(eye) - module(torch.zeros(IN))).T
-    got = numbers(module, CPU)
+    got = read_weight(module, CPU)
     assert got.dtype == torch.float32 and not got.requires_grad
     assert torch.allclose(got, computed, atol=1e-6)
     module.forge_online_loras = {"weight": [torch.ones(SHAPE)]}  # type: ignore[assignment]
-    assert torch.allclose(numbers(module, CPU), computed + 1, atol=1e-6)
+    assert torch.allclose(read_weight(module, CPU), computed + 1, atol=1e-6)
 
 
 def test_a_packed_fused_projection_is_cut_by_its_numbers() -> None:
@@ -147,7 +147,7 @@ def test_a_packed_fused_projection_is_cut_by_its_numbers() -> None:
     weight = Params4bit(torch.randn(3 * 6 + 24, 6)).packed()
     root.single_blocks[0].linear1 = Linear4bit(weight)
     assert tuple(weight.shape) == (42 * 6 // 2, 1)
-    sites = sites_of(root, partial(numbers, device=CPU), packing)
+    sites = sites_of(root, partial(read_weight, device=CPU), find_packing)
     stem = "single_transformer_blocks.0"
     rows = [sites[f"{stem}.{part}"].rows for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
     assert rows == [(0, 6), (6, 12), (12, 18), (18, 42)]

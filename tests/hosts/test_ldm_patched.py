@@ -15,7 +15,7 @@ from torch import nn
 from klora_lib.errors import HostError
 from klora_lib.hosts import ldm_patched, neo
 from klora_lib.hosts.contract import Entry, TextPart
-from klora_lib.hosts.forges import predicted_progress
+from klora_lib.hosts.forges import find_noise_progress
 from klora_lib.lora.file import lora_file
 
 ENTRIES = [Entry(name, f"/loras/{name}.safetensors") for name in ("subject", "style")]
@@ -125,7 +125,7 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     vars(modules).update(shared=shared, extra_networks=extra)
     for module in (networks, modules, shared, extra):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    made: Any = ldm_patched.make()
+    made: Any = ldm_patched.make_host()
     made.files, made.test_model = files, model
     yield made
 
@@ -218,24 +218,24 @@ def test_a_list_of_another_design_is_refused(host: Any, written: str) -> None:
 @pytest.mark.parametrize(("sigma", "progress"), [(10.0, 0.0), (0.1, 1.0), (5.05, 0.5)])
 def test_progress_is_by_the_models_own_table_whatever_the_sampler(host: Any, sigma: float, progress: float) -> None:
     timesteps = types.SimpleNamespace(inner_model=object(), alphas=torch.ones(1000))  # what DDIM's denoiser offers
-    assert host.noise(timesteps, torch.tensor(sigma)) == pytest.approx(progress, abs=2e-3)
+    assert host.find_noise_progress(timesteps, torch.tensor(sigma)) == pytest.approx(progress, abs=2e-3)
 
 
 def test_a_noise_level_between_two_of_the_table_is_between_their_timesteps() -> None:
     """A schedule of 5 noise levels e⁰ to e⁴: the timestep of eˣ is x."""
     table = types.SimpleNamespace(log_sigmas=torch.arange(5.0))
-    got = [predicted_progress(table, torch.tensor(x).exp()) for x in (4.0, 3.5, 1.2, 0.0, -3.0, 9.0)]
+    got = [find_noise_progress(table, torch.tensor(x).exp()) for x in (4.0, 3.5, 1.2, 0.0, -3.0, 9.0)]
     assert got == pytest.approx([0.0, 0.125, 0.7, 1.0, 1.0, 0.0], abs=1e-6) and max(got) < 1
 
 
 def test_sites_and_device_are_the_loaded_models(host: Any) -> None:
-    assert len(host.sites()) == 1 and host.device() == torch.device("cpu")
+    assert len(host.find_sites()) == 1 and host.get_device() == torch.device("cpu")
 
 
 def test_before_a_checkpoint_is_loaded(host: Any) -> None:
     sys.modules["modules.shared"].sd_model = object()  # type: ignore[attr-defined]
     with pytest.raises(HostError, match="no checkpoint is loaded"):
-        host.sites()
+        host.find_sites()
 
 
 class Moving(Classic):
@@ -258,8 +258,8 @@ def test_what_the_host_patches_within_a_pass_it_patches_aside(
     """Also by another patcher of the same model; what is done with another model is nobody's concern."""
     unet, said = Moving(object()), list[str]()
     monkeypatch.setattr(Moving, "said", said, raising=False)
-    adapter = family.make()
-    monkeypatch.setattr(adapter, "model", lambda: types.SimpleNamespace(forge_objects=Objects(unet=unet)))
+    adapter = family.make_host()
+    monkeypatch.setattr(adapter, "get_model", lambda: types.SimpleNamespace(forge_objects=Objects(unet=unet)))
     methods = dict(vars(Moving))
 
     @contextmanager
@@ -268,7 +268,7 @@ def test_what_the_host_patches_within_a_pass_it_patches_aside(
         yield
         said.append("back")
 
-    with pytest.raises(MemoryError), adapter.around_rewrites(aside):
+    with pytest.raises(MemoryError), adapter.wrap_rewrites(aside):
         assert unet.clone().partially_load("cuda") == "patched"
         assert said == ["aside", "aside", "patch on cuda", "back", "back"]
         said.clear()

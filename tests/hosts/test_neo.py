@@ -115,14 +115,14 @@ def job() -> Any:
 
 
 def test_neo_is_told_from_forge_by_its_patcher(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert detect().name == "Forge Neo" and forge.lacks() == [forge.REFRESH] and neo.lacks() == []
+    assert detect().name == "Forge Neo" and forge.find_missing() == [forge.REFRESH] and neo.find_missing() == []
     monkeypatch.setattr(Patcher, "refresh_loras", None, raising=False)
     assert detect().name == "Forge"
 
 
 def test_a_patcher_of_another_make_is_refused(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["backend.patcher.base"], "ModelPatcher", object)
-    assert neo.lacks() == ["ModelPatcher.add_patches", "ModelPatcher.clone"]
+    assert neo.find_missing() == ["ModelPatcher.add_patches", "ModelPatcher.clone"]
     with pytest.raises(HostError, match="LoRA loader has changed"):
         detect()
 
@@ -130,14 +130,14 @@ def test_a_patcher_of_another_make_is_refused(loader: Loader, monkeypatch: pytes
 def test_the_pair_is_loaded_nowhere_and_the_others_as_before(loader: Loader) -> None:
     """Weights in the prompt's order are (text encoder, denoiser), in the host's notes the other way round."""
     loader.load_networks(["subject", "other", "style"], [1.0, 0.3, 1.0], [1.0, 0.7, 1.0])
-    neo.make().load_text_parts(job(), {}, parts(text=False))
+    neo.make_host().load_text_parts(job(), {}, parts(text=False))
     after = loader.model.forge_objects_after_applying_lora
     assert after.unet.kept == after.clip.kept == ((OTHER, 0.7, 0.3),)
     assert loader.model.forge_objects.unet is after.unet and loader.texts == []
 
 
 def test_the_host_loads_afresh_for_the_next_job(loader: Loader) -> None:
-    host, order = neo.make(), (["other", "style"], [1.0, 1.0], [1.0, 1.0])
+    host, order = neo.make_host(), (["other", "style"], [1.0, 1.0], [1.0, 1.0])
     for _ in range(2):  # hires, batches: the same prompt again
         loader.load_networks(*order)
         host.load_text_parts(job(), {}, parts())
@@ -148,13 +148,13 @@ def test_the_host_loads_afresh_for_the_next_job(loader: Loader) -> None:
 def test_where_nothing_of_the_pair_is_loaded_nothing_is_changed(loader: Loader) -> None:
     loader.load_networks(["other"], [1.0], [1.0])
     unet, noted = loader.model.forge_objects.unet, loader.model.current_lora_hash
-    neo.make().load_text_parts(job(), {}, parts(text=False))
+    neo.make_host().load_text_parts(job(), {}, parts(text=False))
     assert loader.model.forge_objects.unet is unet and loader.model.current_lora_hash == noted
 
 
 def test_text_encoders_carry_the_text_part_alone(loader: Loader) -> None:
     p, data = job(), {}
-    neo.make().load_text_parts(p, data, parts())
+    neo.make_host().load_text_parts(p, data, parts())
     ((keys, strength, te),) = loader.texts
     assert (strength, te) == (0.0, 0.5) and all(key.startswith("lora_te_") for key in keys)
     ((name, *_),) = loader.model.forge_objects.clip.kept
@@ -166,7 +166,7 @@ def test_text_encoders_carry_the_text_part_alone(loader: Loader) -> None:
 def test_notes_that_list_no_files_are_refused(loader: Loader, noted: str | None) -> None:
     loader.model.current_lora_hash = noted
     with pytest.raises(HostError, match="LoRA loader has changed: its list of loaded LoRAs reads"):
-        neo.make().load_text_parts(job(), {}, parts())
+        neo.make_host().load_text_parts(job(), {}, parts())
 
 
 def test_another_lora_is_never_left_out_in_silence(loader: Loader) -> None:
@@ -175,14 +175,14 @@ def test_another_lora_is_never_left_out_in_silence(loader: Loader) -> None:
     with pytest.raises(
         HostError, match="LoRA loader has changed: it lists '/loras/other.safetensors', but not by what name"
     ):
-        neo.make().load_text_parts(job(), {}, parts())
+        neo.make_host().load_text_parts(job(), {}, parts())
 
 
 def test_a_loader_that_loads_the_pair_again_is_refused(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     loader.load_networks(["style"], [1.0], [1.0])
     monkeypatch.setattr(loader.networks, "load_networks", lambda *_: None)
     with pytest.raises(HostError, match="LoRA loader has changed: it loads the pair though"):
-        neo.make().load_text_parts(job(), {}, parts())
+        neo.make_host().load_text_parts(job(), {}, parts())
 
 
 def test_the_loader_notes_what_the_adapter_reads(loader: Loader) -> None:
@@ -192,13 +192,13 @@ def test_the_loader_notes_what_the_adapter_reads(loader: Loader) -> None:
 
 
 def test_a_refiner_that_overwrites_the_layers_is_refused(loader: Loader) -> None:
-    p, host = types.SimpleNamespace(refiner_checkpoint_info="refiner"), neo.make()
-    with host.before_refiner(p, lambda: None):
+    p, host = types.SimpleNamespace(refiner_checkpoint_info="refiner"), neo.make_host()
+    with host.watch_refiner(p, lambda: None):
         pass
     sys.modules["modules.shared"].opts.refiner_fast_sd = True
-    with pytest.raises(HostError, match="state_dict"), host.before_refiner(p, lambda: None):
+    with pytest.raises(HostError, match="state_dict"), host.watch_refiner(p, lambda: None):
         pass
-    with host.before_refiner(job(), lambda: None):  # no refiner, no matter
+    with host.watch_refiner(job(), lambda: None):  # no refiner, no matter
         pass
 
 
@@ -260,33 +260,33 @@ def fused() -> nn.Module:
 def test_layers_that_take_no_lora_are_refused(loader: Loader, leaf: nn.Module, fact: str) -> None:
     loader.model.forge_objects.unet.model.diffusion_model = nn.Sequential(leaf)
     with pytest.raises(HostError, match=fact):
-        neo.make().sites()
+        neo.make_host().find_sites()
 
 
 def test_nunchakus_flux_hides_its_layers(loader: Loader) -> None:
     loader.model.forge_objects.unet.model.diffusion_model.loras = []
     with pytest.raises(HostError, match="Nunchaku"):
-        neo.make().sites()
+        neo.make_host().find_sites()
 
 
 @pytest.mark.parametrize("weight", [gguf(), *(Packed(t) for t in (torch.float8_e4m3fn, torch.uint8, torch.int8))])
 def test_layers_that_can_be_read_are_sites(loader: Loader, weight: Tensor) -> None:
     loader.model.forge_objects.unet.model.diffusion_model = nn.Sequential(with_weight(weight))
-    assert [site.module.weight is weight for site in neo.make().sites().values()] == [True]
+    assert [site.module.weight is weight for site in neo.make_host().find_sites().values()] == [True]
 
 
 def test_packed_numbers_are_read_through_the_tensor_itself() -> None:
-    read = neo.numbers(with_weight(Packed(torch.float8_e4m3fn)), torch.device("cpu"))
+    read = neo.read_weight(with_weight(Packed(torch.float8_e4m3fn)), torch.device("cpu"))
     assert read.dtype == torch.float32 and torch.equal(read, torch.full((4, 4), 2.0))
 
 
 def test_numbers_are_under_the_loras_that_act_at_every_forward() -> None:
     leaf = with_weight(torch.ones(4, 4, dtype=torch.bfloat16))
     leaf.weight_function = [lambda w: w + 0.5, lambda w: w * 2]
-    assert torch.equal(neo.numbers(leaf, torch.device("cpu")), torch.full((4, 4), 3.0))
+    assert torch.equal(neo.read_weight(leaf, torch.device("cpu")), torch.full((4, 4), 3.0))
 
 
 def test_before_a_checkpoint_is_loaded(loader: Loader) -> None:
     sys.modules["modules.shared"].sd_model = object()  # type: ignore[attr-defined]
     with pytest.raises(HostError, match="no checkpoint is loaded"):
-        neo.make().sites()
+        neo.make_host().find_sites()

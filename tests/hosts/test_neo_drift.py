@@ -56,30 +56,30 @@ def test_a_form_that_we_cannot_read_is_refused(host: FakeNeo, change: Callable[[
     change(loaded(host))
     told = rf"loader has changed: K-LoRA cannot read the LoRAs that {TO_Q} adds at every forward"
     with pytest.raises(HostError, match=told.replace(".", r"\.")):
-        neo.make().sites()
+        neo.make_host().find_sites()
 
 
 def test_loras_at_every_forward_that_are_nowhere_to_be_found_are_refused(host: FakeNeo) -> None:
     loaded(host)
-    assert neo.make().sites()
+    assert neo.make_host().find_sites()
     for layer in host.unet.modules():
         layer.__dict__ |= {"_now_" + name: vars(layer).pop(name) for name in DYNAMIC if name in vars(layer)}
         vars(layer).pop("weight_function", None)
     with pytest.raises(HostError, match="it adds LoRAs at every forward in a way that K-LoRA does not know"):
-        neo.make().sites()
+        neo.make_host().find_sites()
 
 
 def test_patches_that_are_only_noted_are_no_drift(host: FakeNeo) -> None:
     """Before a job the patcher knows of the prompt's LoRAs, the layers do not."""
     host.networks.load_networks(["other"], [1.0], [1.0])
-    assert host.sd_model.forge_objects.unet.has_online_lora() and neo.make().sites()
+    assert host.sd_model.forge_objects.unet.has_online_lora() and neo.make_host().find_sites()
 
 
 def test_no_hook_is_left_where_a_pass_ends_with_an_error(host: FakeNeo) -> None:
     loaded(host)
     asides: list[Any] = []
     unet = host.sd_model.forge_objects.unet
-    with pytest.raises(RuntimeError, match="ours"), neo_online.strengths_followed(unet, asides.append):
+    with pytest.raises(RuntimeError, match="ours"), neo_online.follow_strengths(unet, asides.append):
         assert host.unet._forward_pre_hooks
         raise RuntimeError("ours")
     assert not host.unet._forward_pre_hooks and asides == []
@@ -103,13 +103,13 @@ def linear_input_act(linear: Linear, x: Tensor, act: str) -> Tensor:
 def test_layers_that_are_computed_without_being_called_are_refused(host: FakeNeo, monkeypatch: pytest.MonkeyPatch) -> None:
     host.unet.add_module("mlp", Fused(rand(4, 4, seed=1)))
     with pytest.raises(HostError, match=r"^mlp\.out is computed in int8 together with an activation"):
-        neo.make().sites()
+        neo.make_host().find_sites()
     host.unet.mlp.out.weight = nn.Parameter(rand(4, 4, seed=1), requires_grad=False)
-    assert neo.make().sites()
+    assert neo.make_host().find_sites()
     fast = types.SimpleNamespace(allow_fp16_accumulation=True)  # as torch has it since 2.7
     monkeypatch.setattr(torch.backends.cuda, "matmul", fast)
     with pytest.raises(HostError, match=r"^mlp\.out is computed in fp16 accumulation together with an activation"):
-        neo.make().sites()
+        neo.make_host().find_sites()
 
 
 class ParameterInt8(nn.Parameter):
@@ -121,7 +121,7 @@ def test_weights_that_the_patcher_can_read_are_read_by_its_own_function(host: Fa
     leaf.weight = ParameterInt8(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
     host.unet.add_module("leaf", leaf)
     with pytest.raises(HostError, match=r"packed as ParameterInt8 \(leaf\), which K-LoRA cannot read"):
-        neo.make().sites()
+        neo.make_host().find_sites()
     leaf.convert_weight = lambda weight: weight.float() + 2  # type: ignore[assignment]
-    site = neo.make().sites()["leaf"]
+    site = neo.make_host().find_sites()["leaf"]
     assert torch.equal(site.read(leaf), torch.full((4, 4), 2.0))

@@ -139,7 +139,7 @@ def test_a_schedule_of_the_pair_itself_is_refused(host: FakeNeo) -> None:
 @pytest.mark.parametrize("online", [True, False])
 def test_another_patcher_loaded_within_the_pass_acts_beside_the_pair(host: FakeNeo, online: bool) -> None:
     """Its LoRAs are put on the layers that carry our hooks, or merged into the weights that we write."""
-    host.online = host.modules["backend.args"].dynamic_args.online_lora = online
+    host.is_online = host.modules["backend.args"].dynamic_args.online_lora = online
 
     def load() -> None:
         unet, clip = host.sd_model.forge_objects.unet, host.sd_model.forge_objects.clip
@@ -194,7 +194,7 @@ def test_what_a_layer_adds_itself_stays_and_is_part_of_our_base(
     if add is wrapper:
         add(unet)
     host.sd_model.forge_objects.unet = unet
-    site = neo.make().sites()[NAME]
+    site = neo.make_host().find_sites()[NAME]
     x, layer = torch.eye(8), site.module
     base = layer(x).T  # asked of the layer itself
     assert not torch.allclose(base, layer.weight.dequantize(), atol=1e-2)
@@ -211,7 +211,7 @@ def test_what_a_layer_adds_itself_stays_and_is_part_of_our_base(
 def test_a_plain_weight_under_such_a_lora_is_not_written(host: FakeNeo) -> None:
     host.networks.load_networks(["other"], [1.0], [1.0])
     host.load_model_gpu(host.sd_model.forge_objects.unet)
-    packed = {type(s.module): s.packed.kind for s in neo.make().sites().values() if s.packed}
+    packed = {type(s.module): s.packed.kind for s in neo.make_host().find_sites().values() if s.packed}
     assert packed == {
         Linear: "QuantizedTensor weights",
         PlainConv2d: "torch.float32 weights of a model that adds LoRAs at every forward",
@@ -223,7 +223,7 @@ def test_reading_a_weight_under_such_a_lora_does_not_change_it(host: FakeNeo) ->
     host.networks.load_networks(["other"], [1.0], [1.0])
     host.load_model_gpu(host.sd_model.forge_objects.unet)
     read = 0
-    for site in neo.make().sites().values():
+    for site in neo.make_host().find_sites().values():
         if isinstance(site.module, PlainConv2d) and site.module.weight_function:
             before = site.module.weight.clone()
             once, twice = site.read(site.module), site.read(site.module)
