@@ -1,5 +1,5 @@
-// The panel's behaviour: what the chosen method does not look at is dimmed. Which field serves which method is written
-// into the page by klora_lib/webui/panel.py, from the settings table.
+// Dims the panel's fields that the chosen method does not use. klora_lib/webui/panel.py marks each field with CSS classes
+// of the methods that use it, from the settings table.
 (function () {
     function dim(tab) {
         const method = gradioApp().querySelector(`#script_${tab}_klora_method input`);

@@ -1,4 +1,4 @@
-"""K-LoRA in a WebUI: the always-on script and every callback registration.  What they do is in klora_lib.webui."""
+"""K-LoRA in a WebUI: the always-on script and all callbacks.  What they do is in klora_lib.webui."""
 
 from klora_lib.webui import boot
 from modules import script_callbacks, scripts
@@ -20,15 +20,15 @@ class KLoraScript(scripts.Script):
         APP.begin(p, args)
 
     def after_extra_networks_activate(self, p, *args, extra_network_data=None, **kwargs):
-        APP.networks_active(p, extra_network_data)
+        APP.take_networks(p, extra_network_data)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        APP.before_sampling(p)
+        APP.prepare_sampling(p)
 
     def postprocess(self, p, processed, *args):
         APP.finish(p, processed)
 
 
-script_callbacks.on_cfg_denoiser(APP.denoise)
+script_callbacks.on_cfg_denoiser(APP.advance)
 script_callbacks.on_before_ui(boot.add_axes)
 script_callbacks.on_script_unloaded(APP.unload)

@@ -1,1 +1,1 @@
-"""The WebUI side: one job, the panel, XYZ plot, the map."""
+"""The extension inside a WebUI: one job, the panel, the XYZ plot's axes, refusals."""

@@ -1,4 +1,4 @@
-"""The extension's life in a WebUI: what each hook of the host does.  Off means off: a disabled job leaves at once."""
+"""What each hook of the WebUI does.  If K-LoRA is off, a hook returns at once."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ JOB = "klora_job"  # on p
 
 
 class App:
-    """Owns what outlives a job: files and scores already read, and the jobs that have a pass open in the model."""
+    """Holds what lives longer than a job: files and scores already read, and the jobs that have an open sampling pass."""
 
     def __init__(self) -> None:
         self.library = Library()
-        self.sampling: list[Job] = []  # the last one draws; those before it wait, in the middle of a pass of theirs
-        self.drawing: Any = None  # the p of the last enabled job, until it has ended
+        self.sampling_jobs: list[Job] = []  # the last one samples; the others wait in the middle of a pass
+        self.enabled_p: Any = None  # the p of the last enabled job, until the job ends
 
     def begin(self, p: Any, args: Sequence[Any]) -> None:
-        """``process``: undo what a crashed job left; then, if enabled, make everything ready or refuse."""
+        """``process``: undo what a crashed job left behind.  Then, if K-LoRA is on, prepare the job or refuse it."""
         before = vars(p).pop(JOB, None)
-        copied = before is not None and before is job_of(self.drawing)  # what ADetailer begins for every image of a job
+        copied = before is not None and before is find_job(self.enabled_p)  # ADetailer begins a copy of p for every image
         unwrap_own(p, "sample")
         try:
             self.clean(keep=lambda job: job.current is not None)
-            if not copied and not self.sampling:
-                self.drawing = None
+            if not copied and not self.sampling_jobs:
+                self.enabled_p = None
             settings = read_request(p, args)
             if settings.enabled:
                 host = detect()
@@ -44,62 +44,62 @@ class App:
                 wrap_own(p, "sample", lambda: require_pass(job))
                 setattr(p, JOB, job)
                 if not copied:
-                    self.drawing = p
+                    self.enabled_p = p
                 infotext.stamp(p, settings)
         except KLoraError as e:
             refuse(p, KLoraRefused(f"K-LoRA: {e}"))
-        except Exception as e:  # noqa: BLE001  the host would swallow it and draw without us
+        except Exception as e:  # noqa: BLE001  the host would ignore it and draw without K-LoRA
             refuse(p, e)
 
-    def networks_active(self, p: Any, network_data: Any) -> None:
+    def take_networks(self, p: Any, network_data: Any) -> None:
         """``after_extra_networks_activate``."""
-        if job := job_of(p):
+        if job := find_job(p):
             run_guarded(job, lambda: job.take_networks(p, network_data))
 
-    def before_sampling(self, p: Any) -> None:
+    def prepare_sampling(self, p: Any) -> None:
         """``process_before_every_sampling``."""
-        if job := job_of(p):
+        if job := find_job(p):
             try:
-                job.host.wrap_sampling(p, lambda steps: self.sample(job, p, steps))
-            except Exception as e:  # noqa: BLE001  the host would swallow it and sample without us
+                job.host.wrap_sampling(p, lambda steps: self.run_pass(job, p, steps))
+            except Exception as e:  # noqa: BLE001  the host would ignore it and sample without K-LoRA
                 refuse_sampling(p, KLoraRefused(f"K-LoRA: {e}") if isinstance(e, KLoraError) else e)
 
     @contextmanager
-    def sample(self, job: Job, p: Any, steps: int) -> Iterator[None]:
-        """One sampling pass of ``job``, with our refusals in the form that API and UI understand."""
-        self.sampling.append(job)
+    def run_pass(self, job: Job, p: Any, steps: int) -> Iterator[None]:
+        """One sampling pass of ``job``.  Raises refusals as KLoraRefused, which the API and the UI can show."""
+        self.sampling_jobs.append(job)
         try:
-            with job.sampling(p, steps):
+            with job.run_pass(p, steps):
                 yield
         except KLoraError as e:
             raise KLoraRefused(f"K-LoRA: {e}") from e
         finally:
-            self.sampling = [other for other in self.sampling if other is not job or not job.released]
+            self.sampling_jobs = [other for other in self.sampling_jobs if other is not job or not job.is_released]
 
-    def denoise(self, params: Any) -> None:
-        """``on_cfg_denoiser``.  The host swallows our exceptions, but not the one by which it stops a pass itself."""
+    def advance(self, params: Any) -> None:
+        """``on_cfg_denoiser``.  The host ignores exceptions from here, except the one with which it stops a pass itself."""
         p: Any = getattr(params.denoiser, "p", None)
-        job = job_of(p)
+        job = find_job(p)
         if job is None:
-            self.note_pass_without_us(p)
+            self.note_other_pass(p)
             return
         run_guarded(job, lambda: job.advance(params))
         if job.error is not None:
-            if job.current is None:  # nobody may be left who raises it
+            if job.current is None:  # maybe no pass is left that raises the error, so the image's text says it
                 infotext.withdraw(p)
                 p.comment(f"K-LoRA: {job.error}")
             raise job.host.make_stop()
 
-    def note_pass_without_us(self, p: Any) -> None:
-        """What another extension draws within a K-LoRA job (ADetailer) has no part in it: the job's image says so."""
-        if self.drawing is not None and p is not None:
-            self.drawing.extra_generation_params["K-LoRA not in"] = name_pass(p)
+    def note_other_pass(self, p: Any) -> None:
+        """Write into the job's infotext that another extension (ADetailer) drew within the job, without K-LoRA."""
+        if self.enabled_p is not None and p is not None:
+            self.enabled_p.extra_generation_params["K-LoRA not in"] = name_pass(p)
 
     def finish(self, p: Any, processed: Any) -> None:
-        """``postprocess``: the map of what was chosen, behind the images."""
-        job = job_of(p)
-        if self.drawing is p:
-            self.drawing = None
+        """``postprocess``: append the selection map to the images, if it is wanted."""
+        job = find_job(p)
+        if self.enabled_p is p:
+            self.enabled_p = None
         if job is not None and job.settings.show_map and job.passes and job.passes[0].progress:
             from ..map import draw_plan
 
@@ -107,25 +107,25 @@ class App:
             processed.infotexts.append(processed.infotexts[0] if processed.infotexts else "")
 
     def unload(self) -> None:
-        """``script_unloaded``: the UI is being reloaded, and these hooks are not called any more."""
-        for job in self.sampling:
+        """``script_unloaded``: the UI is being reloaded, and these hooks will not be called again."""
+        for job in self.sampling_jobs:
             job.end("the WebUI was reloaded while this job was sampling")
         self.clean()
 
     def clean(self, keep: Callable[[Job], bool] = lambda job: False) -> None:
-        """Whatever jobs still hold is undone.  ``keep``: which of them are at work and go on."""
-        for job in [job for job in self.sampling if not keep(job)]:
+        """Close the jobs that have an open pass, and forget them.  ``keep(job)``: whether a job may go on."""
+        for job in [job for job in self.sampling_jobs if not keep(job)]:
             job.close()
-            self.sampling.remove(job)
+            self.sampling_jobs.remove(job)
 
 
-def job_of(p: Any) -> Job | None:
+def find_job(p: Any) -> Job | None:
     return getattr(p, JOB, None)
 
 
 @contextmanager
 def require_pass(job: Job) -> Iterator[None]:
-    """Around another script's sampling: raises KLoraRefused where it drew without telling us of a pass."""
+    """Put around another script's sampling.  Raises KLoraRefused if it sampled without calling our hooks."""
     before = len(job.passes)
     yield
     if job.error is None and len(job.passes) == before and not job.host.is_stopped():
@@ -137,17 +137,17 @@ def require_pass(job: Job) -> Iterator[None]:
 
 
 def name_pass(p: Any) -> str:
-    """What an infotext calls a pass that is drawn within a job."""
+    """What the infotext calls a pass that another extension makes within a job."""
     return "ADetailer's pass" if getattr(p, "_ad_inner", False) else "another extension's pass"
 
 
 def read_request(p: Any, args: Sequence[Any]) -> Settings:
-    """The settings that the arguments and a plot's axes ask for.  Raises SettingsError.
+    """The settings from the script's arguments and a plot's axes.  Raises SettingsError.
 
-    A program that writes its settings out by name has them all read; what stands in a closed panel is nobody's concern.
+    Settings given by name (API) are always validated.  Values of a disabled panel are not validated.
     """
     by_name = bool(args) and isinstance(args[0], Mapping)
-    given = xyz.with_axes(name_arguments(args), p)
+    given = xyz.apply_axes(name_arguments(args), p)
     if not by_name and not given.get("enabled"):
         return Settings()
     return read_settings(given)

@@ -1,4 +1,4 @@
-"""What the script file hands to the WebUI: the app, its panel, its axes.  The only place that asks the WebUI for parts."""
+"""What the script file registers in the WebUI: the app, its panel, its axes.  Only this file uses the WebUI's widgets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_app() -> App:
 
 
 def make_panel(script: Any) -> list[Any]:
-    """The panel's components; the script also gets the fields that pasting an infotext fills."""
+    """The panel's components.  Also tells the script which of them are filled when an infotext is pasted."""
     from modules.ui_common import create_refresh_button
     from modules.ui_components import InputAccordion
 
@@ -30,7 +30,7 @@ def make_panel(script: Any) -> list[Any]:
 
 
 def describe_trouble() -> str:
-    """Why no job can run in this WebUI, in one sentence; empty where jobs can run."""
+    """Why no job can run in this WebUI, in one sentence; empty if jobs can run."""
     try:
         detect()
     except HostError as e:
@@ -39,7 +39,7 @@ def describe_trouble() -> str:
 
 
 def list_loras() -> list[str]:
-    """The listed LoRAs; none where the WebUI is one we do not know (panel and jobs say so)."""
+    """The listed LoRAs; none if the WebUI is not supported, which the panel and every job say."""
     try:
         return detect().list_loras()
     except HostError:
@@ -47,20 +47,20 @@ def list_loras() -> list[str]:
 
 
 def refresh_loras() -> None:
-    """Look for new LoRA files; a button does not say a second time what the panel's notice says."""
+    """Look for new LoRA files.  Does nothing if the WebUI is not supported, which the panel already says."""
     with suppress(HostError):
         detect().refresh_loras()
 
 
 def add_axes() -> None:
-    """Our axes in the XYZ plot, where the WebUI has one."""
-    grid = xyz_module()
+    """Add our axes to the XYZ plot, if the WebUI has one."""
+    grid = find_xyz_module()
     if grid is not None:
         xyz.add_axes(grid, list_loras)
 
 
-def xyz_module() -> ModuleType | None:
-    """The host's plot script, whose module is loaded by path and named after its file."""
+def find_xyz_module() -> ModuleType | None:
+    """The module of the host's plot script; it is loaded by path, and named after its file.  None if there is none."""
     from modules import scripts
 
     for data in scripts.scripts_data:

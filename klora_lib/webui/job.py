@@ -1,4 +1,4 @@
-"""One generation: from settings and names to a session around every sampling pass."""
+"""One generation: from settings and LoRA names to a session for every sampling pass."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ ROLES = ("content", "style")
 
 @dataclass
 class Job:
-    """Everything K-LoRA knows of one ``p``.  Made before sampling by ``prepare``; reachable as ``p.klora_job``."""
+    """The state of one generation.  ``prepare`` makes it before sampling; it is stored as ``p.klora_job``."""
 
     host: Host
     settings: Settings
     entries: tuple[Entry, Entry]  # content, style
     fusion: Fusion
     tags: dict[str, Tag] = field(default_factory=dict)  # of the current pass, by entry name
-    heard_networks: bool = False
+    has_networks: bool = False
     passes: list[SamplingPass] = field(default_factory=list)
-    within: int = 0  # jobs that run within the pass
+    inner_jobs: int = 0  # how many other jobs run now within the pass
     by_noise: bool = False
     start: float = 0.0
     error: BaseException | None = None
@@ -43,73 +43,73 @@ class Job:
 
     @property
     def current(self) -> SamplingPass | None:
-        """The pass that is open now."""
+        """The open pass; None if none is open."""
         return self.passes[-1] if self.passes and not self.passes[-1].closed else None
 
     @property
-    def released(self) -> bool:
-        """Whether the model carries nothing of ours."""
+    def is_released(self) -> bool:
+        """Whether the model is as it was before the job."""
         return all(each.session.released for each in self.passes)
 
-    def weights(self) -> list[tuple[float, float]]:
-        """(text encoder, denoiser) for content and style: a tag's own, else the settings', te following the weight."""
+    def find_weights(self) -> list[tuple[float, float]]:
+        """(text encoder, denoiser) weights of content and of style: the tag's if the prompt has one, else the settings'."""
         found = [self.tags.get(entry.name) for entry in self.entries]
-        return [(tag.te, tag.unet) if tag else own for tag, own in zip(found, self.settings.weights)]
+        return [(tag.te, tag.unet) if tag else weights for tag, weights in zip(found, self.settings.weights)]
 
     def take_networks(self, p: Any, network_data: Any) -> None:
-        """The prompt's networks are active: take the pair out of them, and leave its text-encoder parts to the host."""
-        self.heard_networks = True
+        """Called when the prompt's networks are active: removes the pair, and has the host add its text-encoder parts."""
+        self.has_networks = True
         self.tags = self.host.take_tags(network_data, self.entries)
         files = (self.pair.content, self.pair.style)
-        weights = self.weights()
+        weights = self.find_weights()
         parts = [TextPart(e, f, te, self.tags.get(e.name)) for e, f, (te, _) in zip(self.entries, files, weights)]
         self.host.load_text_parts(p, network_data, parts)
 
     @contextmanager
-    def sampling(self, p: Any, steps: int) -> Iterator[None]:
+    def run_pass(self, p: Any, steps: int) -> Iterator[None]:
         """One sampling pass of ``steps`` sampler steps.
 
-        Raises what went wrong in a callback, where nobody would hear it, and HostError where the sampler drew without us.
+        Raises the error of an earlier callback, which the host ignored, and HostError if the sampler drew without K-LoRA.
         """
         self.raise_error()
-        current = self.open(p, steps)
+        current = self.open_pass(p, steps)
         try:
             with (
-                self.host.wrap_rewrites(self.aside),
-                self.host.wrap_jobs(self.another_job),
-                self.host.watch_model_moves(self.model_moves),
-                self.host.watch_refiner(p, lambda: self.step_aside(p)),
+                self.host.wrap_rewrites(self.put_aside),
+                self.host.wrap_jobs(self.run_inner_job),
+                self.host.watch_model_moves(self.note_model_move),
+                self.host.watch_refiner(p, lambda: self.yield_to_refiner(p)),
             ):
                 yield
             self.raise_error()
             current.check(self.host.count_calls(p), self.host.is_stopped())
         except Exception as e:
             if e is not self.error:
-                self.raise_error()  # what the sampler stumbled over afterwards is not the reason
+                self.raise_error()  # the first error is the reason; the sampler's is a consequence
             raise
         finally:
             current.close()
 
-    def open(self, p: Any, steps: int) -> SamplingPass:
-        """Plan the pass and place the pair on the model as it is loaded now.  Raises PairError where it does not fit."""
+    def open_pass(self, p: Any, steps: int) -> SamplingPass:
+        """Plan the pass and make the pair ready on the model that is loaded now.  Raises PairError if it does not fit."""
         host = self.host
         self.by_noise = self.settings.progress == "noise" or not host.has_fixed_steps(p)
         self.start = host.find_start(p)
-        content, style = (unet for _, unet in self.weights())
+        content, style = (unet for _, unet in self.find_weights())
         steps = whole_steps(steps, self.start)
         session, missing = self.fusion.open(read_target(host, p), (content, style), steps, int(p.seeds[0]))
         if missing:
-            told = f"{len(missing)}, {missing[0]} among them"
-            p.comment(f"K-LoRA: layers of the pair that are not in {host.get_checkpoint_name()!r}: {told}")
-        if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
+            which = f"{len(missing)}, {missing[0]} among them"
+            p.comment(f"K-LoRA: layers of the pair that are not in {host.get_checkpoint_name()!r}: {which}")
+        if not self.has_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
-        self.tell_what_is_left_out(p)
+        self.report_unread(p)
         host.finish_merging(actor.site.module for actor in session.actors)
         self.passes.append(SamplingPass(session))
         return self.passes[-1]
 
-    def tell_what_is_left_out(self, p: Any) -> None:
-        """A comment for every note on the two files, and their keys' number in the infotext."""
+    def report_unread(self, p: Any) -> None:
+        """Show the notes on the two files as comments, and write the number of their unread tensors into the infotext."""
         left_out = {role: file for role, file in zip(ROLES, (self.pair.content, self.pair.style)) if file.notes}
         for file in left_out.values():
             for note in file.notes:
@@ -119,7 +119,7 @@ class Job:
             p.extra_generation_params["K-LoRA unread tensors"] = ", ".join(found)
 
     def advance(self, params: Any) -> None:
-        """A denoiser call is about to happen: bring the model to its place in the plan."""
+        """Called before every denoiser call: sets the model to the choice for this step."""
         if self.current is None:
             if not (self.passes and self.passes[-1].ended_early):
                 raise HostError("the sampler draws without having told K-LoRA that it begins")
@@ -132,15 +132,15 @@ class Job:
             raise self.error
 
     def end(self, reason: str) -> None:
-        """The job cannot go on: the model gets its weights back now, and ``sampling`` raises ``reason``."""
+        """The job cannot go on: give the model its weights back now; ``run_pass`` then raises ``reason``."""
         self.error = self.error or HostError(reason)
         self.close()
 
     # --- what others do to the model within a pass ---
 
     @contextmanager
-    def aside(self, modules: Collection[nn.Module] | None = None) -> Iterator[None]:
-        """While open the model (or these ``modules``) is as it was: the host writes weights itself."""
+    def put_aside(self, modules: Collection[nn.Module] | None = None) -> Iterator[None]:
+        """While open, the model (or only ``modules``) is as without K-LoRA, because the host writes weights itself."""
         current = self.current
         if current is None:
             yield
@@ -152,8 +152,8 @@ class Job:
                 yield
 
     @contextmanager
-    def another_job(self) -> Iterator[None]:
-        """A whole job runs within the pass: it finds the model as it was, and afterwards our choice acts again."""
+    def run_inner_job(self) -> Iterator[None]:
+        """While open, another job runs within the pass, on the model as it was.  Afterwards our choice acts again."""
         current = self.current
         if current is not None and not current.at_home:
             self.end("another job began on the same model while this one was sampling")
@@ -162,7 +162,7 @@ class Job:
             yield
             return
         before = self.host.get_checkpoint_name()
-        self.within += 1
+        self.inner_jobs += 1
         try:
             with current.aside():
                 try:
@@ -171,21 +171,21 @@ class Job:
                     if (after := self.host.get_checkpoint_name()) != before:
                         self.end(f"a job within this one loaded {after!r} in the place of {before!r}")
         finally:
-            self.within -= 1
+            self.inner_jobs -= 1
 
-    def model_moves(self) -> None:
-        """The host is about to unload a model, or to load another checkpoint into it."""
+    def note_model_move(self) -> None:
+        """Called before the host unloads the model, or loads another checkpoint into it: ends the job."""
         current = self.current
         if current is None:
             return
         if not current.at_home:
             self.end("another request unloaded or replaced the checkpoint while this job was sampling")
-        elif not self.within:  # a job within this one may do so: see there
+        elif not self.inner_jobs:  # a job within this one may do so: see run_inner_job
             self.end("another checkpoint took the model's place while this job was sampling")
 
-    def step_aside(self, p: Any) -> None:
-        """The refiner takes over in the middle of the pass: give this model back as it was, and say so."""
-        if self.current is None or self.within:
+    def yield_to_refiner(self, p: Any) -> None:
+        """Called when the refiner replaces the model during the pass: gives the model back as it was, and says so."""
+        if self.current is None or self.inner_jobs:
             return
         self.current.end_early()
         denoiser = p.sampler.model_wrap_cfg
@@ -194,7 +194,7 @@ class Job:
         p.comment(f"K-LoRA stepped aside at {where}: the refiner runs without the pair")
 
     def close(self) -> None:
-        """The model as it was; safe to call again."""
+        """Give the model back as it was.  May be called again."""
         for each in self.passes[-1:]:
             each.close()
 
@@ -204,17 +204,21 @@ def read_target(host: Host, p: Any) -> Target:
 
 
 def prepare(host: Host, library: Library, settings: Settings, p: Any) -> Job:
-    """Read, pair, score and plan, and see whether the loaded model fits.  Raises a KLoraError before anything changed."""
+    """Read, pair, score and plan, and check that the pair fits the loaded model.
+
+    Raises a KLoraError, before anything is changed.
+    """
     entries = find_entries(host, settings)
     content, style = ((entry.path, entry.name) for entry in entries)
     loaded = read_target(host, p)
     fusion = fuse_files(library, (content, style), settings, loaded)
     with roles_named():
-        fusion.open(loaded, (1.0, 1.0), p.steps)  # never advanced: only to hear whether it fits, and the engine can
+        fusion.open(loaded, (1.0, 1.0), p.steps)  # only checks that the pair fits and the engine works; it is not used
     return Job(host, settings, entries, fusion)
 
 
 def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
+    """The chosen content and style LoRA.  Raises SettingsError if one is not listed, or both are the same."""
     names = (settings.content, settings.style)
     found = [host.find_lora(name) if name else None for name in names]
     errors: list[KLoraError] = []
@@ -233,8 +237,8 @@ def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
 
 
 def run_guarded(job: Job, act: Callable[[], None]) -> None:
-    """Run ``act`` inside a host hook that swallows exceptions: what goes wrong is kept, and raised by ``sampling``."""
+    """Run ``act`` in a hook whose exceptions the host ignores: ``run_pass`` raises them later."""
     try:
         act()
-    except Exception as e:  # noqa: BLE001  whatever it is, the user must not get an image that hides it
+    except Exception as e:  # noqa: BLE001  after any error the user must not get an image
         job.error = job.error or e

@@ -1,4 +1,4 @@
-"""The panel: one component per field of the settings table, in its order."""
+"""The panel: one component for each field of the settings table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Panel:
 
 
 def choose_initial(field: Field) -> Any:
-    """What a component shows at first: the default, and for beta the number that its default stands for."""
+    """What a component shows at first: the default; for beta the number that the default None means."""
     if field.name == "beta":
         return Settings().offset
     if field.name in ("content", "style"):
@@ -31,12 +31,12 @@ def choose_initial(field: Field) -> Any:
 
 
 def list_classes(field: Field) -> list[str]:
-    """For javascript/klora.js, which dims what the chosen method does not look at."""
+    """CSS classes for javascript/klora.js, which dims the fields that the chosen method does not use."""
     return [] if field.methods == METHODS else ["klora-field", *(f"klora-for-{method}" for method in field.methods)]
 
 
 def make_component(field: Field, choices: Sequence[str], elem_id: str) -> Any:
-    """The component of one field; ``choices``: the listed LoRAs."""
+    """The component of one field.  ``choices``: the listed LoRAs, for the fields that choose one."""
     common = dict(
         label=field.label, info=field.help, value=choose_initial(field), elem_id=elem_id, elem_classes=list_classes(field)
     )
@@ -62,10 +62,10 @@ def build_panel(
     refresh: Callable[[], None] = lambda: None,
     notice: str = "",
 ) -> Panel:
-    """The panel inside the WebUI's own ``accordion``, whose open state is the field ``enabled``.
+    """The panel inside the WebUI's own ``accordion``, whose checkbox is the field ``enabled``.
 
-    Args: elem_id: the script's namer.  loras: the listed names.  refresh_button: the host's maker of a button that calls
-    ``refresh`` and then asks for ``loras`` again.  notice: a warning above everything else, if any.
+    Args: elem_id: makes the script's element ids.  loras: returns the listed names.  refresh_button: the host's function
+    that makes a button which calls ``refresh`` and then ``loras`` again.  notice: a warning at the top, if any.
     """
     made: dict[str, Any] = {}
     names = loras()
@@ -97,17 +97,19 @@ def add_row(made: dict[str, Any], names: Sequence[str], elem_id: Callable[[str],
 
 
 def make_paste(field: Field) -> Callable[[dict[str, str]], Any]:
-    def value(params: dict[str, str]) -> Any:
+    """The function that reads the value of a field's component from a pasted infotext's parameters."""
+
+    def read_pasted(params: dict[str, str]) -> Any:
         found = infotext.read(params, field, choose_initial(field))
         return NONE if found == "" and field.name in ("content", "style") else found
 
-    return value
+    return read_pasted
 
 
 def link_beta(made: dict[str, Any]) -> None:
-    """β follows the scale as long as it stands at the other scale's default.
+    """When the scale changes, β changes to the new scale's default, if it was the old scale's default.
 
-    A field that the user has emptied comes as None.  Without α there is no default; an empty β is already any scale's.
+    A field that the user has emptied is None.  Without α there is no default.  An empty β means each scale's default.
     """
 
     def follow(scale: str, alpha: Any, beta: Any) -> Any:
@@ -116,5 +118,5 @@ def link_beta(made: dict[str, Any]) -> None:
         ours, others = (0.85 * alpha, 0.5) if scale == "s*" else (0.5, 0.85 * alpha)
         return round(ours, 6) if abs(beta - others) < 1e-6 else beta
 
-    # input, not change: pasting an infotext also changes the scale, and brings its own β
+    # input, not change: pasting an infotext also changes the scale, but it contains its own β
     made["scale"].input(follow, [made["scale"], made["alpha"], made["beta"]], [made["beta"]], show_progress="hidden")

@@ -1,4 +1,4 @@
-"""How a refusal reaches the user: HTTP 422 from the API, the error line under the image in the UI, no image in both."""
+"""How a refusal reaches the user: as HTTP 422 from the API, as the error line in the UI; in both without an image."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class KLoraRefused(HTTPException):
 
 
 def refuse(p: Any, error: Exception) -> None:
-    """End the job of ``p`` before it samples.
+    """End the job of ``p`` with ``error`` before it samples.
 
-    Hosts swallow what a script hook raises and go on without it; ``p.init``, the first thing after the hooks, is heard.
+    Hosts ignore exceptions from a script's hook.  They do not ignore those of ``p.init``, which they call after the hooks.
     """
     p.init = make_raiser(error)
 
 
 def refuse_sampling(p: Any, error: Exception) -> None:
-    """End the job of ``p`` at the sampling pass that is about to begin."""
+    """End the job of ``p`` with ``error`` when the next sampling pass begins."""
     p.sampler.sample = p.sampler.sample_img2img = make_raiser(error)
 
 
 def make_raiser(error: Exception) -> Callable[..., NoReturn]:
-    def act(*args: Any, **kwargs: Any) -> NoReturn:
+    def raise_error(*args: Any, **kwargs: Any) -> NoReturn:
         raise error
 
-    return act
+    return raise_error

@@ -1,4 +1,4 @@
-"""One XYZ-plot axis per setting."""
+"""One axis of the XYZ plot for each setting."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..errors import KLoraError, SettingsError
 from ..settings import FIELDS, Field, read_settings
 from .refuse import KLoraRefused
 
-ATTRIBUTE = "klora_axes"  # on p: setting → value, laid over the panel's
+ATTRIBUTE = "klora_axes"  # on p: setting → value, which replaces the panel's
 
 
 def add_axes(grid: ModuleType, loras: Callable[[], list[str]]) -> None:
-    """Append our axes to the host's xyz_grid module, once; a reload of the UI makes a new module."""
+    """Append our axes to the host's xyz_grid module, only once; when the UI is reloaded, there is a new module."""
     labels = {option.label for option in grid.axis_options}
     for field in FIELDS:
         if field.infotext not in labels:
@@ -26,43 +26,44 @@ def make_axis(grid: ModuleType, field: Field, loras: Callable[[], list[str]]) ->
     choices = loras if field.name in ("content", "style") else (lambda: list(field.choices)) if field.choices else None
 
     def apply(p: Any, value: Any, values: Any) -> None:
-        setattr(p, ATTRIBUTE, {"enabled": True, **axes_of(p), field.name: value})
+        setattr(p, ATTRIBUTE, {"enabled": True, **read_axes(p), field.name: value})
 
     def confirm(p: Any, values: list[Any]) -> None:
-        """The plot hides what goes wrong inside a cell, so that bad values must be refused before the first one."""
+        """Refuses invalid values before the first cell is drawn, because the plot hides errors inside a cell."""
         try:
             for value in values:
-                known(getattr(read_settings({field.name: value}), field.name))
+                check_listed(getattr(read_settings({field.name: value}), field.name))
         except KLoraError as e:
             raise KLoraRefused(f"K-LoRA: {e}") from None
 
-    def known(value: Any) -> None:
+    def check_listed(value: Any) -> None:
         if field.name in ("content", "style") and value not in loras():
             raise SettingsError(f"there is no LoRA named {value!r} among the {len(loras())} listed", field.name)
 
     return grid.AxisOption(field.infotext, field.sweep, apply, confirm=confirm, choices=choices)
 
 
-def axes_of(p: Any) -> Mapping[str, Any]:
-    """What the axes of a plot say for this cell.  A plot's cells are copies of one p, so nothing here is shared."""
+def read_axes(p: Any) -> Mapping[str, Any]:
+    """The values of a plot's axes for this cell.  The cells are copies of one p, so this mapping must not be changed."""
     return getattr(p, ATTRIBUTE, {})
 
 
-def with_axes(given: Mapping[str, Any], p: Any) -> dict[str, Any]:
-    """Raw settings with the plot's values laid over them.
+def apply_axes(given: Mapping[str, Any], p: Any) -> dict[str, Any]:
+    """Raw settings, with the values of the plot's axes in place of the panel's.
 
-    A panel always gives a β: where it is just the default of the panel's own scale and α, an axis that moves one of
-    these moves the default along.
+    A panel always gives a number for β.  If it is the default for the panel's scale and α, and an axis changes one of
+    these, then β is the default for the changed values.
     """
-    axes = axes_of(p)
+    axes = read_axes(p)
     free = {"scale", "alpha"} & axes.keys() and "beta" not in axes and has_default_beta(given)
     return {**given, **axes, "beta": None} if free else {**given, **axes}
 
 
 def has_default_beta(given: Mapping[str, Any]) -> bool:
-    known = {name: given[name] for name in ("scale", "alpha", "beta") if name in given}
+    """Whether β among these raw settings is the default for their scale and α; False if they are invalid."""
+    three = {name: given[name] for name in ("scale", "alpha", "beta") if name in given}
     try:
-        settings = read_settings(known)
+        settings = read_settings(three)
     except KLoraError:
         return False
     return settings.beta is None or abs(settings.beta - replace(settings, beta=None).offset) < 1e-6

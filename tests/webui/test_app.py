@@ -178,8 +178,8 @@ def test_layers_the_model_lacks_are_told(host: FakeHost) -> None:
     with pytest.raises(KeyboardInterrupt):
         process_images(p)
     p.seeds, p.sampler = [1], host.create_sampler("Euler")
-    p.klora_job.heard_networks = True
-    p.klora_job.open(p, 4)
+    p.klora_job.has_networks = True
+    p.klora_job.open_pass(p, 4)
     assert list(p.comments) == ["K-LoRA: layers of the pair that are not in 'tiny': 1, conv_out among them"]
 
 

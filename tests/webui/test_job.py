@@ -27,7 +27,7 @@ def test_off_touches_nothing(host: FakeHost, settings: dict) -> None:
     assert vars(p).keys() == vars(alone).keys()
     assert p.extra_generation_params == alone.extra_generation_params and p.comments == {}
     assert torch.equal(with_us.images[0], without.images[0])
-    assert host.swallowed == [] and host.app.sampling == [] and host.app.drawing is None
+    assert host.swallowed == [] and host.app.sampling_jobs == [] and host.app.enabled_p is None
     assert all("launch_sampling" not in vars(sampler) for sampler in host.samplers)
 
 

@@ -106,10 +106,10 @@ def test_the_plot_is_found_by_the_name_its_host_gives_it(host: FakeHost, name: s
     module = types.ModuleType(name)
     module.AxisOption = object  # type: ignore[attr-defined]
     host.scripts.scripts_data.append(ScriptData(type("Script", (), {"__module__": name}), "", "", module))
-    assert boot.xyz_module() is module
+    assert boot.find_xyz_module() is module
 
 
 def test_a_plot_that_was_imported_is_found_too(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("scripts.xyz_grid")
     monkeypatch.setitem(sys.modules, "scripts.xyz_grid", module)
-    assert boot.xyz_module() is module
+    assert boot.find_xyz_module() is module

@@ -118,11 +118,11 @@ def test_good_values_reach_the_settings(grid: types.ModuleType, host: FakeHost, 
     for value in values:
         cell = copy.copy(p)
         axis.apply(cell, value, values)
-        got = read_settings(xyz.with_axes({"alpha": 3.0}, cell))
+        got = read_settings(xyz.apply_axes({"alpha": 3.0}, cell))
         assert got == replace(
             read_settings({"alpha": 3.0, "enabled": True}), **{name: getattr(read_settings({name: value}), name)}
         )
-    assert xyz.axes_of(p) == {}, "the p that is copied from is left alone"
+    assert xyz.read_axes(p) == {}, "the p that is copied from is left alone"
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -188,7 +188,7 @@ def test_an_axis_of_scale_brings_the_default_beta_of_each_scale() -> None:
     panel = {"enabled": True, "scale": "s", "alpha": 1.5, "beta": 0.5}
 
     def offset(panel: dict, **axes: object) -> float:
-        return read_settings(xyz.with_axes(panel, types.SimpleNamespace(klora_axes=axes))).offset
+        return read_settings(xyz.apply_axes(panel, types.SimpleNamespace(klora_axes=axes))).offset
 
     assert offset(panel, scale="s*") == pytest.approx(1.275)
     assert offset(panel, scale="s*", alpha=2.0) == pytest.approx(1.7)
