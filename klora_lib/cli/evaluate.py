@@ -74,15 +74,15 @@ def make_worker(
     """Runs where the worker is to work, which may have a GPU where this machine has none."""
 
     def load() -> Any:
-        pipe = pipelines.load(model, device, dtype)
+        pipe = pipelines.load_pipeline(model, device, dtype)
         pipelines.use_sampler(pipe, sampler)
         return pipe
 
-    return Worker(load, partial(metric, torch.device(pipelines.chosen(device))), sampling)
+    return Worker(load, partial(metric, torch.device(pipelines.choose_device(device))), sampling)
 
 
 def read_sampling(args: argparse.Namespace) -> Sampling:
-    toy = pipelines.toy() if args.model == "toy" else None
+    toy = pipelines.import_toy() if args.model == "toy" else None
     if args.prompt is None and toy is None:
         raise SettingsError("is needed, with {content} and {style} where the words of the two belong", "prompt")
     return Sampling(
@@ -114,13 +114,13 @@ def read_tasks(args: argparse.Namespace) -> Iterator[Task]:
 def read_loras(args: argparse.Namespace, role: str) -> list[Lora]:
     given = getattr(args, role)
     if not given and args.model == "toy":
-        given = [name for name, its in pipelines.toy().loras().items() if its == role]
+        given = [name for name, its in pipelines.import_toy().loras().items() if its == role]
     if not given:
         raise SettingsError("no LoRA is given", role)
     loras = []
     for text in given:
         name, words = file_and_words(text)
-        path = pipelines.lora_path(name, args.model, role).absolute()
+        path = pipelines.find_lora(name, args.model, role).absolute()
         loras.append(Lora(path.stem, path, words or path.stem))
     if len({lora.name for lora in loras}) < len(loras):
         raise SettingsError("two of the files have the same name, and so would their rows and pictures", role)
@@ -154,7 +154,7 @@ def read_metric(args: argparse.Namespace) -> Any:
 def judged(loras: Mapping[str, Sequence[Lora]], size: tuple[int, int] | None) -> None:
     """Raises SettingsError where the toy's judge cannot say of an image what is asked for."""
     for role, own in loras.items():
-        known = [name for name, its in pipelines.toy().loras().items() if its == role]
+        known = [name for name, its in pipelines.import_toy().loras().items() if its == role]
         if strange := [lora.name for lora in own if lora.name not in known]:
             raise SettingsError(
                 f"the toy's judge knows {', '.join(known)}, not {quote_value(' '.join(strange))}: give --references, --clip "

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .. import infotext, toy
 from ..diffusers import Run, klora
 from ..drawing import pipelines
-from ..drawing.draw import draw
+from ..drawing.draw import draw_images
 from ..errors import SettingsError
 from ..map import draw_plan
 from ..rule.cache import Library
@@ -78,11 +78,11 @@ class Task:
 
 
 def read_task(args: argparse.Namespace) -> Task:
-    defaults = pipelines.toy() if args.model == "toy" else None
+    defaults = pipelines.import_toy() if args.model == "toy" else None
     steps = getattr(defaults, "STEPS", 30) if args.steps is None else args.steps
     cfg = getattr(defaults, "GUIDANCE", None) if args.cfg is None else args.cfg
     first = read_whole_number(args.seed, "seed", 0, 2**63 - 1001)
-    content, style = (pipelines.lora_path(getattr(args, role), args.model, role) for role in ("content", "style"))
+    content, style = (pipelines.find_lora(getattr(args, role), args.model, role) for role in ("content", "style"))
     if args.prompt is None and defaults is None:
         raise SettingsError("is needed, with the trigger words of both LoRAs", "prompt")
     return Task(
@@ -105,7 +105,7 @@ class Easel:
         self.library = Library()
         self.library.read_both(*((path, path.stem) for path in task.paths))  # before a model is loaded for nothing
         self.task = task
-        self.pipe = pipelines.load(task.model, args.device, args.dtype)
+        self.pipe = pipelines.load_pipeline(task.model, args.device, args.dtype)
         self.sampler = pipelines.use_sampler(self.pipe, args.sampler)
 
     def draw(self, seed: int, settings: dict[str, Any], bar: tqdm, label: str = "") -> tuple[Image.Image, Run]:
@@ -115,9 +115,9 @@ class Easel:
         def show(call: int, calls: int) -> None:
             bar.set_postfix_str(f"{label}seed {seed}, call {call} of {calls}")
 
-        given = pipelines.call_arguments(task.prompt, task.negative, task.steps, task.cfg, task.size)
+        given = pipelines.make_arguments(task.prompt, task.negative, task.steps, task.cfg, task.size)
         block = klora(self.pipe, *task.paths, seed=seed, callback=show, library=self.library, **settings)
-        images, run = draw(self.pipe, block, **given, generator=torch.Generator().manual_seed(seed))
+        images, run = draw_images(self.pipe, block, **given, generator=torch.Generator().manual_seed(seed))
         bar.update()
         return images[0], run
 

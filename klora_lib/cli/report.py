@@ -43,7 +43,7 @@ def run_report(args: argparse.Namespace) -> None:
     complete(text)
     files.write_file(args.document, text.encode())  # can it be written?
     known = read_scores(args.csv) if args.resume else {}
-    world, began = pipelines.toy(), time.monotonic()
+    world, began = pipelines.import_toy(), time.monotonic()
     pairs, samplers = toy.pairs(), dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
     make = {sampler: partial(toy.worker, sampler) for sampler in samplers}
     workers = {sampler: on_ray(made, args.ray) if args.ray else here(made) for sampler, made in make.items()}

@@ -14,7 +14,7 @@ import torch
 
 from ..diffusers import klora
 from ..drawing import pipelines
-from ..drawing.draw import draw
+from ..drawing.draw import draw_images
 from ..errors import KLoraError, SettingsError, first_line
 from ..map import draw_plan
 from ..rule.cache import Library
@@ -42,7 +42,7 @@ def run_ui(args: argparse.Namespace) -> None:
         raise KLoraError(f"the page needs gradio ({e}): pip install 'klora-webui[ui]'") from None
     check_port(port)
     read_assets()
-    made = build_page(Studio(pipelines.toy()))
+    made = build_page(Studio(pipelines.import_toy()))
     try:
         made.launch(server_name=HERE, server_port=port, show_api=False)
     except (OSError, ValueError) as e:
@@ -73,7 +73,7 @@ class Studio:
 
     def __init__(self, toy: Any):
         self.toy = toy
-        with pipelines.quiet():
+        with pipelines.silence_libraries():
             self.pipe = toy.pipeline()
         self.library = Library()
 
@@ -92,9 +92,9 @@ class Studio:
         paths = [self.toy.lora(name) for name in (settings.content, settings.style)] if settings.enabled else []
         chosen = {k: v for k, v in vars(settings).items() if k not in ("content", "style")}
         noise = [torch.Generator().manual_seed(first + i) for i in range(number)]
-        given = pipelines.call_arguments(prompt, "", self.toy.STEPS, self.toy.GUIDANCE, None)
+        given = pipelines.make_arguments(prompt, "", self.toy.STEPS, self.toy.GUIDANCE, None)
         block = klora(self.pipe, *paths, seed=first, library=self.library, **chosen) if paths else nullcontext()
-        images, run = draw(self.pipe, block, **given, num_images_per_prompt=number, generator=noise)
+        images, run = draw_images(self.pipe, block, **given, num_images_per_prompt=number, generator=noise)
         if run is None:
             return images, ""
         return images + ([draw_plan(run.table())] if settings.show_map else []), run.infotext()

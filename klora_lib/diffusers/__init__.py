@@ -1,10 +1,10 @@
 """K-LoRA on diffusers' pipelines: ``with klora(pipe, content, style, seed=1, beta=0.7) as run: images = pipe(...).images``.
 
-Nothing here imports diffusers: a pipeline is whatever has a unet or a transformer, and a scheduler.
+Nothing here imports diffusers: a pipeline is any object that has a unet or a transformer, and a scheduler.
 
-LoRA files are read by our own reader, not by diffusers' and PEFT's loaders: the choice needs the numbers of both files in
-every layer anyway, those loaders wrap the layers that a choice writes to, and they read fewer types. Where they can read a
-file, the tests hold the images against theirs.
+LoRA files are read by our own reader, not by the loaders of diffusers and PEFT. The choice needs the values of both files in
+every layer; those loaders wrap the layers that we write to; and they read fewer types. For files that they can read, the
+tests compare our images with theirs.
 """
 
 from ..rule.cache import Library

@@ -1,4 +1,4 @@
-"""What we hang on a pipeline while a block is open: its call, and its denoiser's; each with its inverse."""
+"""Wrappers for the calls of a pipeline, its scheduler and its denoiser while a block is open; each with its inverse."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from torch import nn
 
 from ..patching import replaced
 
-MARK = "klora_acts"  # on what we hang on a denoiser
+MARK = "klora_acts"  # an attribute of the hooks that we set on a denoiser
 Act = Callable[[Mapping[str, Any]], None]
 Around = Callable[[Mapping[str, Any]], AbstractContextManager[None]]
 
 
 @contextmanager
-def around_calls(pipe: Any, around: Around) -> Iterator[None]:
+def wrap_calls(pipe: Any, around: Around) -> Iterator[None]:
     """While open, every ``pipe(...)`` runs inside ``around(arguments by name)``.
 
-    Python looks for ``__call__`` on the class: this one object gets a class of its own, of the same name.
+    Python looks for ``__call__`` in the class, so this one object gets a new class with the same name.
     """
-    own = type(pipe)
+    cls = type(pipe)
 
-    @functools.wraps(own.__call__)
+    @functools.wraps(cls.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with around(name_arguments(own.__call__, self, args, kwargs)):
-            return own.__call__(self, *args, **kwargs)
+        with around(name_arguments(cls.__call__, self, args, kwargs)):
+            return cls.__call__(self, *args, **kwargs)
 
-    names = {"__call__": call, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-    pipe.__class__ = type(own.__name__, (own,), names)
+    names = {"__call__": call, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    pipe.__class__ = type(cls.__name__, (cls,), names)
     try:
         yield
     finally:
-        pipe.__class__ = own
+        pipe.__class__ = cls
 
 
 @contextmanager
 def count_steps(scheduler: Any) -> Iterator[list[None]]:
-    """While open, the list grows by one with every step of ``scheduler``, whatever calls the denoiser."""
+    """While open, the list gets one more element with every step of ``scheduler``."""
     steps: list[None] = []
     original = scheduler.step
 
@@ -54,18 +54,18 @@ def count_steps(scheduler: Any) -> Iterator[list[None]]:
 
 
 def is_occupied(module: nn.Module) -> bool:
-    """Whether a block is open on this denoiser, by this pipeline or another."""
+    """Whether a klora block is open on this denoiser, of this pipeline or of another one."""
     hooks = [*module._forward_pre_hooks.values(), module._compiled_call_impl]
     return any(hasattr(hook, MARK) for hook in hooks)
 
 
 @contextmanager
-def before_forward(
+def run_before_forward(
     module: nn.Module, act: Callable[[Mapping[str, Any]], None], forward: Callable[..., Any]
 ) -> Iterator[None]:
-    """While open, ``act(arguments by name)`` runs before every call of ``module``; ``forward`` knows the names.
+    """While open, ``act(arguments by name)`` runs before every call of ``module``; ``forward`` has the argument names.
 
-    A module compiled in place (``module.compile()``) calls nothing but the compiled function, hooks included.
+    A module compiled in place (``module.compile()``) does not run its hooks: then its compiled function is wrapped.
     """
     compiled = module._compiled_call_impl
     if compiled is None:
@@ -96,7 +96,10 @@ def before_forward(
 def name_arguments(
     function: Callable[..., Any], owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """A method's arguments with its defaults; those by keyword alone where they do not fit (the method itself will say)."""
+    """A method's arguments by name, with its defaults.
+
+    Only those given by keyword if the arguments do not fit: the method itself then raises the error.
+    """
     try:
         bound = inspect.signature(function).bind(owner, *args, **kwargs)
     except TypeError:

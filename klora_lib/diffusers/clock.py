@@ -1,4 +1,4 @@
-"""Where a sampling pass is: the place of its denoiser calls in the scheduler's timesteps."""
+"""How far a sampling pass is: the index of its denoiser calls in the scheduler's timesteps."""
 
 from __future__ import annotations
 
@@ -9,81 +9,84 @@ from ..rule.schedule import noise_progress, step_progress, whole_steps
 
 
 class Clock:
-    """One pass over ``scheduler.timesteps``.  Guidance may take two calls a step; second-order steps take two entries."""
+    """One pass over ``scheduler.timesteps``.
+
+    Guidance may call the denoiser twice in a step.  A step of a second-order sampler has two entries.
+    """
 
     def __init__(self, scheduler: Any, timestep: float, strength: float | None):
-        """Args: timestep: the first call's.  strength: of the pipeline call, where it has one."""
+        """Args: timestep: of the first denoiser call.  strength: of the pipeline call, if it has one."""
         self.scheduler = scheduler
-        self.timesteps = scheduler.timesteps  # a new tensor for every pass: kept to know one from the next
+        self.timesteps = scheduler.timesteps  # a new tensor for every pass, which shows that the next pass has begun
         self.values = [float(t) for t in self.timesteps]
         self.strength = strength
-        self.first = self.at = self.opening(timestep)
+        self.first_index = self.index = self.find_first(timestep)
 
-    def opening(self, timestep: float) -> int:
-        """Place of the first call.  Raises HostError where the denoiser runs on another schedule than this one."""
-        at = self.counted()
-        if at is None:
-            at = self.nearest(timestep)
-        if not any(is_alike(self.values[at], told) for told in (timestep, 1000 * timestep, 1000 * (1 - timestep))):
+    def find_first(self, timestep: float) -> int:
+        """Index of the first call.  Raises HostError if the denoiser is called with a timestep of another schedule."""
+        index = self.read_step_index()
+        if index is None:
+            index = self.find_nearest(timestep)
+        if not any(is_alike(self.values[index], t) for t in (timestep, 1000 * timestep, 1000 * (1 - timestep))):
             name = type(self.scheduler).__name__
             raise HostError(f"the denoiser is called at timestep {timestep:g}, where the pipeline's {name} is at "
-                            f"{self.values[at]:g}: is another pipeline or scheduler using it?")  # fmt: skip
-        return at
+                            f"{self.values[index]:g}: is another pipeline or scheduler using it?")  # fmt: skip
+        return index
 
-    def counted(self) -> int | None:
-        """The scheduler's own count, where it keeps one and has begun (flow schedulers begin after their first step)."""
-        at = getattr(self.scheduler, "step_index", None)
-        if at is None:
-            at = getattr(self.scheduler, "begin_index", None)
-        return None if at is None else min(int(at), len(self.values) - 1)
+    def read_step_index(self) -> int | None:
+        """The scheduler's own index.  None if it has none, or not yet (flow schedulers set it after their first step)."""
+        index = getattr(self.scheduler, "step_index", None)
+        if index is None:
+            index = getattr(self.scheduler, "begin_index", None)
+        return None if index is None else min(int(index), len(self.values) - 1)
 
-    def nearest(self, timestep: float, start: int = 0) -> int:
+    def find_nearest(self, timestep: float, start: int = 0) -> int:
         return min(range(start, len(self.values)), key=lambda i: abs(self.values[i] - timestep))
 
-    def tick(self, timestep: float) -> None:
-        """A denoiser call after the first."""
-        at, values = self.counted(), self.values
-        if at is not None:
-            self.at = max(self.at, at)
+    def advance(self, timestep: float) -> None:
+        """Move on for a denoiser call after the first."""
+        index, values = self.read_step_index(), self.values
+        if index is not None:
+            self.index = max(self.index, index)
         elif hasattr(self.scheduler, "step_index"):
             pass  # a second call within the first step
-        elif values[self.at + 1 : self.at + 2] == [values[self.at]]:
-            self.at += 1  # a repeated entry (PNDM): count calls
+        elif values[self.index + 1 : self.index + 2] == [values[self.index]]:
+            self.index += 1  # the entry is repeated (PNDM), so calls are counted
         else:
-            self.at = self.nearest(timestep, self.at)
+            self.index = self.find_nearest(timestep, self.index)
 
     @property
-    def call(self) -> int:
-        return self.at - self.first
+    def call_index(self) -> int:
+        return self.index - self.first_index
 
     @property
-    def total(self) -> int:
-        return len(self.values) - self.first
+    def call_count(self) -> int:
+        return len(self.values) - self.first_index
 
     @property
     def start(self) -> float:
-        """Where the pass begins: 1 − strength; without a strength, the part of the schedule that it leaves out."""
+        """The progress at which the pass begins: 1 − strength; without a strength, the share of entries that it skips."""
         if self.strength is not None:
             return min(max(1.0 - self.strength, 0.0), 1.0)
-        return self.first / len(self.values)
+        return self.first_index / len(self.values)
 
     @property
-    def whole(self) -> int:
+    def full_steps(self) -> int:
         """Sampler steps of a full schedule."""
         order = int(getattr(self.scheduler, "order", 1))
-        return whole_steps(-(-self.total // order), self.start)
+        return whole_steps(-(-self.call_count // order), self.start)
 
-    def progress(self, by: str) -> float:
-        return self.noise() if by == "noise" else step_progress(self.call, self.total, self.start)
+    def find_progress(self, by: str) -> float:
+        return self.find_noise_progress() if by == "noise" else step_progress(self.call_index, self.call_count, self.start)
 
-    def noise(self) -> float:
+    def find_noise_progress(self) -> float:
         """1 − timestep/(N−1) of a discrete schedule, 1 − σ of a flow's, whose timesteps are N·σ."""
-        n = train_timesteps(self.scheduler)
-        return noise_progress(self.values[self.at], n + 1 if is_flow(self.scheduler) else n)
+        n = read_train_timesteps(self.scheduler)
+        return noise_progress(self.values[self.index], n + 1 if is_flow(self.scheduler) else n)
 
 
 def is_alike(one: float, other: float) -> bool:
-    """The same timestep, after half precision."""
+    """Whether both are the same timestep, up to the rounding of half precision."""
     return abs(one - other) <= 0.01 * max(abs(one), abs(other)) + 0.01
 
 
@@ -93,8 +96,8 @@ def is_flow(scheduler: Any) -> bool:
     return bool(flows) or "FlowMatch" in type(scheduler).__name__
 
 
-def train_timesteps(scheduler: Any) -> int:
-    """N.  Raises SettingsError where the scheduler's timesteps are none of a training schedule."""
+def read_train_timesteps(scheduler: Any) -> int:
+    """N, the length of the training schedule.  Raises SettingsError if the scheduler's timesteps are not from one."""
     config = getattr(scheduler, "config", {})
     n = config.get("num_train_timesteps")
     if n is None or config.get("timestep_type") == "continuous" or type(scheduler).__name__.startswith("EDM"):

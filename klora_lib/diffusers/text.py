@@ -1,6 +1,6 @@
-"""The pair's text-encoder parts: added to the encoders' weights by our own engine, as they know no steps.
+"""The pair's text-encoder parts: our own engine adds both to the encoders' weights, because text encoders have no steps.
 
-diffusers' loaders would wrap the layers and read LoRA alone; this reads every type, and gives the weights back bit for bit.
+diffusers' loaders would wrap the layers, and they read only LoRA.  This reads every type, and restores the weights exactly.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..lora.keys import parse_key
 from ..rule.pairing import Pair, Unit
 from ..rule.selectors import BOTH
 from ..settings import Settings
-from .model import IMAGE, bare, layers, numbers, offloaded_norm, packing, refuse_hooks
+from .model import IMAGE_PIXELS, find_packing, list_layers, read_weight, refuse_hooks, unwrap, replace_streamed_norm
 
 ROLES = ("text_encoder", "text_encoder_2", "text_encoder_3")
-T5 = "encoder.block."  # Flux has its T5 second, SD3 third: files call it the third
+T5 = "encoder.block."  # in files the T5 is always the third encoder; Flux has it as the second, SD3 as the third
 
 
-def text_deltas(file: LoraFile) -> dict[tuple[str, str], Delta]:
-    """(role, layer) → Delta.  Raises LoraFileError where a module cannot be used."""
+def read_text_deltas(file: LoraFile) -> dict[tuple[str, str], Delta]:
+    """(role, layer) → Delta.  Raises LoraFileError if a module cannot be used."""
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     for raw, tensor in file.text.items():
         key = parse_key(raw)
@@ -50,13 +50,13 @@ def text_deltas(file: LoraFile) -> dict[tuple[str, str], Delta]:
     return deltas
 
 
-def both_parts(pair: Pair, weights: tuple[float, float]) -> dict[str, list[Unit]]:
-    """Role → units.  A part of weight 0 is left out."""
+def pair_text_layers(pair: Pair, weights: tuple[float, float]) -> dict[str, list[Unit]]:
+    """Role → units.  A text-encoder part with weight 0 is left out."""
     files = zip((pair.content, pair.style), weights, ("content", "style"))
     found = []
     for file, weight, role in files:
         try:
-            found.append(text_deltas(file) if weight else {})
+            found.append(read_text_deltas(file) if weight else {})
         except KLoraError as e:
             raise e.about(role) from None
     units: dict[str, list[Unit]] = {}
@@ -65,48 +65,49 @@ def both_parts(pair: Pair, weights: tuple[float, float]) -> dict[str, list[Unit]
     return units
 
 
-def encoder_sites(encoder: nn.Module) -> dict[str, Site]:
-    """Every layer of a text encoder by its own path."""
-    weighted = {path: m for path, m in layers(bare(encoder)) if path and getattr(m, "weight", None) is not None}
-    return {path: offloaded_norm(Site(m, None, numbers, packing(m))) for path, m in weighted.items()}
+def find_encoder_sites(encoder: nn.Module) -> dict[str, Site]:
+    """Every layer of a text encoder that has a weight, by its path."""
+    weighted = {path: m for path, m in list_layers(unwrap(encoder)) if path and getattr(m, "weight", None) is not None}
+    return {path: replace_streamed_norm(Site(m, None, read_weight, find_packing(m))) for path, m in weighted.items()}
 
 
-def encoder_of(pipe: Any, role: str, layer: str) -> Iterator[tuple[str, nn.Module]]:
-    """The pipeline's encoder of this role that has a layer of that name, if any."""
+def find_encoder(pipe: Any, role: str, layer: str) -> Iterator[tuple[str, nn.Module]]:
+    """(name, encoder) of the pipeline's text encoder that this layer belongs to; nothing if the pipeline has none."""
     names = reversed(ROLES) if layer.startswith(T5) else [role]
     for name in names:
         encoder = getattr(pipe, name, None)
-        if isinstance(encoder, nn.Module) and (not layer.startswith(T5) or hasattr(bare(encoder), "encoder")):
+        if isinstance(encoder, nn.Module) and (not layer.startswith(T5) or hasattr(unwrap(encoder), "encoder")):
             yield name, encoder
             return
 
 
-def text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.device) -> tuple[list[Actor], list[str]]:
-    """The text parts on the pipeline's encoders, ready to act, and the names of what these do not have.
+def make_text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.device) -> tuple[list[Actor], list[str]]:
+    """Actors for the text parts on the pipeline's encoders, and the names of the layers that the encoders do not have.
 
-    Raises PairError where shapes differ, HostError where an encoder is compiled and must not be written.
+    Raises PairError if shapes differ, HostError if an encoder is compiled and its weights must not be written.
     """
     weights = settings.weights[0][0], settings.weights[1][0]
-    engine, budget = "bypass" if settings.engine == "bypass" else "auto", MemoryBudget.on(device, sampling_bytes(IMAGE))
+    engine = "bypass" if settings.engine == "bypass" else "auto"
+    budget = MemoryBudget.on(device, sampling_bytes(IMAGE_PIXELS))
     actors: list[Actor] = []
     missing: list[str] = []
-    known: dict[str, dict[str, Site]] = {}
-    for role, units in both_parts(pair, weights).items():
+    by_encoder: dict[str, dict[str, Site]] = {}
+    for role, units in pair_text_layers(pair, weights).items():
         for unit in units:
-            home = next(encoder_of(pipe, role, unit.name), None)
-            if home and home[0] not in known:
-                known[home[0]] = encoder_sites(home[1])
-            sites = known[home[0]] if home else {}
-            if home is None or unit.name not in sites:
+            found = next(find_encoder(pipe, role, unit.name), None)
+            if found and found[0] not in by_encoder:
+                by_encoder[found[0]] = find_encoder_sites(found[1])
+            sites = by_encoder[found[0]] if found else {}
+            if found is None or unit.name not in sites:
                 missing.append(f"{role}.{unit.name}")
                 continue
             refuse_other_shapes([unit], sites, (pair.content.name, pair.style.name), type(pipe).__name__)
             actor = make_actor(Placed(None, BOTH, sites[unit.name], loads(unit, weights)), engine, device, budget)
-            refuse_hooks([actor], home[1])
+            refuse_hooks([actor], found[1])
             actors.append(actor)
     return actors, missing
 
 
 def describe_missing(missing: list[str], where: str) -> list[str]:
-    """One sentence about layers that are not there, or none."""
+    """A list with one sentence about the missing layers; empty if none is missing."""
     return [f"{count(len(missing), 'layer')} of the pair not in {where}, {missing[0]} among them"] if missing else []

@@ -1,1 +1,1 @@
-"""Images without a WebUI: from a model's name to a diffusers pipeline, and one call of it."""
+"""Images without a WebUI: loads a diffusers pipeline by a model's name, and calls it."""

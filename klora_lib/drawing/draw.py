@@ -1,4 +1,4 @@
-"""One call of a pipeline, and a sentence for whatever it raises."""
+"""One call of a pipeline, with a clear sentence for every error."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ..devices import out_of_memory
 from ..errors import HostError, KLoraError, first_line
 
 
-def draw(pipe: Any, block: AbstractContextManager[Any], **given: Any) -> tuple[list[Any], Any]:
-    """The pipeline's images for the arguments ``given``, drawn inside ``block``, and what the block is as.
+def draw_images(pipe: Any, block: AbstractContextManager[Any], **given: Any) -> tuple[list[Any], Any]:
+    """Call the pipeline with the arguments ``given`` inside ``block``.  Returns the images and the value of the block.
 
-    Raises a KLoraError, one sentence, whatever goes wrong; its cause is what was raised.
+    Raises a KLoraError, one sentence, for every error; its cause is the original exception.
     """
     try:
         with block as run:
             return list(pipe(**given).images), run
     except KLoraError:
         raise
-    except Exception as e:  # noqa: BLE001  a pipeline raises all kinds for what it was not made for
+    except Exception as e:  # noqa: BLE001  pipelines raise many types of exceptions
         if out_of_memory(e):
             raise HostError("there is not enough memory for this model and size", "size") from e
         raise HostError(f"the {type(pipe).__name__} cannot draw this: {first_line(e)}") from e

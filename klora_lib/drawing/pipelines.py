@@ -1,4 +1,4 @@
-"""From ``--model`` and ``--sampler`` to a diffusers pipeline; nothing is downloaded."""
+"""The diffusers pipeline for ``--model`` and ``--sampler``; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import KLoraError, SettingsError, first_line
 from ..lora.container import read_header
 from ..settings import quote_value
 
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # the WebUI's name: diffusers' scheduler
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # the WebUI's name → diffusers' scheduler
     "Euler": ("EulerDiscreteScheduler", {}),
     "Euler Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     "Euler a": ("EulerAncestralDiscreteScheduler", {}),
@@ -38,18 +38,18 @@ FLOW: dict[str, tuple[str, dict[str, Any]]] = {
     "Euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "Heun": ("FlowMatchHeunDiscreteScheduler", {}),
 }
-# of a scheduler's settings, those that say how the model was trained, ...
-TRAINED = (
+# the fields of a scheduler's configuration that describe how the model was trained
+TRAINING_FIELDS = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
     "rescale_betas_zero_snr", "timestep_type", "sigma_min", "sigma_max",
 )  # fmt: skip
-SPACED = ("timestep_spacing", "steps_offset", "set_alpha_to_one")  # ... and at which timesteps it wants to be asked
-SHIFTED = (  # the same of a flow model
+SPACING_FIELDS = ("timestep_spacing", "steps_offset", "set_alpha_to_one")  # which timesteps the model expects
+FLOW_FIELDS = (  # both, for a flow model
     "num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
     "max_image_seq_len", "time_shift_type", "shift_terminal", "invert_sigmas",
 )  # fmt: skip
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-CHECKPOINTS = (  # a key of each architecture's single files
+CHECKPOINTS = (  # (text in a key of such a single file, its pipeline)
     ("joint_blocks.", "StableDiffusion3Pipeline"),
     ("double_blocks.", "FluxPipeline"),
     ("conditioner.embedders.1.", "StableDiffusionXLPipeline"),
@@ -57,16 +57,18 @@ CHECKPOINTS = (  # a key of each architecture's single files
 )
 
 
-def diffusers() -> ModuleType:
+def import_diffusers() -> ModuleType:
+    """The module diffusers.  Raises KLoraError if it or transformers is not installed."""
     try:
         import diffusers
-        import transformers  # noqa: F401  without which diffusers has stand-ins for its pipelines
+        import transformers  # noqa: F401  without it, diffusers has no usable pipelines
     except ImportError as e:
         raise KLoraError(f"drawing needs diffusers and transformers ({e}): pip install 'klora-webui[diffusers]'") from None
     return diffusers
 
 
-def toy() -> Any:
+def import_toy() -> Any:
+    """The module klora_lib.toy.  Raises SettingsError if it was removed from this installation."""
     try:
         from .. import toy  # type: ignore[attr-defined,unused-ignore]
     except ImportError:
@@ -74,19 +76,19 @@ def toy() -> Any:
     return toy
 
 
-def lora_path(name: str, model: str, role: str) -> Path:
-    """A file; or, with the toy model, one of the toy's by name, which must be of that role."""
+def find_lora(name: str, model: str, role: str) -> Path:
+    """The path ``name``.  With the toy model it may be the name of one of the toy's LoRAs, which must have this role."""
     path = Path(name)
-    if model != "toy" or (name not in toy().loras() and (path.suffix or kind_of(path, role))):
+    if model != "toy" or (name not in import_toy().loras() and (path.suffix or find_kind(path, role))):
         return path
     try:
-        return Path(toy().lora(name, role))
+        return Path(import_toy().lora(name, role))
     except KLoraError as e:
         raise e.about(role) from None
 
 
-def kind_of(path: Path, field: str) -> str:
-    """"folder" or "file", or "" where there is nothing.  Raises SettingsError where that cannot be known."""
+def find_kind(path: Path, field: str) -> str:
+    """"folder", "file", or "" if nothing is there.  Raises SettingsError if the system does not allow to look."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -97,9 +99,9 @@ def kind_of(path: Path, field: str) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """What diffusers and transformers would tell of loading is kept from stderr, where our own bar and errors go."""
-    logs = [diffusers().utils.logging, __import__("transformers").utils.logging]
+def silence_libraries() -> Iterator[None]:
+    """While open, diffusers and transformers log nothing and show no progress bars on stderr."""
+    logs = [import_diffusers().utils.logging, __import__("transformers").utils.logging]
     levels = [log.get_verbosity() for log in logs]
     try:
         for log in logs:
@@ -112,19 +114,19 @@ def quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def load(model: str, device: str | None, dtype: str | None) -> Any:
+def load_pipeline(model: str, device: str | None, dtype: str | None) -> Any:
     """The pipeline at ``model`` (a diffusers folder, a .safetensors checkpoint, or "toy") on ``device``.
 
-    Raises a KLoraError, one sentence, for whatever is not there or cannot be read.
+    Raises a KLoraError, one sentence, if something is missing or cannot be read.
     """
-    where = chosen(device)
+    where = choose_device(device)
     if model == "toy":
-        with quiet():
-            pipe = toy().pipeline()
+        with silence_libraries():
+            pipe = import_toy().pipeline()
     else:
         kind = DTYPES[dtype] if dtype else torch.float32 if where == "cpu" else torch.float16
-        with quiet():
-            pipe = read(model, kind)
+        with silence_libraries():
+            pipe = read_pipeline(model, kind)
     pipe.set_progress_bar_config(disable=True)
     try:
         return pipe.to(where)
@@ -132,44 +134,45 @@ def load(model: str, device: str | None, dtype: str | None) -> Any:
         raise SettingsError(f"{where!r} cannot be used: {first_line(e)}", "device") from None
 
 
-def chosen(device: str | None) -> str:
+def choose_device(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def read(model: str, dtype: torch.dtype) -> Any:
-    path, made = Path(model), diffusers()
-    kind = kind_of(path, "model")
+def read_pipeline(model: str, dtype: torch.dtype) -> Any:
+    """The pipeline from a diffusers folder or a checkpoint file.  Raises SettingsError if it cannot draw from a prompt."""
+    path, diffusers = Path(model), import_diffusers()
+    kind = find_kind(path, "model")
     if kind == "folder":
-        if kind_of(path / "model_index.json", "model") != "file":
+        if find_kind(path / "model_index.json", "model") != "file":
             raise SettingsError(f"{model!r} is no diffusers folder, it has no model_index.json", "model")
-        open_it, owner = "from_pretrained", made.DiffusionPipeline
+        loader, cls = "from_pretrained", diffusers.DiffusionPipeline
     elif kind == "file":
-        open_it, owner = "from_single_file", getattr(made, checkpoint_class(path))
+        loader, cls = "from_single_file", getattr(diffusers, find_pipeline_class(path))
     else:
         raise SettingsError(f"there is nothing at {model!r}", "model")
     try:
-        pipe = getattr(owner, open_it)(os.fspath(path), torch_dtype=dtype, local_files_only=True)
-    except Exception as e:  # noqa: BLE001  diffusers, transformers and their readers raise all kinds for a damaged model
+        pipe = getattr(cls, loader)(os.fspath(path), torch_dtype=dtype, local_files_only=True)
+    except Exception as e:  # noqa: BLE001  a damaged model leads to many types of exceptions
         raise SettingsError(f"{model!r} cannot be loaded without a download: {first_line(e)}", "model") from None
-    asked = inspect.signature(type(pipe).__call__).parameters
-    if "prompt" not in asked:
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "prompt" not in parameters:
         raise SettingsError(f"{model!r} is a {type(pipe).__name__}, which draws nothing from a prompt", "model")
-    if wants_a_picture(asked):
+    if needs_picture(parameters):
         raise SettingsError(f"{model!r} is a {type(pipe).__name__}, which draws nothing without a picture", "model")
     return pipe
 
 
-def wants_a_picture(asked: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether a pipeline that is called like this works on a picture.
+def needs_picture(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a pipeline whose call has these parameters needs a picture as input.
 
-    diffusers gives nearly every argument the default None; it is those annotated so that may be left out.
+    In diffusers nearly every argument has the default None.  Only those with None in their annotation are optional.
     """
-    pictures = [asked[name] for name in ("image", "mask_image", "control_image") if name in asked]
-    return "strength" in asked or any(p.default is p.empty or "None" not in str(p.annotation) for p in pictures)
+    pictures = [parameters[name] for name in ("image", "mask_image", "control_image") if name in parameters]
+    return "strength" in parameters or any(p.default is p.empty or "None" not in str(p.annotation) for p in pictures)
 
 
-def checkpoint_class(path: Path) -> str:
-    """The pipeline for a single file, by the names of its tensors."""
+def find_pipeline_class(path: Path) -> str:
+    """The name of the pipeline class for a single checkpoint file, found from the names of its tensors."""
     if path.suffix != ".safetensors":
         raise SettingsError(f"{path.name!r} is neither a folder nor a .safetensors checkpoint", "model")
     try:
@@ -188,10 +191,10 @@ def checkpoint_class(path: Path) -> str:
     return found
 
 
-def call_arguments(
+def make_arguments(
     prompt: str, negative: str, steps: int, cfg: float | None, size: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """What a pipeline is called with; what is not given is left to it."""
+    """The arguments of a pipeline call; values that are not given are left out, so that the pipeline's defaults apply."""
     given: dict[str, Any] = {"prompt": prompt, "num_inference_steps": steps}
     given |= {"negative_prompt": negative} if negative else {}
     given |= {"guidance_scale": cfg} if cfg is not None else {}
@@ -200,50 +203,53 @@ def call_arguments(
 
 
 def use_sampler(pipe: Any, name: str | None) -> str:
-    """Put the named sampler into the pipeline; the name to write into the infotext."""
-    known = samplers_of(pipe)
+    """Put the named sampler into the pipeline.  Returns its name for the infotext.
+
+    Raises SettingsError for an unknown name.  None leaves the pipeline's own sampler.
+    """
+    samplers = list_samplers(pipe)
     if name is None:
-        return sampler_of(pipe)
-    found = next((each for each in known if each.lower() == name.lower()), None)
+        return name_sampler(pipe)
+    found = next((each for each in samplers if each.lower() == name.lower()), None)
     if found is None:
-        raise SettingsError(f"{quote_value(name)} is none of this model's: {', '.join(known)}", "sampler")
-    pipe.scheduler = scheduler(pipe.scheduler, *known[found])
+        raise SettingsError(f"{quote_value(name)} is none of this model's: {', '.join(samplers)}", "sampler")
+    pipe.scheduler = make_scheduler(pipe.scheduler, *samplers[found])
     return found
 
 
-def samplers_of(pipe: Any) -> dict[str, tuple[str, dict[str, Any]]]:
+def list_samplers(pipe: Any) -> dict[str, tuple[str, dict[str, Any]]]:
     if not is_flow(pipe.scheduler):
         return SAMPLERS
-    if type(pipe).__name__.startswith("Flux"):  # it hands its own noise levels to the scheduler; Heun's takes none
+    if type(pipe).__name__.startswith("Flux"):  # it gives its own noise levels to the scheduler; Heun's accepts none
         return {name: FLOW[name] for name in FLOW if name != "Heun"}
     return FLOW
 
 
-def scheduler(own: Any, kind: str, more: Mapping[str, Any]) -> Any:
-    """A scheduler of class ``kind`` for the model whose own is ``own``: the model's schedule stays, the sampler does not.
+def make_scheduler(present: Any, kind: str, more: Mapping[str, Any]) -> Any:
+    """A scheduler of class ``kind`` with the noise schedule of the model's ``present`` one.
 
-    A flow model's own class stays as it is set.
+    If a flow model's scheduler already is of this class, its whole configuration is used.
     """
-    config = own.config
-    if is_flow(own):
+    config = present.config
+    if is_flow(present):
         shift = {"shift": config["flow_shift"]} if "flow_shift" in config else {}
-        same = kind == type(own).__name__
-        kept = dict(config) if same else {**shift, **{k: v for k, v in config.items() if k in SHIFTED}}
+        same = kind == type(present).__name__
+        copied = dict(config) if same else {**shift, **{k: v for k, v in config.items() if k in FLOW_FIELDS}}
     else:
-        unsaid = config.get("_use_default_values", ())  # of the model's class, and no word of the model
-        kept = {k: v for k, v in config.items() if k in TRAINED or (k in SPACED and k not in unsaid)}
-    with quiet():
-        return getattr(diffusers(), kind).from_config(kept, **more)
+        defaults = config.get("_use_default_values", ())  # fields that the model does not set
+        copied = {k: v for k, v in config.items() if k in TRAINING_FIELDS or (k in SPACING_FIELDS and k not in defaults)}
+    with silence_libraries():
+        return getattr(import_diffusers(), kind).from_config(copied, **more)
 
 
-def sampler_of(pipe: Any) -> str:
-    """The name under which `use_sampler` would put in what the pipeline has; diffusers' where there is none."""
-    own = pipe.scheduler
-    kind = type(own).__name__
-    asked = [name for name in inspect.signature(type(own).__init__).parameters if name != "self"]
-    for name, (named, more) in samplers_of(pipe).items():
-        if named == kind:
-            config = scheduler(own, named, more).config
-            if all(config.get(key) == own.config.get(key) for key in asked):
+def name_sampler(pipe: Any) -> str:
+    """The name with which `use_sampler` would make the pipeline's present scheduler; diffusers' name if there is none."""
+    present = pipe.scheduler
+    kind = type(present).__name__
+    fields = [name for name in inspect.signature(type(present).__init__).parameters if name != "self"]
+    for name, (scheduler, more) in list_samplers(pipe).items():
+        if scheduler == kind:
+            config = make_scheduler(present, scheduler, more).config
+            if all(config.get(key) == present.config.get(key) for key in fields):
                 return name
     return kind.removesuffix("Scheduler")

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from ..diffusers import klora
-from ..drawing.draw import draw
-from ..drawing.pipelines import call_arguments
+from ..drawing.draw import draw_images
+from ..drawing.pipelines import make_arguments
 from ..errors import HostError, KLoraError, SettingsError, first_line
 from ..rule.cache import Library
 from .metrics import Metric
@@ -95,12 +95,12 @@ class Worker:
     def draw(self, task: Task, seeds: Sequence[int]) -> list[Any]:
         """One image a seed.  Noise comes from the CPU's generator: the same on every device."""
         s = self.sampling
-        given = call_arguments(s.text(task), s.negative, s.steps, s.cfg, s.size)
+        given = make_arguments(s.text(task), s.negative, s.steps, s.cfg, s.size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         block = klora(
             self.pipe, task.content.path, task.style.path, seed=seeds[0], library=self.library, **task.settings
         )
-        return draw(self.pipe, block, **given, num_images_per_prompt=len(seeds), generator=generators)[0]
+        return draw_images(self.pipe, block, **given, num_images_per_prompt=len(seeds), generator=generators)[0]
 
 
 def batches(task: Task) -> Iterator[tuple[int, ...]]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from .. import toy
-from ..drawing.pipelines import load, use_sampler
+from ..drawing.pipelines import load_pipeline, use_sampler
 from ..toy.judge import LOOKS, THINGS
 from .run import Lora, Sampling, Worker
 
@@ -48,7 +48,7 @@ def worker(sampler: str | None = None) -> Worker:
     """Draws with the toy and asks its judge.  sampler: one of the command line's; None is the toy's own."""
 
     def load_it() -> Any:
-        pipe = load("toy", None, None)
+        pipe = load_pipeline("toy", None, None)
         use_sampler(pipe, sampler)
         return pipe
 

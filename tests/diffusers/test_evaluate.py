@@ -192,7 +192,7 @@ def test_what_the_judge_cannot_say(
     for name, role in toy.loras().items():
         shutil.copy(given[role].split("=")[0], tmp_path / "loras" / f"{name}.safetensors")
     monkeypatch.setattr(toy, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(pipelines, "load", None)
+    monkeypatch.setattr(pipelines, "load_pipeline", None)
     judged = {"model": "toy", "size": "64x64", "references": None, "clip": None, "dino": None}
     assert evaluate(given, tmp_path / "out", **{**judged, **changed}) == (2, [])
     (told,) = capsys.readouterr().err.strip().splitlines()

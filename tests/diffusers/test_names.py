@@ -11,7 +11,7 @@ from diffusers import CosmosTransformer3DModel, Lumina2Transformer2DModel, WanTr
 from diffusers.loaders import lora_conversion_utils as reference
 from torch import Tensor, nn
 
-from klora_lib.diffusers.model import in_diffusers_order, sites
+from klora_lib.diffusers.model import find_sites, use_diffusers_order
 from klora_lib.engine.fit import seats
 from klora_lib.lora.file import lora_file
 from klora_lib.rule.pairing import make_pair
@@ -88,8 +88,8 @@ def test_makers_names_mean_what_diffusers_says(architecture: str) -> None:
         makers[f"diffusion_model.{path}.lora_A.weight"] = torch.randn(1, columns, generator=generator)
         makers[f"diffusion_model.{path}.lora_B.weight"] = torch.randn(rows, 1, generator=generator)
     converted = convert(dict(makers))
-    there = sites(model)
-    pair = in_diffusers_order(make_pair(lora_file(makers, "makers"), lora_file(converted, "diffusers")), there)
+    there = find_sites(model)
+    pair = use_diffusers_order(make_pair(lora_file(makers, "makers"), lora_file(converted, "diffusers")), there)
     assert [unit.name for unit in pair.units if not unit.shared] == []
     found = {id(site.module): part for unit in pair.units for part, site in seats(unit, there)}
     layers = {key.removeprefix("transformer.").removesuffix(".lora_A.weight") for key in converted if "lora_A" in key}
@@ -105,7 +105,7 @@ def test_makers_names_mean_what_diffusers_says(architecture: str) -> None:
 def test_luminas_last_layers_find_their_place() -> None:
     """diffusers' converter does not know them; the shapes and the makers' source do."""
     model = lumina()
-    there = sites(model)
+    there = find_sites(model)
     paths = {"final_layer.adaLN_modulation.1": "norm_out.linear_1", "final_layer.linear": "norm_out.linear_2"}
     tensors: dict[str, Tensor] = {"diffusion_model.layers.0.attention.out.lora_A.weight": torch.ones(1, 2304),
                                   "diffusion_model.layers.0.attention.out.lora_B.weight": torch.ones(2304, 1)}  # fmt: skip
@@ -114,7 +114,7 @@ def test_luminas_last_layers_find_their_place() -> None:
         tensors |= {f"diffusion_model.{path}.lora_A.weight": torch.randn(1, columns),
                     f"diffusion_model.{path}.lora_B.weight": torch.randn(rows, 1)}  # fmt: skip
     file = lora_file(tensors, "makers")
-    pair = in_diffusers_order(make_pair(file, lora_file(tensors, "again")), there)
+    pair = use_diffusers_order(make_pair(file, lora_file(tensors, "again")), there)
     placed = {unit.name: [site.module for _, site in seats(unit, there)] for unit in pair.units}
     assert {name: modules for name, modules in placed.items() if name.startswith("norm_out")} == {
         layer: [model.get_submodule(layer)] for layer in paths.values()

@@ -61,10 +61,10 @@ def test_the_toys_names_come_before_files(
     monkeypatch.chdir(tmp_path)
     for name in ("subject", "own"):
         Path(name).write_text("no LoRA")
-    assert pipelines.lora_path("subject", "toy", "content") == files("sd15")[0]
-    assert pipelines.lora_path("subject", "other", "content") == Path("subject")
-    assert pipelines.lora_path("own", "toy", "content") == Path("own")
-    assert pipelines.lora_path("own.safetensors", "toy", "content") == Path("own.safetensors")
+    assert pipelines.find_lora("subject", "toy", "content") == files("sd15")[0]
+    assert pipelines.find_lora("subject", "other", "content") == Path("subject")
+    assert pipelines.find_lora("own", "toy", "content") == Path("own")
+    assert pipelines.find_lora("own.safetensors", "toy", "content") == Path("own.safetensors")
 
 
 def test_the_toys_loras_have_a_role(ask: Callable, tmp_path: Path, capsys: Any) -> None:

@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from klora_lib.cli import files as cli_files
 from klora_lib.cli.main import main
 from klora_lib.drawing import pipelines
-from klora_lib.drawing.draw import draw
+from klora_lib.drawing.draw import draw_images
 from klora_lib.errors import HostError, PairError, SettingsError
 from klora_lib.evaluation.metrics import pictures
 
@@ -54,7 +54,7 @@ def test_a_folder_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch, tmp_p
         with cli_files.open_folder("/closed/out"):
             pass
     with pytest.raises(SettingsError, match=r"^model: '/closed/model' cannot be opened \(Permission denied\)$"):
-        pipelines.read("/closed/model", torch.float32)
+        pipelines.read_pipeline("/closed/model", torch.float32)
     with pytest.raises(SettingsError, match=r"^references: '/closed/dog' cannot be opened \(Permission denied\)$"):
         pictures(Path("/closed/dog"))
 
@@ -105,7 +105,7 @@ def test_the_cause_is_kept() -> None:
         raise cause
 
     with pytest.raises(HostError) as raised:
-        draw(pipe, nullcontext())
+        draw_images(pipe, nullcontext())
     assert raised.value.__cause__ is cause
 
 
