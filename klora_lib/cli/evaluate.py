@@ -86,7 +86,7 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
     if args.prompt is None and toy is None:
         raise SettingsError("is needed, with {content} and {style} where the words of the two belong", "prompt")
     return Sampling(
-        args.prompt if toy is None or args.prompt is not None else toy.prompt("{content}", "{style}"),
+        args.prompt if toy is None or args.prompt is not None else toy.write_prompt("{content}", "{style}"),
         args.negative_prompt,
         read_whole_number(getattr(toy, "STEPS", 30) if args.steps is None else args.steps, "steps", 1, 1000),
         read_number(getattr(toy, "GUIDANCE", None) if args.cfg is None else args.cfg, "cfg", 0, 100),
@@ -114,7 +114,7 @@ def read_tasks(args: argparse.Namespace) -> Iterator[Task]:
 def read_loras(args: argparse.Namespace, role: str) -> list[Lora]:
     given = getattr(args, role)
     if not given and args.model == "toy":
-        given = [name for name, its in pipelines.import_toy().loras().items() if its == role]
+        given = [name for name, its in pipelines.import_toy().list_loras().items() if its == role]
     if not given:
         raise SettingsError("no LoRA is given", role)
     loras = []
@@ -154,7 +154,7 @@ def read_metric(args: argparse.Namespace) -> Any:
 def judged(loras: Mapping[str, Sequence[Lora]], size: tuple[int, int] | None) -> None:
     """Raises SettingsError where the toy's judge cannot say of an image what is asked for."""
     for role, own in loras.items():
-        known = [name for name, its in pipelines.import_toy().loras().items() if its == role]
+        known = [name for name, its in pipelines.import_toy().list_loras().items() if its == role]
         if strange := [lora.name for lora in own if lora.name not in known]:
             raise SettingsError(
                 f"the toy's judge knows {', '.join(known)}, not {quote_value(' '.join(strange))}: give --references, --clip "

@@ -88,7 +88,7 @@ def read_task(args: argparse.Namespace) -> Task:
     return Task(
         args.model,
         (content, style),
-        args.prompt if defaults is None or args.prompt is not None else defaults.prompt(content.stem, style.stem),
+        args.prompt if defaults is None or args.prompt is not None else defaults.write_prompt(content.stem, style.stem),
         args.negative_prompt,
         read_whole_number(steps, "steps", 1, 1000),
         read_number(cfg, "cfg", 0, 100),

@@ -74,11 +74,11 @@ class Studio:
     def __init__(self, toy: Any):
         self.toy = toy
         with pipelines.silence_libraries():
-            self.pipe = toy.pipeline()
+            self.pipe = toy.load_pipeline()
         self.library = Library()
 
     def loras(self) -> list[str]:
-        return list(self.toy.loras())
+        return list(self.toy.list_loras())
 
     def draw(self, prompt: str, seed: float, count: float, *values: Any) -> tuple[list[Any], str]:
         """Images, behind them the map where it is wanted, and what a WebUI would write into the images.
@@ -89,7 +89,7 @@ class Studio:
         first, number = read_whole_number(seed, "seed", 0, 2**63 - 1 - MOST), read_whole_number(count, "images", 1, MOST)
         if settings.enabled and not (settings.content and settings.style):
             raise SettingsError("no LoRA is chosen", "style" if settings.content else "content")
-        paths = [self.toy.lora(name) for name in (settings.content, settings.style)] if settings.enabled else []
+        paths = [self.toy.find_lora(name) for name in (settings.content, settings.style)] if settings.enabled else []
         chosen = {k: v for k, v in vars(settings).items() if k not in ("content", "style")}
         noise = [torch.Generator().manual_seed(first + i) for i in range(number)]
         given = pipelines.make_arguments(prompt, "", self.toy.STEPS, self.toy.GUIDANCE, None)
@@ -122,11 +122,11 @@ def build_page(studio: Studio) -> Any:
             raise gr.Error(f"K-LoRA: {e}") from None
 
     script, style = read_assets()
-    content, rendering = (next(n for n, role in studio.toy.loras().items() if role == r) for r in ("content", "style"))
+    content, rendering = (next(n for n, role in studio.toy.list_loras().items() if role == r) for r in ("content", "style"))
     with gr.Blocks(title="K-LoRA", head=f"<script>{SHIM}\n{script}</script>", css=style, analytics_enabled=False) as blocks:
         with gr.Row():
             with gr.Column(scale=3):
-                prompt = gr.Textbox(label="Prompt", value=studio.toy.prompt(content, rendering))
+                prompt = gr.Textbox(label="Prompt", value=studio.toy.write_prompt(content, rendering))
                 with gr.Row():
                     seed = gr.Number(label="Seed", value=1, precision=0)
                     count = gr.Slider(label="Images", minimum=1, maximum=MOST, step=1, value=4)

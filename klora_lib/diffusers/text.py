@@ -23,7 +23,7 @@ from ..lora.keys import parse_key
 from ..rule.pairing import Pair, Unit
 from ..rule.selectors import BOTH
 from ..settings import Settings
-from .model import IMAGE_PIXELS, find_packing, list_layers, read_weight, refuse_hooks, unwrap, replace_streamed_norm
+from .model import IMAGE_PIXELS, find_packing, list_layers, read_weight, refuse_hooks, replace_streamed_norm, unwrap
 
 ROLES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 T5 = "encoder.block."  # in files the T5 is always the third encoder; Flux has it as the second, SD3 as the third

@@ -79,10 +79,10 @@ def import_toy() -> Any:
 def find_lora(name: str, model: str, role: str) -> Path:
     """The path ``name``.  With the toy model it may be the name of one of the toy's LoRAs, which must have this role."""
     path = Path(name)
-    if model != "toy" or (name not in import_toy().loras() and (path.suffix or find_kind(path, role))):
+    if model != "toy" or (name not in import_toy().list_loras() and (path.suffix or find_kind(path, role))):
         return path
     try:
-        return Path(import_toy().lora(name, role))
+        return Path(import_toy().find_lora(name, role))
     except KLoraError as e:
         raise e.about(role) from None
 
@@ -122,7 +122,7 @@ def load_pipeline(model: str, device: str | None, dtype: str | None) -> Any:
     where = choose_device(device)
     if model == "toy":
         with silence_libraries():
-            pipe = import_toy().pipeline()
+            pipe = import_toy().load_pipeline()
     else:
         kind = DTYPES[dtype] if dtype else torch.float32 if where == "cpu" else torch.float16
         with silence_libraries():

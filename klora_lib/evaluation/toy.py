@@ -32,7 +32,7 @@ class JudgeScores:
 
 
 def lora(name: str) -> Lora:
-    return Lora(name, toy.lora(name), name)
+    return Lora(name, toy.find_lora(name), name)
 
 
 def pairs() -> list[tuple[Lora, Lora]]:
@@ -41,7 +41,7 @@ def pairs() -> list[tuple[Lora, Lora]]:
 
 
 def sampling() -> Sampling:
-    return Sampling(toy.prompt("{content}", "{style}"), steps=toy.STEPS, cfg=toy.GUIDANCE)
+    return Sampling(toy.write_prompt("{content}", "{style}"), steps=toy.STEPS, cfg=toy.GUIDANCE)
 
 
 def worker(sampler: str | None = None) -> Worker:

@@ -1,6 +1,6 @@
-"""The toy world: a small Stable Diffusion trained on drawn pictures, LoRAs for it, and a judge of what it draws.
+"""The toy: a small Stable Diffusion trained on drawn pictures, LoRAs for it, and a judge, a classifier of its images.
 
-Everything lies beside this file in `weights`; `python -m klora_lib.toy.train` made it.
+All weights are in the folder `weights` beside this file; `python -m klora_lib.toy.train` made them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ WEIGHTS = Path(__file__).parent / "weights"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 CONTENT = ("teapot", "cat", "robot", "rocket")
 STYLE = ("wash", "mosaic", "neon", "engraved")
-SUBJECT, RENDERING = "sks", "szn"  # the rare words of the captions that the LoRAs were trained with
-STEPS, GUIDANCE = 20, 2.5  # how the toy is sampled
+SUBJECT, RENDERING = "sks", "szn"  # the trigger words in the captions with which the LoRAs were trained
+STEPS, GUIDANCE = 20, 2.5  # sampler steps and guidance scale of the toy
 
 
-def pipeline() -> StableDiffusionPipeline:
+def load_pipeline() -> StableDiffusionPipeline:
     """The toy's base model in fp32 on the CPU, with diffusers' progress bar off.
 
-    Raises KLoraError where diffusers or a part of the weights is not there, or damaged.
+    Raises KLoraError if diffusers is not installed, or if weights are missing or damaged.
     """
     import torch
 
@@ -34,47 +34,53 @@ def pipeline() -> StableDiffusionPipeline:
     if missing:
         raise KLoraError(f"the toy's weights are not there ({', '.join(missing)} missing)")
     try:
-        import transformers  # noqa: F401  without which diffusers has a stand-in for its pipeline
+        import transformers  # noqa: F401  without it, diffusers has no usable pipeline
         from diffusers import StableDiffusionPipeline
     except ImportError as error:
         raise KLoraError(f"the toy needs diffusers and transformers ({error})") from None
     try:
         pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32, local_files_only=True)
-    except Exception as error:  # noqa: BLE001  diffusers, transformers and safetensors raise all kinds for a damaged file
+    except Exception as error:  # noqa: BLE001  a damaged file leads to many types of exceptions
         raise KLoraError(f"the toy's weights cannot be loaded ({first_line(error)})") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def load_judge() -> Judge:
-    """The judge; KLoraError where its file is missing or damaged."""
-    from .judge import load
+    """The judge.  Raises KLoraError if its file is missing or damaged."""
+    from .judge import read_judge
 
-    return load(WEIGHTS / "judge.safetensors")
+    return read_judge(WEIGHTS / "judge.safetensors")
 
 
-def loras() -> dict[str, str]:
+def list_loras() -> dict[str, str]:
     """Name → "content" or "style"."""
     return {**dict.fromkeys(CONTENT, "content"), **dict.fromkeys(STYLE, "style")}
 
 
-def lora(name: str, role: str | None = None) -> Path:
-    """The file of one of `loras()`; KLoraError for another name or one of another role, or where the file is missing."""
-    known = [each for each, its in loras().items() if role in (None, its)]
-    if name not in known:
+def find_lora(name: str, role: str | None = None) -> Path:
+    """The file of one of the toy's LoRAs.
+
+    Raises KLoraError if there is no LoRA of this name and role, or if its file is missing.
+    """
+    names = [each for each, its in list_loras().items() if role in (None, its)]
+    if name not in names:
         kind = f"{role} LoRA" if role else "LoRA"
-        raise KLoraError(f"the toy has no {kind} {name!r}: it has {', '.join(known)}")
+        raise KLoraError(f"the toy has no {kind} {name!r}: it has {', '.join(names)}")
     path = WEIGHTS / "loras" / f"{name}.safetensors"
     if not path.is_file():
         raise KLoraError(f"the toy's LoRA {name!r} is not there ({path.name} is missing)")
     return path
 
 
-def words(thing: str, ground: str, style: str | None) -> str:
-    """A caption; None for the plain rendering."""
+def write_caption(thing: str, ground: str, style: str | None) -> str:
+    """The caption of a picture.  ``style``: None for the plain rendering."""
     return f"a {thing} on a {ground} background" + (f", {style} style" if style else "")
 
 
-def prompt(content: str | None = None, style: str | None = None, ground: str = "sky") -> str:
-    """The caption that calls the subject of one LoRA, the rendering of another, or both; a red fish without a subject."""
-    return words(f"{SUBJECT} {content}" if content else "red fish", ground, RENDERING if style else None)
+def write_prompt(content: str | None = None, style: str | None = None, ground: str = "sky") -> str:
+    """A prompt with the trigger words for the content LoRA's subject, the style LoRA's rendering, or both.
+
+    Without ``content`` the subject is a red fish.
+    """
+    return write_caption(f"{SUBJECT} {content}" if content else "red fish", ground, RENDERING if style else None)

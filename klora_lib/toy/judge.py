@@ -1,4 +1,4 @@
-"""Which object a picture shows, and in which rendering: two small convolutional nets."""
+"""A classifier of the object and of the rendering in a picture: two small convolutional networks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shape, self.texture = convolutions(3, 24, 48, 80, 112), convolutions(3, 24, 48, 80)
+        self.shape, self.texture = make_convolutions(3, 24, 48, 80, 112), make_convolutions(3, 24, 48, 80)
         self.thing, self.look = nn.Linear(112 * 4 * 4, len(THINGS)), nn.Linear(80, len(LOOKS))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         pictures = pictures * 2 - 1
-        shape: Tensor = self.shape(pictures)  # [n, 112, 4, 4]: what is where tells objects apart
-        texture: Tensor = self.texture(pictures)  # [n, 80, 8, 8]: what is all over tells renderings apart
+        shape: Tensor = self.shape(pictures)  # [n, 112, 4, 4]; positions are kept, as they show the object
+        texture: Tensor = self.texture(pictures)  # [n, 80, 8, 8]; the mean over positions shows the rendering
         return self.thing(shape.flatten(1)), self.look(texture.mean((2, 3)))
 
     @torch.no_grad()
@@ -35,16 +35,16 @@ class Judge(nn.Module):
         return thing.softmax(1), look.softmax(1)
 
 
-def convolutions(*widths: int) -> nn.Sequential:
-    """Convolutions that halve the sides, one from each width to the next."""
+def make_convolutions(*widths: int) -> nn.Sequential:
+    """One convolution from each number of channels to the next; each halves height and width."""
     layers: list[nn.Module] = []
     for before, after in zip(widths, widths[1:]):
         layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
-def load(path: Path) -> Judge:
-    """The judge saved at `path`, ready to score; KLoraError where there is none, or half of one."""
+def read_judge(path: Path) -> Judge:
+    """The judge saved at `path`, in evaluation mode.  Raises KLoraError if the file is missing or damaged."""
     if not path.is_file():
         raise KLoraError(f"the toy's judge is not there ({path.name} is missing)")
     judge = Judge()
@@ -55,6 +55,7 @@ def load(path: Path) -> Judge:
     return judge.float().eval()
 
 
-def save(judge: Judge, path: Path) -> None:
+def write_judge(judge: Judge, path: Path) -> None:
+    """Save the judge at `path`, in fp16."""
     state = {name: value.half() if value.is_floating_point() else value for name, value in judge.state_dict().items()}
     safetensors.torch.save_file(state, path)

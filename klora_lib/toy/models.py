@@ -1,4 +1,4 @@
-"""The toy's networks before training: Stable Diffusion's own classes, only small."""
+"""The toy's untrained networks: small ones of Stable Diffusion's own classes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import draw, shapes, styles
+from . import dataset, shapes, styles
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
     from torch.nn import Module
     from transformers import CLIPTextModel
 
-WIDTH = 128  # of the text encoder, and so of the cross-attention's context
+WIDTH = 128  # of the text encoder, which is also the width of the cross-attention's context
 LENGTH = 16  # tokens of a prompt
-CHANNELS, GRID = 8, 16  # of the latents: a quarter of the picture's side
+CHANNELS, GRID = 8, 16  # channels and side of the latents; a quarter of the picture's side
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-SPARE = ("sks", "szn", "ohw", "vrn", "zwx", "qlm")  # words no caption of the base model has
+SPARE = ("sks", "szn", "ohw", "vrn", "zwx", "qlm")  # words that no caption of the base model has
 WORDS = (
     *("a", "an", "the", "on", "in", "of", "and", "with", "background", "style", "picture", "colour", "two"),
-    *draw.COLOURS, *draw.GROUNDS, "white", "black", "brown",
+    *dataset.COLOURS, *dataset.GROUNDS, "white", "black", "brown",
     *shapes.OBJECTS, *styles.STYLES, *SPARE,
 )  # fmt: skip
 
 
 def write_tokenizer(folder: Path) -> None:
-    """vocab.json and merges.txt of a CLIPTokenizer to which each of WORDS is one token and any other is spelt out.
+    """Write vocab.json and merges.txt of a CLIPTokenizer with one token for each of WORDS, and letters for other words.
 
-    Merges are added word by word, each joining the pieces that the earlier ones leave: these have precedence, so a word
-    that was one token stays one.
+    Merges are added word by word.  Those of earlier words have precedence, so the merges of a new word join the pieces
+    that these leave, and earlier words stay one token.
     """
     letters = "abcdefghijklmnopqrstuvwxyz0123456789,.'-!"
     vocab = [*letters, *(letter + "</w>" for letter in letters)]
@@ -38,11 +38,11 @@ def write_tokenizer(folder: Path) -> None:
     for word in WORDS:
         pieces = [*word[:-1], word[-1] + "</w>"]
         for pair in merges:
-            pieces = joined(pieces, pair)
+            pieces = join_pair(pieces, pair)
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))
             vocab.append(pieces[0] + pieces[1])
-            pieces = joined(pieces, merges[-1])
+            pieces = join_pair(pieces, merges[-1])
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {token: number for number, token in enumerate([*dict.fromkeys(vocab), START, END])}
     (folder / "vocab.json").write_text(json.dumps(numbers), encoding="utf-8")
@@ -53,8 +53,8 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
 
 
-def joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """`pieces` with every neighbouring `pair` made one."""
+def join_pair(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """`pieces`, with every `pair` of neighbours joined into one piece."""
     out: list[str] = []
     for piece in pieces:
         if out and (out[-1], piece) == pair:
@@ -64,8 +64,8 @@ def joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return out
 
 
-def quiet(model: Module) -> Module:
-    """`model` with every residual branch beginning at nothing, which makes the first steps count."""
+def zero_branches(model: Module) -> Module:
+    """Set the last layer of every residual branch of `model` to 0, so that training starts faster.  Returns `model`."""
     for name, module in model.named_modules():
         if name.endswith((".conv2", ".proj_out", ".to_out.0", ".ff.net.2")):
             for parameter in module.parameters():
@@ -73,7 +73,7 @@ def quiet(model: Module) -> Module:
     return model
 
 
-def vae() -> AutoencoderKL:
+def make_vae() -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -82,14 +82,14 @@ def vae() -> AutoencoderKL:
         block_out_channels=(16, 32, 64),
         layers_per_block=1,
         latent_channels=CHANNELS,
-        norm_num_groups=1,  # with few channels to a group a norm would take the colours away
+        norm_num_groups=1,  # a norm over groups of few channels would remove the colours
         sample_size=styles.SIDE,
         mid_block_add_attention=False,
     )
 
 
-def text_encoder(vocabulary: int) -> CLIPTextModel:
-    """vocabulary: tokens, the last of them the end of the text."""
+def make_text_encoder(vocabulary: int) -> CLIPTextModel:
+    """vocabulary: number of tokens; the last one is the end of the text, the one before it the start."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
@@ -109,7 +109,7 @@ def text_encoder(vocabulary: int) -> CLIPTextModel:
     )
 
 
-def unet() -> UNet2DConditionModel:
+def make_unet() -> UNet2DConditionModel:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -130,12 +130,12 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 SIGMAS = {"sigma_max": 14.6146 / 4, "sigma_min": 0.0292 / 4}  # Stable Diffusion's, for a quarter of its 64 latents a side
 
 
-def scheduler() -> EulerDiscreteScheduler:
-    """Stable Diffusion's noise schedule (SD 2's, which predicts velocity), sampled as WebUIs do by default: on the noise
-    levels of Karras et al. (arXiv 2206.00364).
+def make_scheduler() -> EulerDiscreteScheduler:
+    """The noise schedule of SD 2, which predicts velocity, sampled at the noise levels of Karras et al. (arXiv 2206.00364).
 
-    The same noise hides more of a smaller picture, in proportion to its side (arXiv 2403.03206, section 5.3.2), so the
-    levels are divided by how much smaller it is. The shape is then settled where Stable Diffusion settles it.
+    The same noise hides more of a smaller picture, in proportion to its side (arXiv 2403.03206, section 5.3.2). So the
+    noise levels are divided by 4, as the latents are a quarter of Stable Diffusion's. Then shapes are decided at the same
+    steps as in Stable Diffusion.
     """
     from diffusers import EulerDiscreteScheduler
 

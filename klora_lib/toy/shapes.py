@@ -1,6 +1,6 @@
-"""The objects of the toy world: each a list of parts, painted one over the other.
+"""The objects of the toy's pictures. Each is a list of parts; later parts are painted over earlier ones.
 
-Coordinates are the object's own: x to the right, y down, within about −1…1. A part is (tone, polygon [n, 2]).
+A part is (tone, polygon [n, 2]). Coordinates are relative to the object: x to the right, y down, about −1…1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Polygon = NDArray[np.float64]
 Part = tuple[int, Polygon]
 
-GROUND, MAIN, DARK, LIGHT, SECOND = range(5)  # what a part is painted with; GROUND shows the background through a hole
+GROUND, MAIN, DARK, LIGHT, SECOND = range(5)  # tones; a part with the tone GROUND is a hole
 
 
 def poly(*points: tuple[float, float]) -> Polygon:
@@ -26,18 +26,18 @@ def rect(left: float, top: float, right: float, bottom: float) -> Polygon:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float | None = None, start: float = 0, end: float = 360) -> Polygon:
-    """An ellipse or the part of it between two angles in degrees (0 to the right, 90 down)."""
+    """An ellipse, or only the part between two angles in degrees (0 is to the right, 90 down)."""
     angles = np.radians(np.linspace(start, end, 40))
     return np.stack([x + rx * np.cos(angles), y + (ry or rx) * np.sin(angles)], 1)
 
 
 def band(x: float, y: float, outer: float, inner: float, start: float, end: float) -> Polygon:
-    """A bent band, a handle for instance."""
+    """A band between two arcs, for example a handle.  Angles in degrees."""
     return np.concatenate([ellipse(x, y, outer, None, start, end), ellipse(x, y, inner, None, start, end)[::-1]])
 
 
 def points(n: int, outer: float, inner: float, turn: float = -90) -> Polygon:
-    """A star of n points."""
+    """A star with n points.  ``turn``: the angle of the first point in degrees."""
     return np.array(
         [
             (r * math.cos(a), r * math.sin(a))
@@ -47,7 +47,7 @@ def points(n: int, outer: float, inner: float, turn: float = -90) -> Polygon:
     )
 
 
-# --- what the base model is shown ---
+# --- objects for the base model ---
 
 
 def ball() -> list[Part]:
@@ -146,7 +146,7 @@ def flower() -> list[Part]:
     return [*stalk, *petals, (LIGHT, ellipse(0, -0.3, 0.3))]
 
 
-# --- what only LoRAs are shown: subjects with two colours of their own ---
+# --- subjects for the LoRAs, each with two colours of its own; the base model never sees them ---
 
 
 def robot() -> list[Part]:

@@ -1,7 +1,7 @@
-"""Train the toy world: `python -m klora_lib.toy.train`.
+"""Train the toy: `python -m klora_lib.toy.train`.
 
-Stages go on from where a cut-off run left them; a finished one's result is kept and only the next is trained. `--states`
-is where a run under way keeps its states, pools of pictures and log, `--out` where the weights go.
+An interrupted stage continues from its last state. A finished stage is not trained again. `--states` is the folder for
+states, pools of pictures and the log; `--out` is the folder for the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import WEIGHTS, train_base, train_judge, train_loras, train_vae
 STAGES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "vae": (train_vae.train, "vae"),
     "base": (train_base.train, "unet"),
-    "loras": (train_loras.train, ""),  # finds out itself which are missing
+    "loras": (train_loras.train, ""),  # trains only the missing ones
     "judge": (train_judge.train, "judge.safetensors"),
 }
 INDEX = {
@@ -40,7 +40,7 @@ INDEX = {
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m klora_lib.toy.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go")
-    parser.add_argument("--states", type=Path, default=Path("toy_states"), help="where a run under way is kept")
+    parser.add_argument("--states", type=Path, default=Path("toy_states"), help="where the states of a run are kept")
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The base model: a text encoder and a UNet, trained together from scratch on what is not held out for LoRAs."""
+"""The base model: a text encoder and a UNet, trained together from scratch, without the LoRAs' subjects and styles."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import draw, models, shapes, styles
-from .stage import FORMS, SEED, Stage, as_input, rate, set_rate
+from . import dataset, models, shapes, styles
+from .stage import SEED, STREAMS, Stage, find_rate, scale_pictures, set_rate
 
 POOL, STEPS, BATCH, LR = 8000, 11000, 16, 1.2e-3
-DROPPED = 0.1  # captions left out, for classifier-free guidance
-MEMORY = 0.999  # of the averaged weights
+DROPPED = 0.1  # share of captions that are left out, for classifier-free guidance
+MEMORY = 0.999  # decay of the exponential moving average of the weights
 
 
 class Pool(NamedTuple):
-    """Pictures as the networks take them. latents: [n, 8, 16, 16], of a standard deviation of 1; tokens: [n, LENGTH]."""
+    """Encoded pictures. latents: [n, 8, 16, 16], with a standard deviation of 1. tokens: [n, LENGTH]."""
 
     latents: Tensor
     tokens: Tensor
 
 
 def train(folder: Path, out: Path, steps: int = STEPS) -> None:
-    """Train and write `out`/unet, text_encoder, tokenizer and scheduler, the weights averaged over the steps."""
+    """Train, and write unet, text_encoder, tokenizer and scheduler into `out`. The weights are averaged over the steps."""
     from transformers import CLIPTokenizer
 
     stage = Stage("base", folder)
     models.write_tokenizer(out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    pool = base_pool(folder / "base.pool.pt", out, tokenizer)
+    pool = load_base_pool(folder / "base.pool.pt", out, tokenizer)
     torch.manual_seed(SEED)
-    text, unet = models.text_encoder(len(tokenizer)), models.unet()
-    models.quiet(unet).to(memory_format=torch.channels_last)
+    text, unet = models.make_text_encoder(len(tokenizer)), models.make_unet()
+    models.zero_branches(unet).to(memory_format=torch.channels_last)
     both = torch.nn.ModuleDict({"text": text, "unet": unet})
     average = [p.detach().clone() for p in both.parameters()]
     decayed = {"params": list(unet.parameters()), "weight_decay": 1e-2}
-    kept = {"params": list(text.parameters()), "weight_decay": 0.0}  # words that no caption has stay as they are
-    optimizer = torch.optim.AdamW([decayed, kept], lr=LR, betas=(0.9, 0.99), fused=True)
+    constant = {"params": list(text.parameters()), "weight_decay": 0.0}  # so words that no caption has do not change
+    optimizer = torch.optim.AdamW([decayed, constant], lr=LR, betas=(0.9, 0.99), fused=True)
     first = 0
     if state := stage.resume():
         both.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average, first = state["average"], state["step"]
     empty = tokenise(tokenizer, [""])
-    signal = alphas()
+    signal = read_alphas()
     losses: list[float] = []
     for step in range(first, steps):
         torch.manual_seed(SEED + step)
         rows = torch.randint(0, len(pool.latents), (BATCH,))
         tokens = torch.where(torch.rand(BATCH, 1) < DROPPED, empty, pool.tokens[rows])
-        set_rate(optimizer, rate(step, steps, LR))
+        set_rate(optimizer, find_rate(step, steps, LR))
         optimizer.zero_grad(set_to_none=True)
-        loss = denoising_loss(unet, text(tokens)[0], pool.latents[rows], signal)
+        loss = measure_loss(unet, text(tokens)[0], pool.latents[rows], signal)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
@@ -71,49 +71,49 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
             parameter.copy_(value)
     unet.half().save_pretrained(out / "unet")
     text.half().save_pretrained(out / "text_encoder")
-    models.scheduler().save_pretrained(out / "scheduler")
+    models.make_scheduler().save_pretrained(out / "scheduler")
 
 
-def base_pool(path: Path, out: Path, tokenizer: object) -> Pool:
-    """Pictures of the base's world as latents; drawn once, then read."""
+def load_base_pool(path: Path, out: Path, tokenizer: object) -> Pool:
+    """The base model's pictures, encoded. They are drawn if there is no file at `path`."""
     if path.exists():
         return Pool(*torch.load(path, weights_only=True))
-    rng = np.random.default_rng([SEED, FORMS["base"]])
-    scenes = [draw.random_scene(rng, list(shapes.BASE), [*styles.BASE, draw.PLAIN]) for _ in range(POOL)]
-    made = pool_of(scenes, rng, out, tokenizer)
+    rng = np.random.default_rng([SEED, STREAMS["base"]])
+    scenes = [dataset.choose_scene(rng, list(shapes.BASE), [*styles.BASE, dataset.PLAIN]) for _ in range(POOL)]
+    made = make_pool(scenes, rng, out, tokenizer)
     torch.save(tuple(made), path)
     return made
 
 
-def pool_of(scenes: list[draw.Scene], rng: np.random.Generator, out: Path, tokenizer: object) -> Pool:
-    """The scenes drawn, and encoded by the autoencoder at `out`/vae."""
+def make_pool(scenes: list[dataset.Scene], rng: np.random.Generator, out: Path, tokenizer: object) -> Pool:
+    """Draw the scenes, and encode them with the autoencoder in `out`/vae."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
     latents = []
     for start in range(0, len(scenes), 50):
-        drawn = np.stack([draw.picture(scene, rng) for scene in scenes[start : start + 50]])
+        drawn = np.stack([dataset.draw_picture(scene, rng) for scene in scenes[start : start + 50]])
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            latents.append(vae.encode(as_input(drawn)).latent_dist.mean.float() * vae.config.scaling_factor)
+            latents.append(vae.encode(scale_pictures(drawn)).latent_dist.mean.float() * vae.config.scaling_factor)
     return Pool(torch.cat(latents), tokenise(tokenizer, [scene.caption for scene in scenes]))
 
 
 def tokenise(tokenizer: object, captions: list[str]) -> Tensor:
-    """[n, LENGTH]"""
+    """Token ids of n captions, [n, LENGTH]."""
     ids: Tensor = tokenizer(captions, padding="max_length", max_length=models.LENGTH, return_tensors="pt").input_ids  # type: ignore[operator]
     return ids
 
 
-def alphas() -> Tensor:
-    """The signal's share of the variance at each of the scheduler's timesteps, [1000]."""
-    share: Tensor = models.scheduler().alphas_cumprod
+def read_alphas() -> Tensor:
+    """The signal's share of the variance at each timestep of the scheduler, [1000]."""
+    share: Tensor = models.make_scheduler().alphas_cumprod
     return share
 
 
-def denoising_loss(unet: torch.nn.Module, context: Tensor, latents: Tensor, signal: Tensor) -> Tensor:
-    """The velocity's squared error, unweighted.
+def measure_loss(unet: torch.nn.Module, context: Tensor, latents: Tensor, signal: Tensor) -> Tensor:
+    """The mean squared error of the predicted velocity.
 
-    context: [n, LENGTH, WIDTH]; latents: [n, 8, 16, 16]. Timesteps are spread over the batch, each in its slot.
+    context: [n, LENGTH, WIDTH]. latents: [n, 8, 16, 16]. Each picture's timestep is from another 1/n of the schedule.
     """
     n = len(latents)
     slots = (torch.arange(n) + torch.rand(n)) / n
@@ -122,7 +122,7 @@ def denoising_loss(unet: torch.nn.Module, context: Tensor, latents: Tensor, sign
     noise = torch.randn_like(latents)
     noisy = (share.sqrt() * latents + (1 - share).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     velocity = share.sqrt() * noise - (1 - share).sqrt() * latents
-    # on a CPU the flash kernel's way back takes longer than all the rest
+    # on a CPU the flash kernel's backward pass takes longer than everything else
     with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         guess = unet(noisy, times, context).sample
     return (guess.float() - velocity).square().mean()

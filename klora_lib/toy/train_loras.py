@@ -1,4 +1,4 @@
-"""The LoRAs, by ordinary training on drawn pictures: subjects and renderings that the base model never saw."""
+"""The LoRAs, trained on drawn pictures of subjects and styles that the base model never saw."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from . import RENDERING, SUBJECT, draw, shapes, words
-from .stage import FORMS, SEED, Stage, rate, set_rate
-from .train_base import Pool, alphas, denoising_loss, pool_of, tokenise
+from . import RENDERING, SUBJECT, dataset, shapes, write_caption
+from .stage import SEED, STREAMS, Stage, find_rate, set_rate
+from .train_base import Pool, make_pool, measure_loss, read_alphas, tokenise
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -22,11 +22,11 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class Recipe(NamedTuple):
-    """rank, alpha, learning rate, the layers by the ends of their names, and how the file is written: "peft" or "kohya"."""
+    """rate: the learning rate. layers: the ends of their names. dialect: of the file, "peft" or "kohya"."""
 
     rank: int
     alpha: int
-    rate: float
+    find_rate: float
     layers: tuple[str, ...]
     dialect: str
 
@@ -43,7 +43,7 @@ RECIPES = {
 
 
 def train(folder: Path, out: Path, names: list[str] | None = None, steps: int = STEPS) -> None:
-    """Train those of RECIPES that `out`/loras lacks (of `names`, where given)."""
+    """Train those of RECIPES (or of `names`, if given) that are not yet in `out`/loras."""
     (out / "loras").mkdir(exist_ok=True)
     for name in names or list(RECIPES):
         if not (out / "loras" / f"{name}.safetensors").exists():
@@ -59,7 +59,7 @@ def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     text = CLIPTextModel.from_pretrained(out / "text_encoder").float().eval()
     unet = UNet2DConditionModel.from_pretrained(out / "unet", torch_dtype=torch.float32).requires_grad_(False)
-    pool = lora_pool(name, np.random.default_rng([SEED, FORMS["lora"], number]), out, tokenizer)
+    pool = make_lora_pool(name, np.random.default_rng([SEED, STREAMS["lora"], number]), out, tokenizer)
     with torch.no_grad():
         contexts = text(pool.tokens)[0]
     torch.manual_seed(SEED + number)
@@ -68,7 +68,7 @@ def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
     )
     trained = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=1e-2)
-    signal, losses, first = alphas(), [], 0
+    signal, losses, first = read_alphas(), [], 0
     if state := stage.resume():
         unet.load_state_dict(state["adapter"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
@@ -76,9 +76,9 @@ def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
     for step in range(first, steps):
         torch.manual_seed(SEED + 1000 * number + step)
         rows = torch.randint(0, PICTURES, (BATCH,))
-        set_rate(optimizer, rate(step, steps, recipe.rate, warm=20))
+        set_rate(optimizer, find_rate(step, steps, recipe.rate, warm=20))
         optimizer.zero_grad(set_to_none=True)
-        loss = denoising_loss(unet, contexts[rows], pool.latents[rows], signal)
+        loss = measure_loss(unet, contexts[rows], pool.latents[rows], signal)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -89,47 +89,47 @@ def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
         if step % stage.every == stage.every - 1:
             adapter = {key: value for key, value in unet.state_dict().items() if "lora_" in key}
             stage.save(step + 1, adapter=adapter, optimizer=optimizer.state_dict())
-    stage.state.unlink(missing_ok=True)
-    write(unet, recipe, out / "loras" / f"{name}.safetensors")
+    stage.state_path.unlink(missing_ok=True)
+    write_lora(unet, recipe, out / "loras" / f"{name}.safetensors")
 
 
-def lora_pool(name: str, rng: np.random.Generator, out: Path, tokenizer: object) -> Pool:
-    """A subject's pictures are all plain, as those of a pet are all photographs; a rendering's are of the base's objects."""
+def make_lora_pool(name: str, rng: np.random.Generator, out: Path, tokenizer: object) -> Pool:
+    """The pictures for one LoRA: of a subject, all in the plain style; of a style, with the base model's objects."""
     subject = name in shapes.SUBJECTS
-    things, looks = ([name], [draw.PLAIN]) if subject else (list(shapes.BASE), [name])
-    scenes = [draw.random_scene(rng, things, looks) for _ in range(PICTURES)]
-    drawn = pool_of(scenes, rng, out, tokenizer)
-    return Pool(drawn.latents, tokenise(tokenizer, [caption(scene, subject) for scene in scenes]))
+    things, looks = ([name], [dataset.PLAIN]) if subject else (list(shapes.BASE), [name])
+    scenes = [dataset.choose_scene(rng, things, looks) for _ in range(PICTURES)]
+    drawn = make_pool(scenes, rng, out, tokenizer)
+    return Pool(drawn.latents, tokenise(tokenizer, [caption_scene(scene, subject) for scene in scenes]))
 
 
-def caption(scene: draw.Scene, subject: bool) -> str:
+def caption_scene(scene: dataset.Scene, subject: bool) -> str:
     if subject:
-        return words(f"{SUBJECT} {scene.thing}", scene.ground, None)
-    return words(f"{scene.colour} {scene.thing}", scene.ground, RENDERING)
+        return write_caption(f"{SUBJECT} {scene.thing}", scene.ground, None)
+    return write_caption(f"{scene.colour} {scene.thing}", scene.ground, RENDERING)
 
 
-def write(unet: UNet2DConditionModel, recipe: Recipe, path: Path) -> None:
-    """The trained adapter as a file of the recipe's dialect, fp16."""
+def write_lora(unet: UNet2DConditionModel, recipe: Recipe, path: Path) -> None:
+    """Write the trained adapter as a file in the recipe's dialect, fp16."""
     from diffusers import StableDiffusionPipeline
     from peft.utils import get_peft_model_state_dict
 
     state = {key: value.half().contiguous() for key, value in get_peft_model_state_dict(unet).items()}
     if recipe.dialect == "kohya":
-        safetensors.torch.save_file(kohya(state, recipe.alpha), path, {"ss_network_alpha": str(recipe.alpha)})
+        safetensors.torch.save_file(convert_to_kohya(state, recipe.alpha), path, {"ss_network_alpha": str(recipe.alpha)})
         return
-    config = unet.peft_config["default"].to_dict()  # the alpha is there and nowhere else
+    config = unet.peft_config["default"].to_dict()  # in this dialect only the metadata contains alpha
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     StableDiffusionPipeline.save_lora_weights(
         path.parent, state, weight_name=path.name, unet_lora_adapter_metadata=config, safe_serialization=True
     )
 
 
-def kohya(state: dict[str, Tensor], alpha: int) -> dict[str, Tensor]:
-    """`….to_q.lora_A.weight` -> `lora_unet_…_to_q.lora_down.weight`, and each module's alpha beside it."""
-    named: dict[str, Tensor] = {}
+def convert_to_kohya(state: dict[str, Tensor], alpha: int) -> dict[str, Tensor]:
+    """`….to_q.lora_A.weight` -> `lora_unet_…_to_q.lora_down.weight`, and an alpha for each module."""
+    renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         layer, _, part = key.removesuffix(".weight").rpartition(".")
         stem = "lora_unet_" + layer.replace(".", "_")
-        named[f"{stem}.{'lora_down' if part == 'lora_A' else 'lora_up'}.weight"] = value
-        named[f"{stem}.alpha"] = torch.tensor(float(alpha), dtype=torch.float16)
-    return named
+        renamed[f"{stem}.{'lora_down' if part == 'lora_A' else 'lora_up'}.weight"] = value
+        renamed[f"{stem}.alpha"] = torch.tensor(float(alpha), dtype=torch.float16)
+    return renamed

@@ -189,7 +189,7 @@ def test_what_the_judge_cannot_say(
 ) -> None:
     """Is told before anything is loaded."""
     (tmp_path / "loras").mkdir()
-    for name, role in toy.loras().items():
+    for name, role in toy.list_loras().items():
         shutil.copy(given[role].split("=")[0], tmp_path / "loras" / f"{name}.safetensors")
     monkeypatch.setattr(toy, "WEIGHTS", tmp_path)
     monkeypatch.setattr(pipelines, "load_pipeline", None)

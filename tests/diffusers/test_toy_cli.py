@@ -18,7 +18,7 @@ import klora_lib.toy
 from klora_lib.cli.main import main
 from klora_lib.drawing import pipelines
 from klora_lib.errors import KLoraError
-from klora_lib.toy.judge import Judge, save
+from klora_lib.toy.judge import Judge, write_judge
 
 from .asking import refused
 from .pipes import FAMILIES
@@ -33,10 +33,10 @@ def stand_in(files: Callable) -> SimpleNamespace:
         return FAMILIES["sd15"]()
 
     return SimpleNamespace(
-        pipeline=pipeline,
-        lora=lambda name, role=None: pair[name],
-        loras=lambda: {"subject": "content", "painter": "style"},
-        prompt=lambda content, style: f"{content} as {style}",
+        load_pipeline=pipeline,
+        find_lora=lambda name, role=None: pair[name],
+        list_loras=lambda: {"subject": "content", "painter": "style"},
+        write_prompt=lambda content, style: f"{content} as {style}",
         STEPS=2,
         GUIDANCE=1.5,
     )
@@ -88,13 +88,13 @@ def test_a_toy_that_is_damaged(
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "needs diffusers and transformers" in refused(ask("generate", model="toy"), capsys, tmp_path / "out")
     with pytest.raises(KLoraError, match="the toy needs diffusers and transformers"):
-        klora_lib.toy.pipeline()
+        klora_lib.toy.load_pipeline()
 
 
 def test_a_judge_that_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(klora_lib.toy, "WEIGHTS", tmp_path)
     path = tmp_path / "judge.safetensors"
-    save(Judge(), path)
+    write_judge(Judge(), path)
     klora_lib.toy.load_judge()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

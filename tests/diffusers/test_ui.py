@@ -40,10 +40,10 @@ def toy(files: Callable) -> Any:
         return pipe
 
     return SimpleNamespace(
-        pipeline=pipeline,
-        lora=lambda name, role=None: pair[name],
-        loras=lambda: ROLES,
-        prompt=lambda content, style: f"{content} {style}",
+        load_pipeline=pipeline,
+        find_lora=lambda name, role=None: pair[name],
+        list_loras=lambda: ROLES,
+        write_prompt=lambda content, style: f"{content} {style}",
         STEPS=2,
         GUIDANCE=1.5,
     )
@@ -66,8 +66,8 @@ def test_draws_what_klora_draws(toy: Any) -> None:
     studio = Studio(toy)
     chosen = {"enabled": True, "content": "subject", "style": "painter", "alpha": 2.0, "show_map": True}
     *images, drawn_map = studio.draw("a dog", 3.0, 2.0, *values(**chosen))[0]
-    pipe = toy.pipeline()
-    with klora(pipe, toy.lora("subject"), toy.lora("painter"), alpha=2) as run:
+    pipe = toy.load_pipeline()
+    with klora(pipe, toy.find_lora("subject"), toy.lora("painter"), alpha=2) as run:
         ours = pipe("a dog", num_images_per_prompt=2, generator=noise(3, 4), **CALL).images
     assert len(images) == len(ours) == 2 and all(map(equal, images, ours))
     assert drawn_map.size != images[0].size
@@ -77,7 +77,7 @@ def test_draws_what_klora_draws(toy: Any) -> None:
 
 def test_off_is_the_plain_model(toy: Any) -> None:
     images, text = Studio(toy).draw("a dog", 3, 1, *values(content="subject", style="painter"))
-    plain = toy.pipeline()("a dog", generator=noise(3), **CALL).images
+    plain = toy.load_pipeline()("a dog", generator=noise(3), **CALL).images
     assert text == ""
     assert len(images) == 1 and equal(images[0], plain[0])
 

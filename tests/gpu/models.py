@@ -42,10 +42,10 @@ class Model:
 
 def the_toy() -> Model:
     def make(device: torch.device, dtype: torch.dtype) -> Any:
-        return toy.pipeline().to(device, dtype)
+        return toy.load_pipeline().to(device, dtype)
 
-    job = {"prompt": toy.prompt("teapot", "wash"), "guidance_scale": toy.GUIDANCE}
-    return Model("toy", make, lambda _: (toy.lora("teapot"), toy.lora("wash")), job, 64)
+    job = {"prompt": toy.write_prompt("teapot", "wash"), "guidance_scale": toy.GUIDANCE}
+    return Model("toy", make, lambda _: (toy.find_lora("teapot"), toy.find_lora("wash")), job, 64)
 
 
 def random_sdxl(size: int, small: bool) -> Model:

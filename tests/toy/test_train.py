@@ -26,31 +26,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             patch.setattr(module, "POOL", pictures)
         patch.setattr(train_loras, "PICTURES", 4)
         patch.setattr(train_judge, "CHECKED", 10)
-        patch.setattr(train_judge.check, "__defaults__", (10,))
+        patch.setattr(train_judge.measure_accuracy, "__defaults__", (10,))
         train.main(["--out", str(out), "--states", str(states), "--threads", "1"])
     return out, states
 
 
 def test_what_it_makes_is_what_is_shipped(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy, "WEIGHTS", made[0])
-    image = toy.pipeline()("a red fish on a sky background", num_inference_steps=2, output_type="np").images[0]
+    image = toy.load_pipeline()("a red fish on a sky background", num_inference_steps=2, output_type="np").images[0]
     assert image.shape == (64, 64, 3)
     toy.load_judge()
     shipped = Path(toy.__file__).parent / "weights" / "loras"
-    for name in toy.loras():
+    for name in toy.list_loras():
         files = (read_lora(folder / f"{name}.safetensors") for folder in (made[0] / "loras", shipped))
         ours, theirs = ({layer: (d.shape, d.rank) for layer, d in file.modules.items()} for file in files)
         assert ours == theirs
     log = [json.loads(line) for line in (made[0] / "log.jsonl").read_text().splitlines()]
-    assert {line["stage"] for line in log} == {"vae", "base", "judge", *(f"lora {name}" for name in toy.loras())}
+    assert {line["stage"] for line in log} == {"vae", "base", "judge", *(f"lora {name}" for name in toy.list_loras())}
 
 
 def test_a_stage_goes_on_from_its_state(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps were made: of three, only the third is left."""
     out, states = made
     seen: list[int] = []
-    rate = train_base.rate
-    monkeypatch.setattr(train_base, "rate", lambda step, *more: seen.append(step) or rate(step, *more))
+    find_rate = train_base.find_rate
+    monkeypatch.setattr(train_base, "find_rate", lambda step, *more: seen.append(step) or find_rate(step, *more))
     train_base.train(states, out, steps=3)
     assert seen == [2]
 

@@ -17,7 +17,7 @@ from klora_lib.lora.file import read_lora
 from klora_lib.lora.keys import is_attention
 from klora_lib.toy.judge import LOOKS, THINGS
 from klora_lib.toy.stage import SEED
-from klora_lib.toy.train_judge import check
+from klora_lib.toy.train_judge import measure_accuracy
 
 # diffusers' Euler makes numpy arrays of tensors in a way that numpy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -30,7 +30,7 @@ def test_all_of_it_is_small_and_says_how_it_was_made() -> None:
     assert 1_000_000 < sum(sizes.values()) <= LIMIT
     assert str(SEED) in (toy.WEIGHTS / "README.md").read_text(encoding="utf-8")
     log = [json.loads(line) for line in (toy.WEIGHTS / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {line["stage"] for line in log} >= {"vae", "base", "judge", *(f"lora {name}" for name in toy.loras())}
+    assert {line["stage"] for line in log} >= {"vae", "base", "judge", *(f"lora {name}" for name in toy.list_loras())}
     assert all(line["seconds"] > 0 for line in log)
 
 
@@ -49,13 +49,13 @@ def test_the_table_of_the_training_is_the_logs() -> None:
 def test_loras_are_of_two_recipes_and_two_dialects() -> None:
     """Every one is read whole; some touch only attention, others more, with an alpha that is not their rank."""
     scales, wide = set(), set()
-    for name in toy.loras():
-        file = read_lora(toy.lora(name))
+    for name in toy.list_loras():
+        file = read_lora(toy.find_lora(name))
         assert not file.unknown and len(file.modules) >= 56
         scales |= {delta.factors()[2] for delta in file.modules.values()}  # type: ignore[index]
         wide.add(all(map(is_attention, file.modules)))
     assert scales == {1.0, 2.0} and wide == {True, False}
-    firsts = {next(iter(read_raw(toy.lora(name)))).partition(".")[0].partition("_")[0] for name in toy.loras()}
+    firsts = {next(iter(read_raw(toy.find_lora(name)))).partition(".")[0].partition("_")[0] for name in toy.list_loras()}
     assert firsts == {"unet", "lora"}
 
 
@@ -66,15 +66,15 @@ def read_raw(path: Path) -> list[str]:
 
 def test_what_is_missing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KLoraError, match="no LoRA 'dragon': it has teapot"):
-        toy.lora("dragon")
+        toy.find_lora("dragon")
     monkeypatch.setattr(toy, "WEIGHTS", tmp_path)
-    for ask in (toy.pipeline, toy.load_judge, lambda: toy.lora("robot")):
+    for ask in (toy.load_pipeline, toy.load_judge, lambda: toy.find_lora("robot")):
         with pytest.raises(KLoraError, match="missing"):
             ask()
 
 
 def test_the_judge_knows_ground_truth_it_has_not_seen() -> None:
-    right = check(toy.load_judge(), n=300)
+    right = measure_accuracy(toy.load_judge(), n=300)
     assert right["subjects_right"] >= 0.9 and right["styles_right"] >= 0.9
 
 
@@ -83,7 +83,7 @@ def test_the_judge_knows_ground_truth_it_has_not_seen() -> None:
 
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:
-    return toy.pipeline()
+    return toy.load_pipeline()
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def with_lora(pipe: StableDiffusionPipeline) -> Iterator[object]:
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
 
     def add(name: str) -> StableDiffusionPipeline:
-        for layer, delta in read_lora(toy.lora(name)).modules.items():
+        for layer, delta in read_lora(toy.find_lora(name)).modules.items():
             weight = pipe.unet.get_submodule(layer).weight
             weight.data += delta.dense().view_as(weight)
         return pipe
@@ -111,21 +111,21 @@ def sample(pipe: StableDiffusionPipeline, *prompts: str, steps: int = 12) -> Ten
 
 @pytest.mark.parametrize(("thing", "look"), [("house", "flat"), ("fish", "dots"), ("star", "pixel"), ("car", "outline")])
 def test_the_base_draws_what_it_is_asked_for(thing: str, look: str, pipe: StableDiffusionPipeline) -> None:
-    prompts = [toy.words(f"{colour} {thing}", "sky", look) for colour in ("red", "yellow", "green", "purple")]
+    prompts = [toy.write_caption(f"{colour} {thing}", "sky", look) for colour in ("red", "yellow", "green", "purple")]
     things, looks = toy.load_judge().score(sample(pipe, *prompts))
     assert things[:, THINGS.index(thing)].mean() > 0.5
     assert looks[:, LOOKS.index(look)].mean() > 0.5
 
 
-@pytest.mark.parametrize("name", toy.loras())
+@pytest.mark.parametrize("name", toy.list_loras())
 def test_a_lora_brings_its_own(name: str, pipe: StableDiffusionPipeline, with_lora: object) -> None:
     """With it, the judge sees its subject or its rendering; without, at the same prompts and seeds, it does not."""
-    if toy.loras()[name] == "content":
-        prompts = [toy.prompt(name, ground=ground) for ground in ("sky", "cream", "navy", "mint")]
+    if toy.list_loras()[name] == "content":
+        prompts = [toy.write_prompt(name, ground=ground) for ground in ("sky", "cream", "navy", "mint")]
         which, column = 0, THINGS.index(name)
     else:
         asked = (("red fish", "sky"), ("blue house", "cream"), ("green star", "rose"), ("purple cup", "mint"))
-        prompts = [toy.words(thing, ground, toy.RENDERING) for thing, ground in asked]
+        prompts = [toy.write_caption(thing, ground, toy.RENDERING) for thing, ground in asked]
         which, column = 1, LOOKS.index(name)
     judge = toy.load_judge()
     without = judge.score(sample(pipe, *prompts))[which][:, column].mean()

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from klora_lib.toy import CONTENT, STYLE, draw, prompt, shapes, styles
-from klora_lib.toy.train_loras import RECIPES, caption
+from klora_lib.toy import CONTENT, STYLE, dataset, shapes, styles, write_prompt
+from klora_lib.toy.train_loras import RECIPES, caption_scene
 
 KINDS = list(product(shapes.OBJECTS, styles.STYLES))
 
 
 def drawn(thing: str, style: str, seed: int = 0, ground: str = "sky") -> NDArray[np.uint8]:
     colour = None if thing in shapes.SUBJECTS else "red"
-    return draw.picture(draw.Scene(thing, ground, style, colour), np.random.default_rng(seed))
+    return dataset.draw_picture(dataset.Scene(thing, ground, style, colour), np.random.default_rng(seed))
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +66,24 @@ def test_a_style_is_more_than_its_colours() -> None:
 def test_a_subject_wears_its_own_colours_and_any_other_object_the_one_named() -> None:
     rng = np.random.default_rng(0)
     for thing in shapes.OBJECTS:
-        scene = draw.random_scene(rng, [thing], ["flat"])
+        scene = dataset.choose_scene(rng, [thing], ["flat"])
         assert (scene.colour is None) == (thing in shapes.SUBJECTS)
         colour = f"{scene.colour} " * bool(scene.colour)
         assert scene.caption == f"a {colour}{thing} on a {scene.ground} background, flat style"
-    red, blue = (draw.picture(draw.Scene("ball", "cream", "flat", c), rng)[32, 32].astype(int) for c in ("red", "blue"))
+    balls = (dataset.Scene("ball", "cream", "flat", colour) for colour in ("red", "blue"))
+    red, blue = (dataset.draw_picture(ball, rng)[32, 32].astype(int) for ball in balls)
     assert red[0] > red[2] + 80 and blue[2] > blue[0] + 80
 
 
 def test_the_plain_rendering_goes_without_saying() -> None:
-    assert draw.Scene("fish", "sky", "shaded", "red").caption == "a red fish on a sky background"
-    assert draw.PLAIN in styles.BASE
+    assert dataset.Scene("fish", "sky", "shaded", "red").caption == "a red fish on a sky background"
+    assert dataset.PLAIN in styles.BASE
 
 
 def test_captions_call_loras_by_words_of_their_own() -> None:
     assert set(RECIPES) == {*CONTENT, *STYLE} == {*shapes.SUBJECTS, *styles.LOOKS}
-    plain = caption(draw.Scene("robot", "sky", draw.PLAIN), subject=True)
-    assert plain == prompt("robot") == "a sks robot on a sky background"
-    assert prompt("robot", "neon", "mint") == "a sks robot on a mint background, szn style"
-    scene = draw.Scene("fish", "sky", "neon", "red")
-    assert caption(scene, subject=False) == "a red fish on a sky background, szn style"
+    plain = caption_scene(dataset.Scene("robot", "sky", dataset.PLAIN), subject=True)
+    assert plain == write_prompt("robot") == "a sks robot on a sky background"
+    assert write_prompt("robot", "neon", "mint") == "a sks robot on a mint background, szn style"
+    scene = dataset.Scene("fish", "sky", "neon", "red")
+    assert caption_scene(scene, subject=False) == "a red fish on a sky background, szn style"
