@@ -14,9 +14,9 @@ import torch
 
 from ..drawing import pipelines
 from ..errors import SettingsError
-from ..evaluation.metrics import ClipAndDino, Metric, pictures
-from ..evaluation.run import Lora, Sampling, Task, Worker, Workers, here, on_ray
-from ..evaluation.table import Scored, as_csv, markdown, table
+from ..evaluation.metrics import ClipAndDino, Metric, read_pictures
+from ..evaluation.run import Lora, Sampling, Task, Worker, Workers, make_local_workers, make_ray_workers
+from ..evaluation.table import ScoredImage, format_csv, format_markdown, make_table
 from ..rule.cache import Library
 from ..settings import METHODS, quote_value
 from . import files
@@ -54,18 +54,18 @@ def run_evaluate(args: argparse.Namespace) -> None:
     model = args.model if args.model == "toy" else os.path.abspath(args.model)
     make = partial(make_worker, model, args.device, args.dtype, args.sampler, metric, sampling)
     with files.open_folder(args.out) as out:
-        workers: Workers = on_ray(make, args.ray) if args.ray else here(make)
-        scored: list[Scored] = []
+        workers: Workers = make_ray_workers(make, args.ray) if args.ray else make_local_workers(make)
+        scored: list[ScoredImage] = []
         for number, images in enumerate(workers(tasks), 1):
             scored += images
             task = tasks[number - 1]
             print(
                 f"{number}/{len(tasks)} {task.method}: {task.content.name} × {task.style.name}", file=sys.stderr, flush=True
             )
-        text = markdown(table(scored))
+        text = format_markdown(make_table(scored))
         print(text, end="", flush=True)  # before a full disk can lose it
         files.write_file(out / "evaluation.md", text.encode())
-        files.write_file(out / "evaluation.csv", as_csv(scored).encode())
+        files.write_file(out / "evaluation.csv", format_csv(scored).encode())
 
 
 def make_worker(
@@ -147,7 +147,7 @@ def read_metric(args: argparse.Namespace) -> Any:
         raise SettingsError("is needed to score images", lacking[0])
     references = Path(args.references).absolute()
     for lora in (*loras["content"], *loras["style"]):
-        pictures(references / lora.name)
+        read_pictures(references / lora.name)
     return partial(ClipAndDino, args.clip, args.dino, references)
 
 

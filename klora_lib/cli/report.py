@@ -15,9 +15,9 @@ import torch
 from ..drawing import pipelines
 from ..errors import SettingsError
 from ..evaluation import toy
-from ..evaluation.report import SEEDS, TABLES, complete, filled, measured
-from ..evaluation.run import here, on_ray
-from ..evaluation.table import Scored, as_csv
+from ..evaluation.report import SEEDS, TABLES, check_marks, fill_document, measure_tables
+from ..evaluation.run import make_local_workers, make_ray_workers
+from ..evaluation.table import ScoredImage, format_csv
 from . import files
 from .options import read_whole_number
 
@@ -40,19 +40,21 @@ def run_report(args: argparse.Namespace) -> None:
         raise SettingsError(f"{str(args.document)!r} cannot be read: {e.strerror}", "document") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{str(args.document)!r} is no UTF-8 text", "document") from None
-    complete(text)
+    check_marks(text)
     files.write_file(args.document, text.encode())  # can it be written?
     known = read_scores(args.csv) if args.resume else {}
     world, began = pipelines.import_toy(), time.monotonic()
-    pairs, samplers = toy.pairs(), dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
-    make = {sampler: partial(toy.worker, sampler) for sampler in samplers}
-    workers = {sampler: on_ray(made, args.ray) if args.ray else here(made) for sampler, made in make.items()}
+    pairs, samplers = toy.list_pairs(), dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
+    make = {sampler: partial(toy.make_worker, sampler) for sampler in samplers}
+    workers = {
+        sampler: make_ray_workers(one, args.ray) if args.ray else make_local_workers(one) for sampler, one in make.items()
+    }
     with opened(args.csv, args.resume) as file:
-        drawn = measured(TABLES, pairs, seeds, workers, known, lambda images: append(file, images))
+        drawn = measure_tables(TABLES, pairs, seeds, workers, known, lambda images: append(file, images))
     spent = "" if args.resume else f", {(time.monotonic() - began) / 60:.0f} minutes"
     sampled = f"{world.STEPS} steps, guidance {world.GUIDANCE:g}"
     setting = f"{len(pairs)} pairs × {seeds} seeds a row, {sampled}; torch {torch.__version__}{spent}.\n"
-    files.write_file(args.document, filled(text, drawn, setting).encode())
+    files.write_file(args.document, fill_document(text, drawn, setting).encode())
 
 
 def opened(path: Path, resume: bool) -> IO[str]:
@@ -63,23 +65,23 @@ def opened(path: Path, resume: bool) -> IO[str]:
         raise SettingsError(f"{str(path)!r} cannot be written: {e.strerror}", "csv") from None
 
 
-def append(file: IO[str], images: Sequence[Scored]) -> None:
-    head, _, lines = as_csv(images).partition("\n")
+def append(file: IO[str], images: Sequence[ScoredImage]) -> None:
+    head, _, lines = format_csv(images).partition("\n")
     try:
         file.write(lines if file.tell() else f"{head}\n{lines}")
     except OSError as e:
         raise SettingsError(f"{file.name!r} cannot be written: {e.strerror}", "csv") from None
 
 
-def read_scores(path: Path) -> dict[tuple[str, str, str], list[Scored]]:
+def read_scores(path: Path) -> dict[tuple[str, str, str], list[ScoredImage]]:
     """What `append` wrote, by row's key, content and style."""
-    known: dict[tuple[str, str, str], list[Scored]] = {}
+    known: dict[tuple[str, str, str], list[ScoredImage]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
                 method, content, style, seed = (line.pop(name) for name in ("method", "content", "style", "seed"))
                 scores = {column: float(value) for column, value in line.items()}
-                known.setdefault((method, content, style), []).append(Scored(method, content, style, int(seed), scores))
+                known.setdefault((method, content, style), []).append(ScoredImage(method, content, style, int(seed), scores))
     except OSError as e:
         raise SettingsError(f"{str(path)!r} cannot be read: {e.strerror}", "csv") from None
     except (UnicodeDecodeError, KeyError, ValueError, TypeError):

@@ -1,1 +1,1 @@
-"""How well a method keeps the subject and takes on the style: images scored over methods × pairs × seeds."""
+"""How well a method keeps the subject and shows the style: images are scored over methods × pairs × seeds."""

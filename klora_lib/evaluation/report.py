@@ -1,6 +1,6 @@
-"""The tables of the evaluation on the toy world: what their rows are, and where they stand in a document.
+"""The tables of the evaluation on the toy model: their rows, and their places in a document.
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is written around them stays.
+A table's place is between `<!-- NAME -->` and `<!-- /NAME -->`; the text around it is not changed.
 """
 
 from __future__ import annotations
@@ -16,33 +16,36 @@ from ..errors import SettingsError
 from ..settings import read_settings
 from . import toy
 from .run import Lora, Task, Workers
-from .table import Scored, cell, markdown, percent, table
+from .table import ScoredImage, format_markdown, format_percent, make_table, measure_cell
 
-SEEDS, MOST = 20, 20  # a pair; at once
+SEEDS, MAX_BATCH = 20, 20  # seeds for each pair; images drawn at once
 ALPHAS, BETAS = (1.0, 1.5, 2.0), (0.25, 0.5, 0.75)  # the paper's grid
-KS: tuple[int | str, ...] = (4, 16, "auto", 256, 1024, 2**40)  # the last: every element
+KS: tuple[int | str, ...] = (4, 16, "auto", 256, 1024, 2**40)  # the last one means all elements
 
 
 @dataclass(frozen=True)
 class Row:
-    """settings: what is not a default.  exchanged: the content file where the style belongs, and the reverse.
-    sampler: one of the command line's, None for the toy's own."""
+    """A row of a table.
+
+    settings: those that are not the default.  is_exchanged: whether the content file is used as style, and the style file
+    as content.  sampler: a name of the command line, or None for the toy's own.
+    """
 
     settings: Mapping[str, Any]
-    exchanged: bool = False
+    is_exchanged: bool = False
     sampler: str | None = None
 
     @property
     def key(self) -> str:
-        """What is not a default, in words: the same for rows that draw the same images."""
-        plain = numbers({})
-        different = [f"{name} {value}" for name, value in numbers(self.settings).items() if value != plain[name]]
-        different += ["files exchanged"] * self.exchanged + [f"sampler {self.sampler}"] * (self.sampler is not None)
+        """What is not the default, in words.  Rows that draw the same images have the same key."""
+        default = complete_settings({})
+        different = [f"{name} {value}" for name, value in complete_settings(self.settings).items() if value != default[name]]
+        different += ["files exchanged"] * self.is_exchanged + [f"sampler {self.sampler}"] * (self.sampler is not None)
         return ", ".join(different) or "defaults"
 
 
-def numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings, β as the number that acts."""
+def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, with the value of β that is used."""
     read = read_settings(dict(settings))
     return {**vars(read), "beta": read.offset}
 
@@ -61,7 +64,7 @@ METHODS: Rows = {
     "no-gamma": Row({"method": "no-gamma"}),
     "klora, s": Row({}),
     "klora, s*": Row({"scale": "s*"}),
-    EXCHANGED: Row({}, exchanged=True),
+    EXCHANGED: Row({}, is_exchanged=True),
 }
 SHORT = ("direct", "switch", "klora, s", "klora, s*", EXCHANGED)
 SAMPLERS = {"Euler Karras": None, "Euler": "Euler", "Euler a": "Euler a"}
@@ -78,104 +81,107 @@ TABLES: Mapping[str, Rows] = {
 }
 
 
-def tasks(row: Row, pairs: Sequence[tuple[Lora, Lora]], seeds: int) -> Iterator[Task]:
+def make_tasks(row: Row, pairs: Sequence[tuple[Lora, Lora]], seeds: int) -> Iterator[Task]:
+    """One task for each pair, with the seeds 0 to ``seeds`` − 1."""
     for content, style in pairs:
-        if row.exchanged:
+        if row.is_exchanged:
             content, style = replace(content, path=style.path), replace(style, path=content.path)
-        batch = 1 if row.settings.get("method") == "random" else MOST
+        batch = 1 if row.settings.get("method") == "random" else MAX_BATCH
         yield Task(row.key, row.settings, content, style, tuple(range(seeds)), batch)
 
 
-def measured(
+def measure_tables(
     tables: Mapping[str, Rows],
     pairs: Sequence[tuple[Lora, Lora]],
     seeds: int,
     workers: Mapping[str | None, Workers],
-    known: dict[tuple[str, str, str], list[Scored]],
-    keep: Callable[[Sequence[Scored]], None] = lambda images: None,
-) -> dict[str, list[Scored]]:
-    """The images of each table's rows; rows that draw the same are drawn once.
+    known: dict[tuple[str, str, str], list[ScoredImage]],
+    save: Callable[[Sequence[ScoredImage]], None] = lambda images: None,
+) -> dict[str, list[ScoredImage]]:
+    """The scored images of each table's rows.  Rows that draw the same images are drawn once.
 
-    Args: workers: by sampler.  known: what is already measured, by row's key, content and style; what is new goes in.
-        keep: told of what is new, task by task.
+    Args: workers: by sampler.  known: the images already scored, by the row's key, content and style; new ones are added.
+        save: called with the new images of each task.
     """
     different = {row.key: row for rows in tables.values() for row in rows.values()}
     for sampler, work in workers.items():
         rows = [row for row in different.values() if row.sampler == sampler]
-        asked = [task for row in rows for task in tasks(row, pairs, seeds)]
-        todo = [task for task in asked if len(known.get(place(task), ())) != seeds]
+        wanted = [task for row in rows for task in make_tasks(row, pairs, seeds)]
+        todo = [task for task in wanted if len(known.get(make_key(task), ())) != seeds]
         began = time.monotonic()
         for number, (task, images) in enumerate(zip(todo, work(todo)), 1):
-            known[place(task)] = images
-            keep(images)
+            known[make_key(task)] = images
+            save(images)
             if number == len(todo) or todo[number].method != task.method:
                 done = f"{number}/{len(todo)}, {time.monotonic() - began:.0f} s"
                 print(f"{task.method} ({done})", file=sys.stderr, flush=True)
     return {
         table: [
-            replace(image, method=name) for name, row in rows.items() for task in tasks(row, pairs, seeds)
-            for image in known[place(task)]
+            replace(image, method=name) for name, row in rows.items() for task in make_tasks(row, pairs, seeds)
+            for image in known[make_key(task)]
         ]
         for table, rows in tables.items()
     }  # fmt: skip
 
 
-def place(task: Task) -> tuple[str, str, str]:
+def make_key(task: Task) -> tuple[str, str, str]:
+    """(row's key, content, style)"""
     return task.method, task.content.name, task.style.name
 
 
-def written(name: str, images: Sequence[Scored]) -> dict[str, str]:
-    """The text at each mark that a table's images fill."""
+def format_texts(name: str, images: Sequence[ScoredImage]) -> dict[str, str]:
+    """The texts that are made from a table's images, by the name of the mark where each belongs."""
     if name == "grid":
-        return {name: grid_table(images)}
+        return {name: format_grid(images)}
     if name == "methods":
         behind = {image.method: "direct" for image in images if image.method != "direct"}
-        pairs = pair_table([i for i in images if i.method in SHORT[:4]])
-        return {name: markdown(table(images)), "ahead": ahead_table(images, behind), "pairs": pairs}
+        pairs = format_pairs([i for i in images if i.method in SHORT[:4]])
+        return {name: format_markdown(make_table(images)), "ahead": format_lead(images, behind), "pairs": pairs}
     if name == "samplers":
         behind = {f"klora, s: {sampler}": f"direct: {sampler}" for sampler in SAMPLERS}
-        return {name: markdown(table(images)), "ahead by sampler": ahead_table(images, behind)}
-    return {name: markdown(table(images))}
+        return {name: format_markdown(make_table(images)), "ahead by sampler": format_lead(images, behind)}
+    return {name: format_markdown(make_table(images))}
 
 
-def ahead_table(images: Sequence[Scored], behind: Mapping[str, str]) -> str:
-    """By how much a row is ahead of another (`behind`: row → row), the same seeds compared in the column `both`."""
+def format_lead(images: Sequence[ScoredImage], behind: Mapping[str, str]) -> str:
+    """A table of how far a row is ahead of another (`behind`: row → other row), seed by seed, in the column `both`."""
     scores = {(i.method, i.content, i.style, i.seed): i.scores[toy.BOTH] for i in images}
     lines = ["| method | ahead by | pairs ahead |", "|---|---|---|"]
     for name, other in behind.items():
-        own = [
+        leads = [
             replace(i, scores={"ahead": i.scores[toy.BOTH] - scores[other, i.content, i.style, i.seed]})
             for i in images if i.method == name
         ]  # fmt: skip
         pairs: dict[tuple[str, str], float] = {}
-        for i in own:
+        for i in leads:
             pairs[i.content, i.style] = pairs.get((i.content, i.style), 0) + i.scores["ahead"]
         won = sum(total > 0 for total in pairs.values())
-        lines.append(f"| {name} | {percent(cell(own, 'ahead'))} | {won} of {len(pairs)} |")
+        lines.append(f"| {name} | {format_percent(measure_cell(leads, 'ahead'))} | {won} of {len(pairs)} |")
     return "\n".join(lines) + "\n"
 
 
-def grid_table(images: Sequence[Scored]) -> str:
-    """α across, β down, as in the paper's appendix; of the column `both`."""
+def format_grid(images: Sequence[ScoredImage]) -> str:
+    """A table of the column `both`: a column for each α, a row for each β, as in the paper's appendix."""
     lines = ["| β \\ α | " + " | ".join(map(str, ALPHAS)) + " |", "|---" * (len(ALPHAS) + 1) + "|"]
-    rows = table(images)
+    rows = make_table(images)
     for b in BETAS:
-        lines.append(f"| {b} | " + " | ".join(percent(rows[f"α = {a}, β = {b}"][toy.BOTH]) for a in ALPHAS) + " |")
+        lines.append(f"| {b} | " + " | ".join(format_percent(rows[f"α = {a}, β = {b}"][toy.BOTH]) for a in ALPHAS) + " |")
     return "\n".join(lines) + "\n"
 
 
-def pair_table(images: Sequence[Scored]) -> str:
-    """Of each pair, the column `both` by each method."""
+def format_pairs(images: Sequence[ScoredImage]) -> str:
+    """A table of the column `both`: a row for each pair, a column for each method."""
     methods = [*dict.fromkeys(image.method for image in images)]
     lines = ["| content | style | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
     for content, style in dict.fromkeys((image.content, image.style) for image in images):
-        own = [[i for i in images if (i.content, i.style, i.method) == (content, style, m)] for m in methods]
-        lines.append(f"| {content} | {style} | " + " | ".join(percent(cell(of, toy.BOTH)) for of in own) + " |")
+        groups = [[i for i in images if (i.content, i.style, i.method) == (content, style, m)] for m in methods]
+        cells = [format_percent(measure_cell(group, toy.BOTH)) for group in groups]
+        lines.append(f"| {content} | {style} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def placed(text: str, name: str, new: str) -> str:
-    """`text` with `new` between the marks called `name`."""
+def fill_mark(text: str, name: str, new: str) -> str:
+    """`text` with `new` between the marks called `name`.  Raises SettingsError if the marks are missing."""
     marks = f"<!-- {name} -->", f"<!-- /{name} -->"
     if not all(mark in text for mark in marks):
         where = f"between {marks[0]} and {marks[1]}"
@@ -184,15 +190,15 @@ def placed(text: str, name: str, new: str) -> str:
     return f"{before}{marks[0]}\n{new}{marks[1]}{rest.split(marks[1], 1)[1]}"
 
 
-def filled(text: str, drawn: Mapping[str, Sequence[Scored]], setting: str) -> str:
-    """The document with all its tables, and how they were measured."""
+def fill_document(text: str, drawn: Mapping[str, Sequence[ScoredImage]], setting: str) -> str:
+    """The document with all its tables, and `setting`, the sentence on how they were measured."""
     for name, images in drawn.items():
-        for mark, new in written(name, images).items():
-            text = placed(text, mark, new)
-    return placed(text, "setting", setting)
+        for mark, new in format_texts(name, images).items():
+            text = fill_mark(text, mark, new)
+    return fill_mark(text, "setting", setting)
 
 
-def complete(text: str) -> None:
-    """Raises SettingsError where the document lacks a table's place: before an hour is spent for nothing."""
+def check_marks(text: str) -> None:
+    """Raise SettingsError if the document has no place for a table, before the measurement, which takes long."""
     for name in (*TABLES, "ahead", "ahead by sampler", "pairs", "setting"):
-        placed(text, name, "")
+        fill_mark(text, name, "")

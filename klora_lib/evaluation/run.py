@@ -1,4 +1,4 @@
-"""Images of methods × pairs × seeds, scored; here or, with Ray, on many machines."""
+"""Draws and scores images of methods × pairs × seeds, in this process or, with Ray, on many machines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from ..drawing.pipelines import make_arguments
 from ..errors import HostError, KLoraError, SettingsError, first_line
 from ..rule.cache import Library
 from .metrics import Metric
-from .table import Scored
+from .table import ScoredImage
 
 
 @dataclass(frozen=True)
 class Lora:
-    """name: in the table, and of its folder of reference pictures.  phrase: the words of the prompt that call for it."""
+    """A LoRA file.
+
+    name: in the table, and of its folder of reference pictures.  phrase: its trigger words in the prompt.
+    """
 
     name: str
     path: Path
@@ -30,9 +33,9 @@ class Lora:
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table on one pair: so many images as there are seeds, made ``batch`` at a time.
+    """The images of one table row for one pair: one image for each seed, ``batch`` images at a time.
 
-    A batch has one plan, so the method ``random`` wants batches of one.
+    A batch has one plan, so the method ``random`` needs batches of one image.
     """
 
     method: str  # the row's name
@@ -43,15 +46,15 @@ class Task:
     batch: int = 1
 
 
-# what a prompt may have between its words: name, format and conversion; all None: nothing
+# what may be in braces in a prompt: (name, format, conversion); all None: text without braces
 FIELDS = {(None, None, None), ("content", "", None), ("style", "", None)}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What all images have in common.  prompt: with {content} and {style} where their phrases belong.
+    """What all images have in common.  prompt: {content} and {style} in it are replaced by the LoRAs' phrases.
 
-    Raises SettingsError where the prompt has anything else in braces.
+    Raises SettingsError if the prompt has anything else in braces.
     """
 
     prompt: str
@@ -63,19 +66,19 @@ class Sampling:
     def __post_init__(self) -> None:
         try:
             fields = {part[1:] for part in Formatter().parse(self.prompt)}
-        except ValueError:  # a brace alone
+        except ValueError:  # a single brace
             fields = {("", "", None)}
         if not fields <= FIELDS:
             raise SettingsError(
                 f"may have {{content}} and {{style}} in braces and nothing else, not {self.prompt!r}", "prompt"
             )
 
-    def text(self, task: Task) -> str:
+    def fill_prompt(self, task: Task) -> str:
         return self.prompt.format(content=task.content.phrase, style=task.style.phrase)
 
 
 class Worker:
-    """A pipeline and a metric that do one task after another."""
+    """A pipeline and a metric, which do one task after another."""
 
     def __init__(self, load: Callable[[], Any], metric: Callable[[], Metric], sampling: Sampling):
         self.pipe = load()
@@ -84,18 +87,19 @@ class Worker:
         self.sampling = sampling
         self.library = Library()
 
-    def do(self, task: Task) -> list[Scored]:
-        images = [image for some in batches(task) for image in self.draw(task, some)]
+    def run(self, task: Task) -> list[ScoredImage]:
+        """The scored images of a task, one for each seed."""
+        images = [image for seeds in split_seeds(task) for image in self.draw_images(task, seeds)]
         scores = self.metric.score(images, task.content.name, task.style.name)
         return [
-            Scored(task.method, task.content.name, task.style.name, seed, {c: float(v[i]) for c, v in scores.items()})
+            ScoredImage(task.method, task.content.name, task.style.name, seed, {c: float(v[i]) for c, v in scores.items()})
             for i, seed in enumerate(task.seeds)
         ]
 
-    def draw(self, task: Task, seeds: Sequence[int]) -> list[Any]:
-        """One image a seed.  Noise comes from the CPU's generator: the same on every device."""
+    def draw_images(self, task: Task, seeds: Sequence[int]) -> list[Any]:
+        """One batch of images, one for each seed.  The noise is from the CPU's generator: the same on every device."""
         s = self.sampling
-        given = make_arguments(s.text(task), s.negative, s.steps, s.cfg, s.size)
+        given = make_arguments(s.fill_prompt(task), s.negative, s.steps, s.cfg, s.size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         block = klora(
             self.pipe, task.content.path, task.style.path, seed=seeds[0], library=self.library, **task.settings
@@ -103,29 +107,31 @@ class Worker:
         return draw_images(self.pipe, block, **given, num_images_per_prompt=len(seeds), generator=generators)[0]
 
 
-def batches(task: Task) -> Iterator[tuple[int, ...]]:
+def split_seeds(task: Task) -> Iterator[tuple[int, ...]]:
+    """The task's seeds in batches."""
     for first in range(0, len(task.seeds), task.batch):
         yield task.seeds[first : first + task.batch]
 
 
 class Workers(Protocol):
-    def __call__(self, tasks: Sequence[Task]) -> Iterable[list[Scored]]: ...
+    def __call__(self, tasks: Sequence[Task]) -> Iterable[list[ScoredImage]]: ...
 
 
-def here(make: Callable[[], Worker]) -> Workers:
-    """One after another in this process."""
+def make_local_workers(make: Callable[[], Worker]) -> Workers:
+    """Workers that run all tasks one after another in this process."""
 
-    def do(tasks: Sequence[Task]) -> Iterator[list[Scored]]:
+    def run_tasks(tasks: Sequence[Task]) -> Iterator[list[ScoredImage]]:
         worker = make()
-        yield from (worker.do(task) for task in tasks)
+        yield from (worker.run(task) for task in tasks)
 
-    return do
+    return run_tasks
 
 
-def on_ray(make: Callable[[], Worker], address: str) -> Workers:
-    """Spread over a Ray cluster, one worker a GPU, or a CPU where there is none; results come in the order of the tasks.
+def make_ray_workers(make: Callable[[], Worker], address: str) -> Workers:
+    """Workers that run the tasks on a Ray cluster, one worker per GPU, or per CPU if there is no GPU.
 
-    Files must lie at the same paths on every machine.  Raises SettingsError where Ray is not installed or not reached.
+    Results come in the order of the tasks.  All files must have the same paths on every machine.
+    Raises SettingsError if Ray is not installed, or the cluster does not answer.
     """
     try:
         import ray
@@ -138,30 +144,30 @@ def on_ray(make: Callable[[], Worker], address: str) -> Workers:
         raise SettingsError(f"no Ray cluster answers at {address!r} ({first_line(e)})", "ray") from None
 
     class Remote:
-        """A refusal travels back as a value: what Ray raises is of its own kind."""
+        """A worker in another process.  It returns refusals as values, because Ray would change an exception's type."""
 
         def __init__(self) -> None:
             self.worker: Worker | None = None
 
-        def do(self, task: Task) -> list[Scored] | KLoraError:
+        def run(self, task: Task) -> list[ScoredImage] | KLoraError:
             try:
                 self.worker = self.worker or make()
-                return self.worker.do(task)
+                return self.worker.run(task)
             except KLoraError as e:
                 return e
 
-    def do(tasks: Sequence[Task]) -> Iterator[list[Scored]]:
+    def run_tasks(tasks: Sequence[Task]) -> Iterator[list[ScoredImage]]:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         remote = ray.remote(num_gpus=1)(Remote) if gpus else ray.remote(num_cpus=1)(Remote)
         count = max(1, min(len(tasks), gpus or int(resources.get("CPU", 1))))
         pool = ActorPool([remote.remote() for _ in range(count)])
         try:
-            for answer in pool.map(lambda actor, task: actor.do.remote(task), list(tasks)):
+            for answer in pool.map(lambda actor, task: actor.run.remote(task), list(tasks)):
                 if isinstance(answer, KLoraError):
                     raise answer
                 yield answer
         except ray.exceptions.RayError as e:
             raise HostError(f"a worker of the Ray cluster failed: {first_line(e)}") from e
 
-    return do
+    return run_tasks

@@ -1,4 +1,4 @@
-"""From scored images to the paper's table: one row a method, mean and 95 % interval a column."""
+"""The paper's table from scored images: a row for each method, with a mean and a 95 % interval in each column."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One image.  method: the row of the table it belongs to.  scores: column -> number, more is better."""
+class ScoredImage:
+    """The scores of one image.  method: its row in the table.  scores: column -> number, higher is better."""
 
     method: str
     content: str
@@ -25,17 +25,17 @@ class Scored:
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over pairs and seeds, and the bounds between which it lies with 95 % confidence: None where no pair has two."""
+    """The mean over pairs and seeds, and its 95 % confidence interval: None if no pair has two images."""
 
     mean: float
     low: float | None
     high: float | None
 
 
-def cell(images: Sequence[Scored], column: str) -> Cell:
-    """Mean and bootstrap interval: seeds are drawn anew within each pair, and the pairs are taken as they are.
+def measure_cell(images: Sequence[ScoredImage], column: str) -> Cell:
+    """The mean and its bootstrap interval.  Seeds are resampled within each pair; pairs are not resampled.
 
-    The interval therefore speaks of other seeds, not of other LoRAs.
+    So the interval says how much the mean depends on the seeds, not how much it depends on the LoRAs.
     """
     pairs: dict[tuple[str, str], list[float]] = {}
     for image in images:
@@ -44,40 +44,40 @@ def cell(images: Sequence[Scored], column: str) -> Cell:
     if max(map(len, pairs.values())) == 1:
         return Cell(mean, None, None)
     rng, means = np.random.default_rng(0), np.zeros(RESAMPLES)
-    for _, values in sorted(pairs.items()):  # the same interval in whatever order the pairs come
+    for _, values in sorted(pairs.items()):  # so the interval does not depend on the order of the pairs
         drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
         means += np.asarray(values)[drawn].mean(axis=1)
     low, high = np.percentile(means / len(pairs), [2.5, 97.5])
     return Cell(mean, float(low), float(high))
 
 
-def table(images: Iterable[Scored]) -> dict[str, dict[str, Cell]]:
-    """method -> column -> cell, methods and columns in the order in which they come."""
-    methods: dict[str, list[Scored]] = {}
+def make_table(images: Iterable[ScoredImage]) -> dict[str, dict[str, Cell]]:
+    """method -> column -> cell; methods and columns keep their order."""
+    methods: dict[str, list[ScoredImage]] = {}
     for image in images:
         methods.setdefault(image.method, []).append(image)
-    return {name: {column: cell(own, column) for column in own[0].scores} for name, own in methods.items()}
+    return {name: {column: measure_cell(group, column) for column in group[0].scores} for name, group in methods.items()}
 
 
-def markdown(cells: Mapping[str, Mapping[str, Cell]]) -> str:
-    """In percent, as the paper prints them; the best mean of a column is bold."""
+def format_markdown(cells: Mapping[str, Mapping[str, Cell]]) -> str:
+    """A Markdown table in percent, as in the paper; the best mean of each column is bold."""
     columns = list(next(iter(cells.values())))
     best = {column: max(row[column].mean for row in cells.values()) for column in columns}
     lines = ["| method | " + " | ".join(f"{column} ↑" for column in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in cells.items():
-        texts = [f"**{percent(c)}**" if c.mean == best[column] else percent(c) for column, c in row.items()]
+        texts = [f"**{format_percent(c)}**" if c.mean == best[column] else format_percent(c) for column, c in row.items()]
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 
-def percent(c: Cell) -> str:
+def format_percent(c: Cell) -> str:
     if c.low is None or c.high is None:
         return f"{100 * c.mean:.1f}"
     return f"{100 * c.mean:.1f} ({100 * c.low:.1f} to {100 * c.high:.1f})"
 
 
-def as_csv(images: Sequence[Scored]) -> str:
-    """One line an image."""
+def format_csv(images: Sequence[ScoredImage]) -> str:
+    """A CSV text with one line for each image."""
     out = io.StringIO()
     columns = list(images[0].scores)
     writer = csv.writer(out, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The toy world as something to evaluate on: its pairs, and its judge as a metric."""
+"""The evaluation on the toy model: its pairs, and its judge as a metric."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOTH = "both"  # the column in which methods are compared
 
 
 class JudgeScores:
-    """How sure the judge is, from 0 to 1: of the subject, of the rendering, and of both at once (their product)."""
+    """The judge's probabilities in 0…1: of the subject, of the rendering, and of both (their product)."""
 
     def __init__(self) -> None:
         self.judge = toy.load_judge()
@@ -31,25 +31,28 @@ class JudgeScores:
         return {name: column.tolist() for name, column in columns.items()}
 
 
-def lora(name: str) -> Lora:
+def find_lora(name: str) -> Lora:
     return Lora(name, toy.find_lora(name), name)
 
 
-def pairs() -> list[tuple[Lora, Lora]]:
-    """Every subject with every style."""
-    return [(lora(content), lora(style)) for content in toy.CONTENT for style in toy.STYLE]
+def list_pairs() -> list[tuple[Lora, Lora]]:
+    """Every subject paired with every style."""
+    return [(find_lora(content), find_lora(style)) for content in toy.CONTENT for style in toy.STYLE]
 
 
-def sampling() -> Sampling:
+def make_sampling() -> Sampling:
     return Sampling(toy.write_prompt("{content}", "{style}"), steps=toy.STEPS, cfg=toy.GUIDANCE)
 
 
-def worker(sampler: str | None = None) -> Worker:
-    """Draws with the toy and asks its judge.  sampler: one of the command line's; None is the toy's own."""
+def make_worker(sampler: str | None = None) -> Worker:
+    """A worker that draws with the toy and scores with its judge.
 
-    def load_it() -> Any:
+    sampler: a name of the command line, or None for the toy's own.
+    """
+
+    def load_toy() -> Any:
         pipe = load_pipeline("toy", None, None)
         use_sampler(pipe, sampler)
         return pipe
 
-    return Worker(load_it, JudgeScores, sampling())
+    return Worker(load_toy, JudgeScores, make_sampling())

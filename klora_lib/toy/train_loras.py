@@ -26,7 +26,7 @@ class Recipe(NamedTuple):
 
     rank: int
     alpha: int
-    find_rate: float
+    rate: float
     layers: tuple[str, ...]
     dialect: str
 

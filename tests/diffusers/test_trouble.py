@@ -21,7 +21,7 @@ from klora_lib.cli.main import main
 from klora_lib.drawing import pipelines
 from klora_lib.drawing.draw import draw_images
 from klora_lib.errors import HostError, PairError, SettingsError
-from klora_lib.evaluation.metrics import pictures
+from klora_lib.evaluation.metrics import read_pictures
 
 from .asking import refused
 
@@ -38,7 +38,7 @@ def test_paths_that_cannot_be_looked_at(ask: Callable, files: Callable, tmp_path
     told = refused(ask("generate", model="toy", content=long), capsys, tmp_path / "out")
     assert told.startswith("content: ") and told.endswith("cannot be opened (File name too long)")
     with pytest.raises(SettingsError, match=r"references: .* cannot be opened \(File name too long\)"):
-        pictures(tmp_path / long)
+        read_pictures(tmp_path / long)
 
 
 def test_a_folder_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_folder_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(SettingsError, match=r"^model: '/closed/model' cannot be opened \(Permission denied\)$"):
         pipelines.read_pipeline("/closed/model", torch.float32)
     with pytest.raises(SettingsError, match=r"^references: '/closed/dog' cannot be opened \(Permission denied\)$"):
-        pictures(Path("/closed/dog"))
+        read_pictures(Path("/closed/dog"))
 
 
 def test_a_disk_full_from_the_start_keeps_no_new_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

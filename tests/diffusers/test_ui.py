@@ -67,7 +67,7 @@ def test_draws_what_klora_draws(toy: Any) -> None:
     chosen = {"enabled": True, "content": "subject", "style": "painter", "alpha": 2.0, "show_map": True}
     *images, drawn_map = studio.draw("a dog", 3.0, 2.0, *values(**chosen))[0]
     pipe = toy.load_pipeline()
-    with klora(pipe, toy.find_lora("subject"), toy.lora("painter"), alpha=2) as run:
+    with klora(pipe, toy.find_lora("subject"), toy.find_lora("painter"), alpha=2) as run:
         ours = pipe("a dog", num_images_per_prompt=2, generator=noise(3, 4), **CALL).images
     assert len(images) == len(ours) == 2 and all(map(equal, images, ours))
     assert drawn_map.size != images[0].size

@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 
 from klora_lib.errors import SettingsError
-from klora_lib.evaluation.metrics import ClipAndDino, Encoder, pictures
+from klora_lib.evaluation.metrics import ClipAndDino, Encoder, read_pictures
 
 from ..encoders import write_encoders
 
@@ -65,7 +65,7 @@ def test_no_pictures_of_a_lora(models: dict[str, str], references: Path):
 def test_a_broken_picture_is_named(references: Path):
     (references / "wash" / "torn.png").write_bytes(b"\x89PNG torn")
     with pytest.raises(SettingsError, match=r"references: 'torn.png' of 'wash' is no readable picture"):
-        pictures(references / "wash")
+        read_pictures(references / "wash")
 
 
 def test_no_such_model(tmp_path: Path):
@@ -104,7 +104,7 @@ def test_each_model_in_its_place(models: dict[str, str]):
 def test_many_images_are_shown_some_at_a_time(models: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch):
     encoder, seen = Encoder(models[name], name, CPU), []
     images = [picture(seed) for seed in range(70)]
-    shown = encoder.embed_some
-    monkeypatch.setattr(encoder, "embed_some", lambda some: (seen.append(len(some)), shown(some))[1])
+    shown = encoder.embed_batch
+    monkeypatch.setattr(encoder, "embed_batch", lambda some: (seen.append(len(some)), shown(some))[1])
     torch.testing.assert_close(encoder.embed(images), shown(images))
     assert seen == [32, 32, 6]

@@ -12,9 +12,9 @@ from klora_lib.cli import report as command
 from klora_lib.cli.main import main
 from klora_lib.errors import SettingsError
 from klora_lib.evaluation import report
-from klora_lib.evaluation.report import EXCHANGED, METHODS, TABLES, Row, measured, placed, written
+from klora_lib.evaluation.report import EXCHANGED, METHODS, TABLES, Row, fill_mark, format_texts, measure_tables
 from klora_lib.evaluation.run import Lora, Task
-from klora_lib.evaluation.table import Scored
+from klora_lib.evaluation.table import ScoredImage
 from klora_lib.settings import METHODS as NAMES
 
 PAIRS = [(Lora(c, Path(f"{c}.file"), c), Lora(s, Path(f"{s}.file"), s)) for c in ("cat", "robot") for s in ("wash", "neon")]
@@ -27,12 +27,12 @@ class Desk:
         self.before = before
         self.done: list[Task] = []
 
-    def __call__(self, tasks: Sequence[Task]) -> Iterator[list[Scored]]:
+    def __call__(self, tasks: Sequence[Task]) -> Iterator[list[ScoredImage]]:
         for task in tasks:
             self.done.append(task)
             value = (self.before + len(self.done)) / 1000
             scores = {"subject": value, "rendering": value, "both": value}
-            yield [Scored(task.method, task.content.name, task.style.name, seed, scores) for seed in task.seeds]
+            yield [ScoredImage(task.method, task.content.name, task.style.name, seed, scores) for seed in task.seeds]
 
 
 def test_every_method_and_both_scales_are_rows():
@@ -50,7 +50,7 @@ def test_rows_that_draw_the_same_are_drawn_once():
         "k": {"K = auto": Row({"k": "auto"}), "K = 4": Row({"k": 4}), "the grid's middle": Row({"alpha": 1.5, "beta": 0.5})},
         "samplers": {"Euler: klora, s": Row({}, sampler="Euler"), "own: klora, s": Row({})},
     }
-    images = measured(tables, PAIRS, 3, desks, {})
+    images = measure_tables(tables, PAIRS, 3, desks, {})
     assert len(desks[None].done) == 3 * len(PAIRS) and len(desks["Euler"].done) == len(PAIRS)
     rows = {name: [*dict.fromkeys(i.method for i in of)] for name, of in images.items()}
     assert rows == {name: [*of] for name, of in tables.items()}
@@ -63,7 +63,7 @@ def test_rows_that_draw_the_same_are_drawn_once():
 def test_files_are_exchanged_and_names_are_not():
     """So what a picture should show stays the same, and the choice is turned round."""
     desk = Desk()
-    measured({"methods": {EXCHANGED: METHODS[EXCHANGED]}}, PAIRS[:1], 2, {None: desk}, {})
+    measure_tables({"methods": {EXCHANGED: METHODS[EXCHANGED]}}, PAIRS[:1], 2, {None: desk}, {})
     (task,) = desk.done
     assert (task.content.name, task.content.phrase, task.content.path.name) == ("cat", "cat", "wash.file")
     assert (task.style.name, task.style.phrase, task.style.path.name) == ("wash", "wash", "cat.file")
@@ -72,8 +72,8 @@ def test_files_are_exchanged_and_names_are_not():
 def test_random_draws_image_by_image():
     """A batch has one plan, and that method's is the seed's."""
     desk = Desk()
-    measured({"methods": {name: METHODS[name] for name in ("random", "direct")}}, PAIRS[:1], 4, {None: desk}, {})
-    assert [task.batch for task in desk.done] == [1, report.MOST]
+    measure_tables({"methods": {name: METHODS[name] for name in ("random", "direct")}}, PAIRS[:1], 4, {None: desk}, {})
+    assert [task.batch for task in desk.done] == [1, report.MAX_BATCH]
 
 
 def test_a_key_says_what_is_no_default():
@@ -82,9 +82,9 @@ def test_a_key_says_what_is_no_default():
     assert Row({"scale": "s*"}).key == "beta 1.275, scale s*"
 
 
-def images(values: dict[str, float]) -> list[Scored]:
+def images(values: dict[str, float]) -> list[ScoredImage]:
     return [
-        Scored(method, "cat", style, seed, {"subject": 1.0, "rendering": value, "both": value})
+        ScoredImage(method, "cat", style, seed, {"subject": 1.0, "rendering": value, "both": value})
         for method, value in values.items()
         for style in ("wash", "neon")
         for seed in (0, 1)
@@ -93,7 +93,7 @@ def images(values: dict[str, float]) -> list[Scored]:
 
 def test_the_grid_is_alpha_across_and_beta_down():
     values = {f"α = {a}, β = {b}": a * b / 10 for a in report.ALPHAS for b in report.BETAS}
-    assert written("grid", images(values))["grid"].splitlines() == [
+    assert format_texts("grid", images(values))["grid"].splitlines() == [
         "| β \\ α | 1.0 | 1.5 | 2.0 |",
         "|---|---|---|---|",
         "| 0.25 | 2.5 (2.5 to 2.5) | 3.8 (3.8 to 3.8) | 5.0 (5.0 to 5.0) |",
@@ -103,7 +103,7 @@ def test_the_grid_is_alpha_across_and_beta_down():
 
 
 def test_pairs_have_a_line_each():
-    made = written("methods", images({"direct": 0.25, "klora, s": 0.5, "topk": 0.75}))
+    made = format_texts("methods", images({"direct": 0.25, "klora, s": 0.5, "topk": 0.75}))
     assert [*made] == ["methods", "ahead", "pairs"]
     assert made["pairs"].splitlines() == [
         "| content | style | direct | klora, s |",
@@ -120,14 +120,14 @@ def test_ahead_is_by_seed_and_counts_pairs():
         "klora, s": {"wash": (0.5, 0.75), "neon": (0.0, 0.25)},
     }
     rows = [replace(i, scores={"both": values[i.method][i.style][i.seed]}) for i in images(dict.fromkeys(values, 0.0))]
-    assert written("methods", rows)["ahead"].splitlines()[2:] == ["| klora, s | 12.5 (12.5 to 12.5) | 1 of 2 |"]
+    assert format_texts("methods", rows)["ahead"].splitlines()[2:] == ["| klora, s | 12.5 (12.5 to 12.5) | 1 of 2 |"]
 
 
 def test_what_is_around_a_table_stays():
     text = "Words.\n<!-- k -->\nold\n<!-- /k -->\nMore.\n"
-    assert placed(text, "k", "new\n") == "Words.\n<!-- k -->\nnew\n<!-- /k -->\nMore.\n"
+    assert fill_mark(text, "k", "new\n") == "Words.\n<!-- k -->\nnew\n<!-- /k -->\nMore.\n"
     with pytest.raises(SettingsError, match="document: has no place for the table 'grid'"):
-        placed(text, "grid", "new\n")
+        fill_mark(text, "grid", "new\n")
 
 
 # --- the command ---
@@ -137,8 +137,8 @@ def test_what_is_around_a_table_stays():
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     """In the toy's place; the document beside it is a copy of the repository's own."""
     desk = Desk()
-    monkeypatch.setattr(report.toy, "pairs", lambda: PAIRS)
-    monkeypatch.setattr(command, "here", lambda make: desk)
+    monkeypatch.setattr(report.toy, "list_pairs", lambda: PAIRS)
+    monkeypatch.setattr(command, "make_local_workers", lambda make: desk)
     monkeypatch.chdir(tmp_path)
     Path("doc.md").write_text(DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
     return desk

@@ -8,12 +8,12 @@ import io
 import numpy as np
 import pytest
 
-from klora_lib.evaluation.table import Scored, as_csv, cell, markdown, table
+from klora_lib.evaluation.table import ScoredImage, format_csv, format_markdown, make_table, measure_cell
 
 
-def images(method: str, values: dict[tuple[str, str], list[float]]) -> list[Scored]:
+def images(method: str, values: dict[tuple[str, str], list[float]]) -> list[ScoredImage]:
     return [
-        Scored(method, *pair, seed, {"subject": value, "style": 1 - value})
+        ScoredImage(method, *pair, seed, {"subject": value, "style": 1 - value})
         for pair, own in values.items()
         for seed, value in enumerate(own)
     ]
@@ -21,14 +21,15 @@ def images(method: str, values: dict[tuple[str, str], list[float]]) -> list[Scor
 
 def test_mean_counts_every_pair_alike():
     """However many seeds it has."""
-    assert cell(images("klora", {("a", "x"): [0.0], ("b", "x"): [1.0, 1.0, 1.0]}), "subject").mean == pytest.approx(0.5)
+    uneven = images("klora", {("a", "x"): [0.0], ("b", "x"): [1.0, 1.0, 1.0]})
+    assert measure_cell(uneven, "subject").mean == pytest.approx(0.5)
 
 
 def test_interval_is_of_the_mean():
     """Half its width is 1.96·σ/√n, for seeds within a pair; what pairs differ by is not in it."""
     drawn = np.random.default_rng(3).normal(0, 0.1, 400)
-    one = cell(images("klora", {("a", "x"): list(drawn)}), "subject")
-    two = cell(images("klora", {("a", "x"): list(drawn), ("b", "x"): list(10 + drawn)}), "subject")
+    one = measure_cell(images("klora", {("a", "x"): list(drawn)}), "subject")
+    two = measure_cell(images("klora", {("a", "x"): list(drawn), ("b", "x"): list(10 + drawn)}), "subject")
     expected = 1.96 * drawn.std() / 20
     assert one.low < one.mean < one.high
     assert (one.high - one.low) / 2 == pytest.approx(expected, rel=0.1)
@@ -37,13 +38,13 @@ def test_interval_is_of_the_mean():
 
 
 def test_rows_and_columns_keep_their_order():
-    made = table(images("style", {("a", "x"): [0.1]}) + images("content", {("a", "x"): [0.7]}))
+    made = make_table(images("style", {("a", "x"): [0.1]}) + images("content", {("a", "x"): [0.7]}))
     assert [*made] == ["style", "content"]
     assert [*made["style"]] == ["subject", "style"]
 
 
 def test_markdown_marks_the_best_of_each_column():
-    text = markdown(table(images("one", {("a", "x"): [0.25] * 2}) + images("two", {("a", "x"): [0.75] * 2})))
+    text = format_markdown(make_table(images("one", {("a", "x"): [0.25] * 2}) + images("two", {("a", "x"): [0.75] * 2})))
     assert text.splitlines() == [
         "| method | subject ↑ | style ↑ |",
         "|---|---|---|",
@@ -53,14 +54,14 @@ def test_markdown_marks_the_best_of_each_column():
 
 
 def test_one_seed_a_pair_has_a_mean_and_no_interval():
-    one = cell(images("klora", {("a", "x"): [0.25], ("b", "x"): [0.75]}), "subject")
+    one = measure_cell(images("klora", {("a", "x"): [0.25], ("b", "x"): [0.75]}), "subject")
     assert (one.mean, one.low, one.high) == (0.5, None, None)
-    assert "| klora | **50.0** | **50.0** |" in markdown(table(images("klora", {("a", "x"): [0.5]})))
+    assert "| klora | **50.0** | **50.0** |" in format_markdown(make_table(images("klora", {("a", "x"): [0.5]})))
 
 
 def test_csv_has_a_line_an_image():
     made = images("klora", {("a", "x"): [0.5, 0.25], ("b, c", "x"): [1.0]})
-    read = list(csv.DictReader(io.StringIO(as_csv(made))))
+    read = list(csv.DictReader(io.StringIO(format_csv(made))))
     assert [(r["content"], r["seed"], float(r["subject"])) for r in read] == [
         ("a", "0", 0.5),
         ("a", "1", 0.25),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from klora_lib.evaluation import toy
-from klora_lib.evaluation.report import EXCHANGED, METHODS, measured
-from klora_lib.evaluation.run import here
-from klora_lib.evaluation.table import table
+from klora_lib.evaluation.report import EXCHANGED, METHODS, measure_tables
+from klora_lib.evaluation.run import make_local_workers
+from klora_lib.evaluation.table import make_table
 
 # diffusers' Euler makes numpy arrays of tensors in a way that numpy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -19,8 +19,9 @@ Means = dict[str, dict[str, float]]  # row -> column -> mean over all pairs and 
 
 @pytest.fixture(scope="module")
 def means() -> Means:
-    drawn = measured({"methods": ROWS}, toy.pairs(), SEEDS, {None: here(toy.worker)}, {})["methods"]
-    return {name: {column: cell.mean for column, cell in row.items()} for name, row in table(drawn).items()}
+    workers = {None: make_local_workers(toy.make_worker)}
+    drawn = measure_tables({"methods": ROWS}, toy.list_pairs(), SEEDS, workers, {})["methods"]
+    return {name: {column: cell.mean for column, cell in row.items()} for name, row in make_table(drawn).items()}
 
 
 def better_than_direct(means: Means, row: str) -> bool:
