@@ -1,4 +1,4 @@
-"""``evaluate``: the paper's table, methods × pairs × seeds, scored against reference pictures."""
+"""``evaluate``: the paper's table of methods × pairs × seeds, with scores from reference pictures."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..evaluation.table import ScoredImage, format_csv, format_markdown, make_ta
 from ..rule.cache import Library
 from ..settings import METHODS, quote_value
 from . import files
-from .options import add_settings, given_settings, read_number, read_size, read_whole_number
-from .render import DRAWN, add_sampling, read_methods
+from .options import add_settings, read_given_settings, read_number, read_size, read_whole_number
+from .render import DRAW_SETTINGS, add_sampling, read_methods
 
-JUDGED = (64, 64)  # the size of an image that the toy's judge can look at
+JUDGED_SIZE = (64, 64)  # the toy's judge can only score images of this size
 
 
 def add_commands(commands: Any) -> None:
@@ -31,21 +31,22 @@ def add_commands(commands: Any) -> None:
         "evaluate", help="score methods × pairs × seeds by CLIP and DINO (the toy model: by its judge), as a table"
     )
     command.set_defaults(run=run_evaluate)
-    of = "a .safetensors file; with =WORDS, what stands for it in the prompt"
+    of = "a .safetensors file; with =WORDS, its trigger words in the prompt"
     command.add_argument("--content", nargs="+", default=[], metavar="FILE[=WORDS]", help=f"the content LoRAs, each {of}")
     command.add_argument("--style", nargs="+", default=[], metavar="FILE[=WORDS]", help=f"the style LoRAs, each {of}")
-    command.add_argument("--prompt", help="with {content} and {style} where the words of the two belong")
+    command.add_argument("--prompt", help="the prompt, with {content} and {style} where the words of the two belong")
     command.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(METHODS)})")
-    command.add_argument("--count", default="5", help="seeds a pair, counting up (default: %(default)s)")
-    command.add_argument("--batch", default="1", help="seeds drawn at once (default: %(default)s)")
-    command.add_argument("--references", metavar="DIR", help="has a folder of pictures for each LoRA, named as its file")
+    command.add_argument("--count", default="5", help="number of seeds for each pair, counting up (default: %(default)s)")
+    command.add_argument("--batch", default="1", help="number of seeds drawn at once (default: %(default)s)")
+    command.add_argument("--references", metavar="DIR", help="a folder that has a folder of pictures for each LoRA, named "
+                         "as its file")  # fmt: skip
     command.add_argument("--clip", help="a transformers CLIP model: a folder, or a name in the local cache")
     command.add_argument("--dino", help="a transformers DINO model, likewise")
     command.add_argument(
         "--ray", metavar="ADDRESS", help="spread the work over this Ray cluster (auto: the one that is running)"
     )
     add_sampling(command)
-    add_settings(command, DRAWN)
+    add_settings(command, DRAW_SETTINGS)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -71,7 +72,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def make_worker(
     model: str, device: str | None, dtype: str | None, sampler: str | None, metric: Any, sampling: Sampling
 ) -> Worker:
-    """Runs where the worker is to work, which may have a GPU where this machine has none."""
+    """Make a worker.  This runs on the worker's machine, which may have a GPU even if this machine has none."""
 
     def load() -> Any:
         pipe = pipelines.load_pipeline(model, device, dtype)
@@ -95,8 +96,8 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
 
 
 def read_tasks(args: argparse.Namespace) -> Iterator[Task]:
-    """Methods × pairs.  Every file is read once here, before a model is loaded for nothing."""
-    settings = given_settings(args, DRAWN)
+    """A task for each method and pair.  Every file is read here, so that a bad one is refused before a model is loaded."""
+    settings = read_given_settings(args, DRAW_SETTINGS)
     first = read_whole_number(args.seed, "seed", 0, 2**63 - 100001)
     seeds = tuple(range(first, first + read_whole_number(args.count, "count", 1, 100000)))
     batch = read_whole_number(args.batch, "batch", 1, 1000)
@@ -112,6 +113,7 @@ def read_tasks(args: argparse.Namespace) -> Iterator[Task]:
 
 
 def read_loras(args: argparse.Namespace, role: str) -> list[Lora]:
+    """The LoRAs given for a role; with the toy model, all of this role if none is given.  Raises SettingsError."""
     given = getattr(args, role)
     if not given and args.model == "toy":
         given = [name for name, its in pipelines.import_toy().list_loras().items() if its == role]
@@ -119,7 +121,7 @@ def read_loras(args: argparse.Namespace, role: str) -> list[Lora]:
         raise SettingsError("no LoRA is given", role)
     loras = []
     for text in given:
-        name, words = file_and_words(text)
+        name, words = split_words(text)
         path = pipelines.find_lora(name, args.model, role).absolute()
         loras.append(Lora(path.stem, path, words or path.stem))
     if len({lora.name for lora in loras}) < len(loras):
@@ -127,8 +129,8 @@ def read_loras(args: argparse.Namespace, role: str) -> list[Lora]:
     return loras
 
 
-def file_and_words(text: str) -> tuple[str, str]:
-    """`FILE=WORDS`; a file's own name may have = in it, too."""
+def split_words(text: str) -> tuple[str, str]:
+    """(file, words) of `FILE=WORDS`.  The file's name may contain = too."""
     name, end, words = text.partition(".safetensors=")
     if end or text.endswith(".safetensors"):
         return name + end.removesuffix("="), words
@@ -137,12 +139,12 @@ def file_and_words(text: str) -> tuple[str, str]:
 
 
 def read_metric(args: argparse.Namespace) -> Any:
-    """device -> Metric.  What it needs is looked for here, before a model is loaded for nothing."""
+    """A function device -> Metric.  What it needs is checked here, before a model is loaded."""
     given = {name: getattr(args, name) for name in ("references", "clip", "dino")}
     loras = {role: read_loras(args, role) for role in ("content", "style")}
     if args.model == "toy" and not any(given.values()):
-        judged(loras, read_size(args.size))
-        return judge_scores
+        check_judge(loras, read_size(args.size))
+        return make_judge
     if lacking := [name for name, value in given.items() if not value]:
         raise SettingsError("is needed to score images", lacking[0])
     references = Path(args.references).absolute()
@@ -151,20 +153,20 @@ def read_metric(args: argparse.Namespace) -> Any:
     return partial(ClipAndDino, args.clip, args.dino, references)
 
 
-def judged(loras: Mapping[str, Sequence[Lora]], size: tuple[int, int] | None) -> None:
-    """Raises SettingsError where the toy's judge cannot say of an image what is asked for."""
-    for role, own in loras.items():
-        known = [name for name, its in pipelines.import_toy().list_loras().items() if its == role]
-        if strange := [lora.name for lora in own if lora.name not in known]:
+def check_judge(loras: Mapping[str, Sequence[Lora]], size: tuple[int, int] | None) -> None:
+    """Raise SettingsError if the toy's judge cannot score images of these LoRAs or of this size."""
+    for role, given in loras.items():
+        names = [name for name, its in pipelines.import_toy().list_loras().items() if its == role]
+        if others := [lora.name for lora in given if lora.name not in names]:
             raise SettingsError(
-                f"the toy's judge knows {', '.join(known)}, not {quote_value(' '.join(strange))}: give --references, --clip "
+                f"the toy's judge knows {', '.join(names)}, not {quote_value(' '.join(others))}: give --references, --clip "
                 "and --dino for others", role
             )  # fmt: skip
-    if size not in (None, JUDGED):
+    if size not in (None, JUDGED_SIZE):
         raise SettingsError("the toy's judge looks at images of 64x64 only", "size")
 
 
-def judge_scores(device: torch.device) -> Metric:
+def make_judge(device: torch.device) -> Metric:
     from ..evaluation.toy import JudgeScores
 
     return JudgeScores()

@@ -1,4 +1,4 @@
-"""Writing what a command makes: whole files, or none."""
+"""Writing a command's results: a file is written completely, or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import SettingsError
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """All of ``data`` at ``path``, or nothing there."""
+    """Write ``data`` to ``path``, completely or not at all.  Raises SettingsError if it cannot be written."""
     partial = f"{path}.{os.getpid()}.partial"
     try:
         with open(partial, "wb") as file:
@@ -25,12 +25,12 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     except OSError as e:
         raise SettingsError(f"{os.fspath(path)!r} cannot be written: {e.strerror}") from None
     finally:
-        with suppress(OSError):  # long since in its place
+        with suppress(OSError):  # normally it was renamed, and is not there any more
             os.remove(partial)
 
 
 def encode_png(picture: Image.Image, parameters: str = "") -> bytes:
-    """A PNG, with ``parameters`` in the text chunk of that name, where WebUIs write and look for an image's making."""
+    """A PNG with the infotext ``parameters`` in the text chunk of that name, as WebUIs write and read it."""
     chunk = PngInfo()
     if parameters:
         chunk.add_text("parameters", parameters)
@@ -41,7 +41,10 @@ def encode_png(picture: Image.Image, parameters: str = "") -> bytes:
 
 @contextmanager
 def open_folder(path: str) -> Iterator[Path]:
-    """The folder at ``path``, there and writable; made where it is missing, and gone again if nothing came into it."""
+    """The folder at ``path``.  It is made if it is missing, and removed again at the end if it is empty.
+
+    Raises SettingsError if nothing can be written into it.
+    """
     out = Path(path)
     made: list[Path] = []
     try:
@@ -55,5 +58,5 @@ def open_folder(path: str) -> Iterator[Path]:
         yield out
     finally:
         for each in made:
-            with suppress(OSError):  # not empty: it is to stay
+            with suppress(OSError):  # raised if the folder is not empty; then it stays
                 each.rmdir()

@@ -10,14 +10,14 @@ GAP = 6
 
 
 def draw_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], heads: Sequence[str]) -> Image.Image:
-    """Rows of equally large pictures, a label left of each row and a head over each column."""
+    """A grid of pictures of one size, with a label to the left of each row and a heading above each column."""
     width, height = rows[0][0].size
     font = ImageFont.load_default(max(11, min(width, height) // 12))
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     boxes = [pen.textbbox((0, 0), text, font=font) for text in (*labels, *heads)]
     left = 2 * GAP + int(max(box[2] for box in boxes[: len(labels)]))
     top = 2 * GAP + int(max(box[3] for box in boxes))
-    column = max(width, int(max(box[2] for box in boxes[len(labels) :])))  # a small picture is narrower than its head
+    column = max(width, int(max(box[2] for box in boxes[len(labels) :])))  # a heading may be wider than the pictures
     picture = Image.new("RGB", (left + len(heads) * (column + GAP), top + len(rows) * (height + GAP)), "white")
     pen = ImageDraw.Draw(picture)
     for x, head in enumerate(heads):

@@ -1,7 +1,7 @@
 """Command line: ``plan`` and ``plot`` show the choice between two files; ``generate`` and ``compare`` draw images,
-``evaluate`` scores them, ``report`` measures docs/evaluation.md anew, and ``ui`` is a page that draws.
+``evaluate`` scores them, ``report`` measures the tables of docs/evaluation.md again, and ``ui`` serves a web page.
 
-Everything wrong with what was asked for is one line on stderr and exit status 2.
+Every error in the arguments is one line on stderr, with exit status 2.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from .options import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.  Returns the exit status: 0, or after one line on stderr 2, and 130 where it was stopped."""
+    """Run one command.  Returns the exit status: 0, or 2 after an error, or 130 if the user stopped it."""
 
     def run() -> None:
-        args = parser().parse_args(argv)
+        args = make_parser().parse_args(argv)
         args.run(args)
 
     return run_command(run)
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     top = Parser(prog="klora", description="K-LoRA (arXiv 2502.18461) without a WebUI.")
     top.add_argument("--version", action="version", version=f"klora {__version__}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)

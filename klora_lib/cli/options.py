@@ -1,4 +1,4 @@
-"""What the commands' options have in common: how they complain, and how values are read."""
+"""What the commands' options have in common: how errors are reported, and how values are read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..settings import BY_NAME, Settings, quote_value, read_settings
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with our own form of complaint: one line."""
+    """argparse, but its errors are SettingsErrors, which are reported in one line."""
 
     def error(self, message: str) -> Any:
         raise SettingsError(message)
 
 
 def run_command(act: Callable[[], None]) -> int:
-    """The exit status of ``act``, after one line on stderr where it is not 0."""
+    """Run ``act``.  Returns the exit status; if it is not 0, one line on stderr says why."""
     try:
         act()
     except KLoraError as e:
@@ -40,8 +40,8 @@ def add_settings(command: argparse.ArgumentParser, names: Iterable[str]) -> None
         command.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text.replace("%", "%%"))
 
 
-def given_settings(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """The settings among ``names`` that were given, read.  Raises SettingsError with all offenders."""
+def read_given_settings(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The values of those settings among ``names`` that were given.  Raises SettingsError with all invalid ones."""
     raw = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings: Settings = read_settings(raw)
     return {name: getattr(settings, name) for name in raw}
@@ -58,7 +58,7 @@ def read_whole_number(text: Any, name: str, least: int, most: int) -> int:
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:
-    """(width, height) of `768x512`; None where it is not given."""
+    """(width, height) from a text like `768x512`; None for None."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text)

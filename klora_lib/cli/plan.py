@@ -17,7 +17,7 @@ from ..rule.cache import Library
 from ..rule.plan import Plan, letters, make_plan
 from ..settings import Settings
 from .files import encode_png, write_file
-from .options import add_settings, given_settings, read_whole_number
+from .options import add_settings, read_given_settings, read_whole_number
 
 RULE = ("method", "alpha", "beta", "gamma", "scale", "k", "layers", "switch_every")
 
@@ -38,8 +38,11 @@ def add_commands(commands: Any) -> None:
 
 
 def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
-    """The plan that the arguments ask for, its steps, and what of the files it leaves out (said on standard error too)."""
-    settings = Settings(**given_settings(args, RULE))
+    """The plan for the arguments, its number of steps, and notes on what of the files is left out.
+
+    The notes are printed on standard error too.
+    """
+    settings = Settings(**read_given_settings(args, RULE))
     steps, seed = read_whole_number(args.steps, "steps", 1, 10000), read_whole_number(args.seed, "seed", 0, 2**63 - 1)
     library = Library()
     if os.path.realpath(args.content) == os.path.realpath(args.style):
@@ -56,15 +59,18 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    text = json.dumps(as_json(*read_plan(args)), indent=1, allow_nan=False)
+    text = json.dumps(describe_plan(*read_plan(args)), indent=1, allow_nan=False)
     if args.json == "-":
         print(text)
     else:
         write_file(args.json, text.encode())
 
 
-def as_json(plan: Plan, steps: int, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """The contract's form: gamma, steps, and per layer its numbers and one letter a step; and notes, where there are any."""
+def describe_plan(plan: Plan, steps: int, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The plan as the command's JSON: gamma, steps, and for each layer its values and one letter per step.
+
+    Also the notes, if there are any.
+    """
     s, table = plan.facts.scores, plan.table(steps)
     columns = (s.content_topk, s.style_topk, s.content_abs, s.style_abs)
     names = ("content_topk_sum", "style_topk_sum", "content_abs_sum", "style_abs_sum")

@@ -1,4 +1,4 @@
-"""``generate``: images, their settings and maps.  ``compare``: one grid of methods × seeds."""
+"""``generate`` writes images, their settings and maps.  ``compare`` writes one grid of methods × seeds."""
 
 from __future__ import annotations
 
@@ -22,45 +22,46 @@ from ..rule.cache import Library
 from ..settings import FIELDS, METHODS, quote_value
 from . import files
 from .grid import draw_grid
-from .options import add_settings, given_settings, read_number, read_size, read_whole_number
+from .options import add_settings, read_given_settings, read_number, read_size, read_whole_number
 
-SETTINGS = tuple(f.name for f in FIELDS if f.name not in ("enabled", "content", "style", "show_map"))
-DRAWN = tuple(name for name in SETTINGS if name != "method")  # where the methods are listed
-COMPARED = ("content", "style", "direct", "switch", "klora")
+GENERATE_SETTINGS = tuple(f.name for f in FIELDS if f.name not in ("enabled", "content", "style", "show_map"))
+DRAW_SETTINGS = tuple(name for name in GENERATE_SETTINGS if name != "method")  # for commands with a list of methods
+COMPARED_METHODS = ("content", "style", "direct", "switch", "klora")
 
 
 def add_commands(commands: Any) -> None:
     generate = commands.add_parser("generate", help="draw images, and write the settings and the selection map beside each")
-    generate.set_defaults(run=run_generate, count="1", settings=SETTINGS)
+    generate.set_defaults(run=run_generate, count="1", settings=GENERATE_SETTINGS)
     compare = commands.add_parser("compare", help="draw one labelled grid of methods × seeds")
-    compare.set_defaults(run=run_compare, count="3", settings=DRAWN)
-    compare.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(COMPARED)})")
-    for command, settings in ((generate, SETTINGS), (compare, DRAWN)):
+    compare.set_defaults(run=run_compare, count="3", settings=DRAW_SETTINGS)
+    compare.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(COMPARED_METHODS)})")
+    for command, settings in ((generate, GENERATE_SETTINGS), (compare, DRAW_SETTINGS)):
         command.add_argument("--content", required=True, help="the content LoRA, a .safetensors file (or one of the toy's)")
         command.add_argument("--style", required=True, help="the style LoRA, likewise")
-        command.add_argument("--prompt", help="with the trigger words of both LoRAs (the toy model knows its own)")
+        command.add_argument("--prompt", help="the prompt, with the trigger words of both LoRAs (optional with toy)")
         add_sampling(command)
         command.add_argument("--count", help="how many seeds, counting up (default: %(default)s)")
         add_settings(command, settings)
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:
-    """What every command that draws is told: the model and how it is sampled."""
+    """Add the options that all commands that draw have: the model and how it is sampled."""
     command.add_argument("--model", required=True, help="a diffusers folder, a .safetensors checkpoint, or toy")
-    command.add_argument("--negative-prompt", default="", help="what the image is to be without (default: nothing)")
+    command.add_argument("--negative-prompt", default="", help="what the image must not show (default: nothing)")
     command.add_argument("--steps", help=f"sampler steps (default: 30; the toy's: {toy.STEPS})")
     command.add_argument("--cfg", help=f"guidance scale (default: the pipeline's; the toy's: {toy.GUIDANCE:g})")
-    command.add_argument("--size", metavar="WxH", help="of the image (default: the model's)")
-    command.add_argument("--seed", default="0", help="of the first image (default: %(default)s)")
-    command.add_argument("--sampler", help=f"the model's own, or one of {', '.join(pipelines.SAMPLERS)}")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
-    command.add_argument("--dtype", choices=tuple(pipelines.DTYPES), help="of a model that is not toy")
-    command.add_argument("--out", required=True, metavar="DIR", help="where to write; made where it is missing")
+    command.add_argument("--size", metavar="WxH", help="size of the image (default: the model's)")
+    command.add_argument("--seed", default="0", help="seed of the first image (default: %(default)s)")
+    command.add_argument("--sampler", help=f"one of {', '.join(pipelines.SAMPLERS)} (default: the model's own)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+    command.add_argument("--dtype", choices=tuple(pipelines.DTYPES), help="type of the weights (default: fp16, on the CPU "
+                         "fp32; not with toy)")  # fmt: skip
+    command.add_argument("--out", required=True, metavar="DIR", help="the folder to write to; it is made if it is missing")
 
 
 @dataclass(frozen=True)
-class Task:
-    """What was asked for, read: nothing is loaded or changed yet."""
+class ImageRequest:
+    """The values of the options of ``generate`` and ``compare``."""
 
     model: str
     paths: tuple[Path, Path]
@@ -77,7 +78,8 @@ class Task:
         return "_".join(path.stem for path in self.paths)
 
 
-def read_task(args: argparse.Namespace) -> Task:
+def read_image_request(args: argparse.Namespace) -> ImageRequest:
+    """Read the options.  Loads and changes nothing.  Raises SettingsError."""
     defaults = pipelines.import_toy() if args.model == "toy" else None
     steps = getattr(defaults, "STEPS", 30) if args.steps is None else args.steps
     cfg = getattr(defaults, "GUIDANCE", None) if args.cfg is None else args.cfg
@@ -85,7 +87,7 @@ def read_task(args: argparse.Namespace) -> Task:
     content, style = (pipelines.find_lora(getattr(args, role), args.model, role) for role in ("content", "style"))
     if args.prompt is None and defaults is None:
         raise SettingsError("is needed, with the trigger words of both LoRAs", "prompt")
-    return Task(
+    return ImageRequest(
         args.model,
         (content, style),
         args.prompt if defaults is None or args.prompt is not None else defaults.write_prompt(content.stem, style.stem),
@@ -94,86 +96,87 @@ def read_task(args: argparse.Namespace) -> Task:
         read_number(cfg, "cfg", 0, 100),
         read_size(args.size),
         range(first, first + read_whole_number(args.count, "count", 1, 1000)),
-        given_settings(args, args.settings),
+        read_given_settings(args, args.settings),
     )
 
 
-class Easel:
-    """A loaded pipeline, and what is drawn with it."""
+class ImageMaker:
+    """A loaded pipeline that draws the images of a request."""
 
-    def __init__(self, args: argparse.Namespace, task: Task):
+    def __init__(self, args: argparse.Namespace, request: ImageRequest):
         self.library = Library()
-        self.library.read_both(*((path, path.stem) for path in task.paths))  # before a model is loaded for nothing
-        self.task = task
-        self.pipe = pipelines.load_pipeline(task.model, args.device, args.dtype)
+        self.library.read_both(*((path, path.stem) for path in request.paths))  # bad files are refused first
+        self.request = request
+        self.pipe = pipelines.load_pipeline(request.model, args.device, args.dtype)
         self.sampler = pipelines.use_sampler(self.pipe, args.sampler)
 
-    def draw(self, seed: int, settings: dict[str, Any], bar: tqdm, label: str = "") -> tuple[Image.Image, Run]:
-        """One image, and the block that it was drawn in."""
-        task = self.task
+    def draw_image(self, seed: int, settings: dict[str, Any], bar: tqdm, label: str = "") -> tuple[Image.Image, Run]:
+        """Draw one image.  Returns it with the Run of its klora block."""
+        request = self.request
 
-        def show(call: int, calls: int) -> None:
+        def show_call(call: int, calls: int) -> None:
             bar.set_postfix_str(f"{label}seed {seed}, call {call} of {calls}")
 
-        given = pipelines.make_arguments(task.prompt, task.negative, task.steps, task.cfg, task.size)
-        block = klora(self.pipe, *task.paths, seed=seed, callback=show, library=self.library, **settings)
+        given = pipelines.make_arguments(request.prompt, request.negative, request.steps, request.cfg, request.size)
+        block = klora(self.pipe, *request.paths, seed=seed, callback=show_call, library=self.library, **settings)
         images, run = draw_images(self.pipe, block, **given, generator=torch.Generator().manual_seed(seed))
         bar.update()
         return images[0], run
 
-    def parameters(self, image: Image.Image, seed: int, run: Run) -> str:
+    def make_infotext(self, image: Image.Image, seed: int, run: Run) -> str:
         """The infotext, as a WebUI writes it."""
-        task = self.task
-        facts: dict[str, Any] = {"Steps": task.steps, "Sampler": self.sampler}
-        facts |= {"CFG scale": task.cfg} if task.cfg is not None else {}
-        facts |= {"Seed": seed, "Size": f"{image.width}x{image.height}", "Model": Path(task.model).stem}
-        lines = [task.prompt, f"Negative prompt: {task.negative}"] if task.negative else [task.prompt]
+        request = self.request
+        facts: dict[str, Any] = {"Steps": request.steps, "Sampler": self.sampler}
+        facts |= {"CFG scale": request.cfg} if request.cfg is not None else {}
+        facts |= {"Seed": seed, "Size": f"{image.width}x{image.height}", "Model": Path(request.model).stem}
+        lines = [request.prompt, f"Negative prompt: {request.negative}"] if request.negative else [request.prompt]
         return "\n".join([*lines, f"{infotext.join(facts)}, {run.infotext()}"])
 
 
-def show_progress(images: int) -> tqdm:
-    """A bar over images on a terminal; nothing in a log."""
+def make_progress_bar(images: int) -> tqdm:
+    """A progress bar over images on a terminal; it shows nothing if stderr is not a terminal."""
     return tqdm(total=images, unit="image", leave=False, disable=None, file=sys.stderr)
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    task = read_task(args)
+    request = read_image_request(args)
     with files.open_folder(args.out) as out:
-        easel = Easel(args, task)
-        with show_progress(len(task.seeds)) as bar:
-            for seed in task.seeds:
-                image, run = easel.draw(seed, task.settings, bar)
-                text = easel.parameters(image, seed, run)
-                stem = out / f"{task.name}_{run.settings.method}_{seed}"
+        maker = ImageMaker(args, request)
+        with make_progress_bar(len(request.seeds)) as bar:
+            for seed in request.seeds:
+                image, run = maker.draw_image(seed, request.settings, bar)
+                text = maker.make_infotext(image, seed, run)
+                stem = out / f"{request.name}_{run.settings.method}_{seed}"
                 files.write_file(f"{stem}.png", files.encode_png(image, text))
                 files.write_file(f"{stem}.txt", f"{text}\n".encode())
                 files.write_file(f"{stem}_map.png", files.encode_png(draw_plan(run.table())))
         print_notes(run)
-        print(f"{len(task.seeds)} × image, settings and map: {stem.parent}")
+        print(f"{len(request.seeds)} × image, settings and map: {stem.parent}")
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    task, methods = read_task(args), read_methods(args.methods)
+    request, methods = read_image_request(args), read_methods(args.methods)
     with files.open_folder(args.out) as out:
-        easel = Easel(args, task)
+        maker = ImageMaker(args, request)
         rows, texts = [], []
-        with show_progress(len(task.seeds) * len(methods)) as bar:
+        with make_progress_bar(len(request.seeds) * len(methods)) as bar:
             for method in methods:
                 row = []
-                for seed in task.seeds:
-                    image, run = easel.draw(seed, {**task.settings, "method": method}, bar, f"{method}, ")
+                for seed in request.seeds:
+                    image, run = maker.draw_image(seed, {**request.settings, "method": method}, bar, f"{method}, ")
                     row.append(image)
-                    texts += [easel.parameters(image, seed, run)]
+                    texts += [maker.make_infotext(image, seed, run)]
                 rows.append(row)
-        grid = draw_grid(rows, methods, [f"seed {seed}" for seed in task.seeds])
-        files.write_file(out / f"{task.name}_grid.png", files.encode_png(grid, texts[0]))
-        files.write_file(out / f"{task.name}_grid.txt", ("\n\n".join(texts) + "\n").encode())
+        grid = draw_grid(rows, methods, [f"seed {seed}" for seed in request.seeds])
+        files.write_file(out / f"{request.name}_grid.png", files.encode_png(grid, texts[0]))
+        files.write_file(out / f"{request.name}_grid.txt", ("\n\n".join(texts) + "\n").encode())
         print_notes(run)
-        print(out / f"{task.name}_grid.png")
+        print(out / f"{request.name}_grid.png")
 
 
 def read_methods(given: list[str] | None) -> list[str]:
-    methods = [word.lower() for each in given or COMPARED for word in each.split(",") if word]
+    """The methods in a list of names, which may contain commas, without repeats.  Raises SettingsError."""
+    methods = [word.lower() for each in given or COMPARED_METHODS for word in each.split(",") if word]
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise SettingsError(f"must be some of {', '.join(METHODS)}, not {quote_value(' '.join(unknown))}", "methods")

@@ -1,4 +1,4 @@
-"""``report``: measure the tables of docs/evaluation.md anew."""
+"""``report``: measures the tables of docs/evaluation.md again."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .options import read_whole_number
 
 
 def add_commands(commands: Any) -> None:
-    command = commands.add_parser("report", help="measure the tables of an evaluation document anew, on the toy model")
+    command = commands.add_parser("report", help="measure the tables of an evaluation document again, on the toy model")
     command.set_defaults(run=run_report)
-    command.add_argument("document", type=Path, help="a Markdown file with places for the tables, as docs/evaluation.md")
-    command.add_argument("--csv", type=Path, required=True, help="where every image's scores go, as soon as they are known")
-    command.add_argument("--resume", action="store_true", help="keep what is in that file, and measure the rest")
-    command.add_argument("--seeds", default=str(SEEDS), help="images a pair (default: %(default)s)")
+    command.add_argument("document", type=Path, help="a Markdown file with places for the tables, like docs/evaluation.md")
+    command.add_argument("--csv", type=Path, required=True, help="the file for every image's scores, written during the run")
+    command.add_argument("--resume", action="store_true", help="keep the scores in that file, and measure only the others")
+    command.add_argument("--seeds", default=str(SEEDS), help="images for each pair (default: %(default)s)")
     command.add_argument("--ray", metavar="ADDRESS", help="spread the work over this Ray cluster")
 
 
@@ -41,23 +41,23 @@ def run_report(args: argparse.Namespace) -> None:
     except UnicodeDecodeError:
         raise SettingsError(f"{str(args.document)!r} is no UTF-8 text", "document") from None
     check_marks(text)
-    files.write_file(args.document, text.encode())  # can it be written?
+    files.write_file(args.document, text.encode())  # raises now if it cannot be written
     known = read_scores(args.csv) if args.resume else {}
-    world, began = pipelines.import_toy(), time.monotonic()
+    model, began = pipelines.import_toy(), time.monotonic()
     pairs, samplers = toy.list_pairs(), dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
     make = {sampler: partial(toy.make_worker, sampler) for sampler in samplers}
     workers = {
         sampler: make_ray_workers(one, args.ray) if args.ray else make_local_workers(one) for sampler, one in make.items()
     }
-    with opened(args.csv, args.resume) as file:
-        drawn = measure_tables(TABLES, pairs, seeds, workers, known, lambda images: append(file, images))
+    with open_csv(args.csv, args.resume) as file:
+        drawn = measure_tables(TABLES, pairs, seeds, workers, known, lambda images: append_scores(file, images))
     spent = "" if args.resume else f", {(time.monotonic() - began) / 60:.0f} minutes"
-    sampled = f"{world.STEPS} steps, guidance {world.GUIDANCE:g}"
+    sampled = f"{model.STEPS} steps, guidance {model.GUIDANCE:g}"
     setting = f"{len(pairs)} pairs × {seeds} seeds a row, {sampled}; torch {torch.__version__}{spent}.\n"
     files.write_file(args.document, fill_document(text, drawn, setting).encode())
 
 
-def opened(path: Path, resume: bool) -> IO[str]:
+def open_csv(path: Path, resume: bool) -> IO[str]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a" if resume else "w", encoding="utf-8", newline="", buffering=1)
@@ -65,7 +65,7 @@ def opened(path: Path, resume: bool) -> IO[str]:
         raise SettingsError(f"{str(path)!r} cannot be written: {e.strerror}", "csv") from None
 
 
-def append(file: IO[str], images: Sequence[ScoredImage]) -> None:
+def append_scores(file: IO[str], images: Sequence[ScoredImage]) -> None:
     head, _, lines = format_csv(images).partition("\n")
     try:
         file.write(lines if file.tell() else f"{head}\n{lines}")
@@ -74,7 +74,7 @@ def append(file: IO[str], images: Sequence[ScoredImage]) -> None:
 
 
 def read_scores(path: Path) -> dict[tuple[str, str, str], list[ScoredImage]]:
-    """What `append` wrote, by row's key, content and style."""
+    """Read what `append_scores` wrote: scored images by the row's key, content and style.  Raises SettingsError."""
     known: dict[tuple[str, str, str], list[ScoredImage]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:

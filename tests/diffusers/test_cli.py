@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from klora_lib import __version__
 from klora_lib.cli import files as cli_files
-from klora_lib.cli.main import main, parser
+from klora_lib.cli.main import main, make_parser
 from klora_lib.diffusers import klora
 
 from .asking import refused
@@ -78,7 +78,7 @@ def test_the_version(capsys: Any) -> None:
 
 
 def test_every_option_says_what_it_means() -> None:
-    (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
     silent = [f"{name} {option.dest}" for name, command in commands.choices.items() for option in command._actions
               if not option.help]  # fmt: skip
     assert silent == []
@@ -126,7 +126,7 @@ def test_methods(ask: Callable, tmp_path: Path, capsys: Any) -> None:
     assert told.startswith("method: must be one of")
     told = refused(ask("compare", methods="best"), capsys, tmp_path / "out")
     assert told.startswith("methods: must be some of")
-    parsed = parser().parse_args(ask("compare", method="klora"))  # as argparse shortens
+    parsed = make_parser().parse_args(ask("compare", method="klora"))  # as argparse shortens
     assert parsed.methods == ["klora"] and not hasattr(parsed, "method")
 
 

@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from klora_lib import toy
-from klora_lib.cli.evaluate import file_and_words
+from klora_lib.cli.evaluate import split_words
 from klora_lib.cli.main import main
 from klora_lib.drawing import pipelines
 from klora_lib.evaluation.metrics import ClipAndDino
@@ -167,7 +167,7 @@ def test_whatever_the_pipeline_raises_is_one_line(
     ],
 )
 def test_a_file_and_what_stands_for_it(text: str, read: tuple[str, str]) -> None:
-    assert file_and_words(text) == read
+    assert split_words(text) == read
 
 
 # --- the toy's judge ---

@@ -18,7 +18,7 @@ import torch
 import klora_lib
 from klora_lib.cli import ui
 from klora_lib.cli.main import main
-from klora_lib.cli.ui import Studio, build_page
+from klora_lib.cli.ui import ToyStudio, build_page
 from klora_lib.diffusers import klora
 from klora_lib.errors import HostError, KLoraError
 from klora_lib.settings import BY_NAME, FIELDS, Settings
@@ -63,20 +63,20 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def test_draws_what_klora_draws(toy: Any) -> None:
-    studio = Studio(toy)
+    studio = ToyStudio(toy)
     chosen = {"enabled": True, "content": "subject", "style": "painter", "alpha": 2.0, "show_map": True}
-    *images, drawn_map = studio.draw("a dog", 3.0, 2.0, *values(**chosen))[0]
+    *images, drawn_map = studio.draw_images("a dog", 3.0, 2.0, *values(**chosen))[0]
     pipe = toy.load_pipeline()
     with klora(pipe, toy.find_lora("subject"), toy.find_lora("painter"), alpha=2) as run:
         ours = pipe("a dog", num_images_per_prompt=2, generator=noise(3, 4), **CALL).images
     assert len(images) == len(ours) == 2 and all(map(equal, images, ours))
     assert drawn_map.size != images[0].size
     assert not equal(images[0], images[1])
-    assert studio.draw("a dog", 3, 1, *values(**chosen))[1] == run.infotext()
+    assert studio.draw_images("a dog", 3, 1, *values(**chosen))[1] == run.infotext()
 
 
 def test_off_is_the_plain_model(toy: Any) -> None:
-    images, text = Studio(toy).draw("a dog", 3, 1, *values(content="subject", style="painter"))
+    images, text = ToyStudio(toy).draw_images("a dog", 3, 1, *values(content="subject", style="painter"))
     plain = toy.load_pipeline()("a dog", generator=noise(3), **CALL).images
     assert text == ""
     assert len(images) == 1 and equal(images[0], plain[0])
@@ -94,11 +94,11 @@ def test_off_is_the_plain_model(toy: Any) -> None:
 )
 def test_refusals(toy: Any, given: dict[str, Any], said: str) -> None:
     with pytest.raises(KLoraError, match=said):
-        Studio(toy).draw("a dog", 3, 1, *values(enabled=True, **given))
+        ToyStudio(toy).draw_images("a dog", 3, 1, *values(enabled=True, **given))
 
 
 def test_the_page_opens_with_a_pair_chosen(toy: Any) -> None:
-    blocks = build_page(Studio(toy))
+    blocks = build_page(ToyStudio(toy))
     shown = {block.elem_id: block for block in blocks.blocks.values() if getattr(block, "elem_id", None)}
     for name, value in (("content", "subject"), ("style", "painter"), ("enabled", True)):
         found = shown[f"script_txt2img_klora_{name}" + ("-checkbox" if name == "enabled" else "")]
@@ -110,7 +110,7 @@ def test_the_page_opens_with_a_pair_chosen(toy: Any) -> None:
 
 
 def test_whatever_the_pipeline_raises_is_a_sentence(toy: Any) -> None:
-    studio = Studio(toy)
+    studio = ToyStudio(toy)
 
     def fail(*_: Any, **__: Any) -> None:
         raise ValueError("two\nlines")
@@ -118,7 +118,7 @@ def test_whatever_the_pipeline_raises_is_a_sentence(toy: Any) -> None:
     studio.pipe.check_inputs = fail
     for enabled in (True, False):
         with pytest.raises(HostError, match="^the StableDiffusionPipeline cannot draw this: two$"):
-            studio.draw("a dog", 3, 1, *values(enabled=enabled, content="subject", style="painter"))
+            studio.draw_images("a dog", 3, 1, *values(enabled=enabled, content="subject", style="painter"))
 
 
 # --- the command ---
