@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -135,10 +136,9 @@ class Bypassed:
         return bias[:, None, None] if isinstance(self.site.module, nn.Conv2d) else bias
 
     def kernel(self, matrix: Tensor) -> Tensor:
-        """[rows, in·kh·kw] as this site's layer takes it: [rows, in, kh, kw] for a convolution."""
-        if not isinstance(self.site.module, nn.Conv2d):
-            return matrix
-        window = self.site.shape[2:]
-        kernel = matrix.reshape(matrix.shape[0], -1, *window)
-        extra = self.site.module.in_channels - kernel.shape[1]
-        return nn.functional.pad(kernel, (0, 0, 0, 0, 0, extra)) if extra else kernel
+        """[rows, in·kh·kw] as this site's layer takes it, with zeros for its further channels; [rows, in, kh, kw] for a
+        convolution."""
+        shape = self.site.shape
+        extra = math.prod(shape[1:]) - matrix.shape[1]
+        padded = nn.functional.pad(matrix, (0, extra)) if extra else matrix
+        return padded.reshape(matrix.shape[0], *shape[1:]) if isinstance(self.site.module, nn.Conv2d) else padded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
@@ -15,6 +16,9 @@ from .session import Placed
 from .site import Load, Loads, Site
 
 Sites = Mapping[str, Site]
+# layers that take the picture; variants of a model have them take further channels behind its own (mask, control picture)
+FIRST_LAYERS = ("conv_in", "x_embedder", "pos_embed.proj", "patch_embedding")
+LATENT = 4  # channels of the picture in every UNet of Stable Diffusion
 
 
 def place(
@@ -78,7 +82,7 @@ def added_mask(plan: Plan, unit: Unit) -> int:
 
 def refuse_other_shapes(units: Sequence[Unit], sites: Sites, names: tuple[str, str], checkpoint: str) -> None:
     there = [(unit, shape_in_the_model(unit, sites)) for unit in units]
-    bad = [(unit, shape) for unit, shape in there if shape is not None and not fits(unit.shape, shape)]
+    bad = [(unit, shape) for unit, shape in there if shape is not None and not fits(unit, shape)]
     if not bad:
         return
     told = [f"{unit.name} is {text(unit.shape)} in the LoRAs, {text(shape)} in the model" for unit, shape in bad[:SHOWN]]
@@ -86,16 +90,27 @@ def refuse_other_shapes(units: Sequence[Unit], sites: Sites, names: tuple[str, s
     raise PairError(f"{names[0]!r} and {names[1]!r} are not made for the model of {checkpoint!r}: {'; '.join(told)}{more}")
 
 
-def fits(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Same rows and columns; an inpainting model's first convolution has 9 input channels where the LoRA has 4.
+def fits(unit: Unit, theirs: tuple[int, ...]) -> bool:
+    """Same rows and columns as the model's layer; a bias alone has rows only; a first layer may be wider in the model."""
+    if len(unit.shape) == 1:
+        return unit.shape[0] == theirs[0]
+    return flat(unit.shape) == flat(theirs) or widened(unit, theirs)
 
-    A bias alone has rows only.
+
+def widened(unit: Unit, theirs: tuple[int, ...]) -> bool:
+    """Whether the model's layer is the unit's, with further input channels behind it: these get no update.
+
+    So are the first layers of inpainting, InstructPix2Pix, depth, Flux Fill and Flux Control. Only a first layer can be,
+    of as many rows and of the same kernel. A LoRA for another model differs there or in its other layers.
     """
-    if len(ours) == 1:
-        return ours[0] == theirs[0]
-    if len(theirs) == 4 and theirs[1] == 9 and len(ours) == 4 and ours[1] == 4:
-        return ours[0] == theirs[0] and ours[2:] == theirs[2:]
-    return flat(ours) == flat(theirs)
+    if unit.name not in FIRST_LAYERS or unit.shape[0] != theirs[0]:
+        return False
+    if len(unit.shape) == 2:  # the kernel is unknown, or there is none
+        channels, rest = divmod(unit.shape[1], math.prod(theirs[2:]))
+        same_kernel = rest == 0
+    else:
+        channels, same_kernel = unit.shape[1], unit.shape[2:] == theirs[2:]
+    return same_kernel and channels < theirs[1] and (unit.name != "conv_in" or channels == LATENT)
 
 
 def text(shape: tuple[int, ...]) -> str:

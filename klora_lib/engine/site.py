@@ -67,7 +67,7 @@ class Loads:
 
     @property
     def columns(self) -> int:
-        """in·kh·kw of ΔW.  An inpainting model's first convolution has more: its further channels get no update."""
+        """in·kh·kw of ΔW.  A first layer may have more (see ``fit.widened``): its further channels get no update."""
         load = self.content or self.style
         assert load is not None
         return math.prod(load.delta.shape[1:])

@@ -45,6 +45,7 @@ LAYERS = {
     ),
     "rows of a fused linear": Layer(lambda: nn.Linear(6, 12), (4, 6), (2, 5, 6), (4, 8)),
     "inpainting": Layer(lambda: nn.Conv2d(9, 6, 3, padding=1), (6, 4, 3, 3), (2, 9, 4, 4)),
+    "wider linear": Layer(lambda: nn.Linear(14, 8), (8, 6), (2, 5, 14)),
 }
 
 
