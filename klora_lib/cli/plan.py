@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from typing import Any
 
 import torch
 
 from ..core.cache import Library
+from ..core.peft import name_of
 from ..core.plan import Plan, letters, make_plan
 from ..settings import Settings
 from .files import png, write
@@ -26,8 +26,8 @@ def add_commands(commands: Any) -> None:
     plot.set_defaults(run=run_plot)
     plot.add_argument("--out", default="klora-plan.png", metavar="FILE", help="the PNG (default: %(default)s)")
     for command in (plan, plot):
-        command.add_argument("content", metavar="CONTENT", help="the content LoRA, a .safetensors file")
-        command.add_argument("style", metavar="STYLE", help="the style LoRA, a .safetensors file")
+        command.add_argument("content", metavar="CONTENT", help="the content LoRA, a .safetensors file or a PEFT folder")
+        command.add_argument("style", metavar="STYLE", help="the style LoRA, likewise")
         command.add_argument("--steps", default=30, help="sampler steps (default: %(default)s)")
         command.add_argument("--seed", default=0, help="the image's seed, for the method random (default: %(default)s)")
         add_settings(command, RULE)
@@ -38,7 +38,7 @@ def planned(args: argparse.Namespace) -> tuple[Plan, int]:
     settings = Settings(**given_settings(args, RULE))
     steps, seed = whole(args.steps, "steps", 1, 10000), whole(args.seed, "seed", 0, 2**63 - 1)
     library = Library()
-    files = library.read_both(*((path, os.path.splitext(os.path.basename(path))[0]) for path in (args.content, args.style)))
+    files = library.read_both(*((path, name_of(path)) for path in (args.content, args.style)))
     pair = library.pair(*files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return make_plan(pair, library.score(pair, settings.k, device), settings, steps, seed), steps

@@ -12,6 +12,7 @@ import torch
 from ..errors import KLoraError, LoraFileError, all_offenders
 from .lora import LoraFile, read_lora
 from .pairing import Pair, make_pair
+from .peft import CONFIG, weights_in
 from .scoring import Scores, score
 
 T = TypeVar("T")
@@ -27,12 +28,13 @@ class Library:
         self.scores: OrderedDict[Hashable, Scores] = OrderedDict()
 
     def read(self, path: str | os.PathLike[str], name: str) -> LoraFile:
-        """The file at ``path``, read again whenever size, time or identity of it changed.  Raises LoraFileError."""
-        try:
-            stat = os.stat(path)
-        except OSError:
+        """The file or PEFT folder at ``path``, read again whenever size, time or identity of the file, or of an
+        adapter_config.json beside it, changed.  Raises LoraFileError."""
+        weights = weights_in(path)
+        there = stamp(weights)
+        if there is None:
             return read_lora(path, name)  # which says what is wrong
-        key = os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, name
+        key = os.path.realpath(weights), there, stamp(weights.parent / CONFIG), name
         return kept(self.files, key, FILES, lambda: read_lora(path, name))
 
     def read_both(self, *listed: tuple[str | os.PathLike[str], str]) -> tuple[LoraFile, LoraFile]:
@@ -58,6 +60,15 @@ class Library:
         """The pair's scores, taken on ``device`` the first time."""
         key = pair.content.digest, pair.style.digest, k
         return kept(self.scores, key, SCORES, lambda: score(pair.units, k, device))
+
+
+def stamp(path: os.PathLike[str]) -> tuple[int, int, int] | None:
+    """What tells one state of a file on disk from another; None where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def kept(shelf: OrderedDict[Hashable, T], key: Hashable, room: int, make: Callable[[], T]) -> T:

@@ -7,20 +7,18 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from ..errors import LoraFileError
 from .build import build_delta, finite
 from .deltas import Delta, Norm
-from .keys import Key, natural, parse_key
-from .peft import Adapter, adapters
+from .keys import Key, natural, parse_key, split_part
+from .peft import CONFIG, PREFIX, Adapter, adapters, config_beside, name_of, weights_in
 from .rows import as_in_the_model
 
 SHOWN = 3  # offenders named in a sentence
@@ -51,11 +49,11 @@ class LoraFile:
 def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile:
     """Read a .safetensors LoRA, the digest (blake2b, hex) and the tensors from the same bytes.
 
-    Args: name: how messages call it; the file's stem when None.
+    Args: path: of the file, or of a folder that PEFT saved.  name: how messages call it; see peft.name_of when None.
     Raises LoraFileError, one sentence with that name and never a path, for whatever is not a usable LoRA.
     """
-    path = Path(path)
-    name = path.stem if name is None else name
+    name = name_of(path) if name is None else name
+    path = weights_in(path)
     if path.suffix.lower() != ".safetensors":
         kind = f"a {path.suffix} file" if path.suffix else "a file without an extension"
         raise LoraFileError(f"{name!r} is {kind}, which may run code when opened: convert it to .safetensors")
@@ -66,7 +64,12 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
     except OSError as error:
         raise LoraFileError(f"{name!r} cannot be opened ({error.strerror})") from None
     tensors, metadata = parse(data, name)
-    return lora_file(tensors, name, hashlib.blake2b(data).hexdigest(), metadata)
+    digest = hashlib.blake2b(data)
+    config = config_beside(path, tensors, name)
+    if config is not None:
+        digest.update(config)
+        metadata = {**metadata, CONFIG: config.decode(errors="replace")}
+    return lora_file(tensors, name, digest.hexdigest(), metadata)
 
 
 # --- bytes to tensors ---
@@ -116,7 +119,7 @@ def lora_file(
 ) -> LoraFile:
     """The pure part of read_lora: sort tensors by role and layer, build every module.
 
-    metadata: the file's own; PEFT adapters have their alpha there.
+    metadata: the file's own, and the text of an adapter_config.json; PEFT adapters have their alpha there.
     Raises LoraFileError naming the first few offenders and how many more there are.
     """
     if not tensors:
@@ -140,10 +143,10 @@ def lora_file(
             texts.append(Text(raw, key, tensor))
     if not layers:
         raise LoraFileError(f"{name!r} {nothing_to_use(len(texts), unknown)}")
-    known = adapters(metadata)
+    known = adapters(metadata, name)
     if "denoiser" in known:
-        layers = {layer: with_alpha(known["denoiser"], layer, parts) for layer, parts in layers.items()}
-    texts += missing_alphas(known, texts)
+        wrong += add_strengths(known["denoiser"], layers, written)
+    wrong += add_text_strengths(known, texts)
     deltas, misfits = build_all(layers, written)
     wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
     if wrong:
@@ -161,20 +164,38 @@ def lora_file(
     )
 
 
-def with_alpha(adapter: Adapter, layer: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``parts`` of a plain LoRA with the adapter's alpha, where the file has none beside the tensors."""
-    if "alpha" in parts or "lora_down.weight" not in parts:
-        return parts
-    return {**parts, "alpha": torch.tensor(adapter.alpha_of(layer, parts["lora_down.weight"].shape[0]))}
+def add_strengths(adapter: Adapter, layers: Mapping[str, dict[str, Tensor]], written: Mapping[str, str]) -> list[str]:
+    """Give modules the adapter's alpha where the file has none beside the tensors; what is wrong with the others."""
+    wrong: list[str] = []
+    for layer, parts in layers.items():
+        try:
+            parts.update(adapter.strength(as_written(written[layer]), parts))
+        except LoraFileError as error:
+            wrong.append(error.message)
+    return wrong
 
 
-def missing_alphas(known: Mapping[str, Adapter], texts: list[Text]) -> list[Text]:
-    """The alphas that the metadata has for text-encoder modules and the tensors have not."""
-    have = {text.key[:2] for text in texts if text.key.part == "alpha"}
-    ours = [t for t in texts if t.foreign and t.key.role in known and t.key[:2] not in have]
-    downs = [t for t in ours if t.key.part == "lora_down.weight"]
-    alphas = [known[t.key.role].alpha_of(t.key.layer, t.tensor.shape[0]) for t in downs]
-    return [Text(t.raw, t.key._replace(part="alpha"), torch.tensor(a)) for t, a in zip(downs, alphas, strict=True)]
+def add_text_strengths(known: Mapping[str, Adapter], texts: list[Text]) -> list[str]:
+    """The same for text-encoder modules, as further ``texts``."""
+    modules: dict[tuple[str, str], dict[str, Text]] = {}
+    for text in texts:
+        if text.foreign and text.key.role in known:
+            modules.setdefault(text.key[:2], {})[text.key.part] = text
+    wrong: list[str] = []
+    for (role, _), parts in modules.items():
+        one = next(iter(parts.values()))
+        try:
+            strength = known[role].strength(as_written(one.raw), {part: text.tensor for part, text in parts.items()})
+            texts += [Text(one.raw, one.key._replace(part=part), tensor) for part, tensor in strength.items()]
+        except LoraFileError as error:
+            wrong.append(error.message)
+    return wrong
+
+
+def as_written(raw: str) -> str:
+    """The module's path in a key, with the names of the model that was trained."""
+    module, _ = split_part(raw.removeprefix(PREFIX)) or (raw, "")
+    return module
 
 
 def nothing_to_use(texts: int, unknown: list[str]) -> str:

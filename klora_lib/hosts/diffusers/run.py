@@ -15,6 +15,7 @@ from torch import Tensor
 from ... import infotext
 from ...core.cache import Library
 from ...core.pairing import Pair
+from ...core.peft import name_of, weights_in
 from ...core.plan import Plan, make_plan
 from ...core.scoring import Scores
 from ...engine.fit import place
@@ -136,13 +137,14 @@ def klora(
 ) -> Iterator[Run]:
     """While open, ``pipe`` samples with K-LoRA's choice between two LoRA files; afterwards it is bit for bit as before.
 
-    Args: seed: the image's, for the method ``random``.  callback: called before every denoiser call with its place in the
-        schedule, from 1, and the places of the pass (one a sampler step, two with second-order samplers).  library: keeps
-        files and scores for the next block.  settings: those of ``klora_lib.settings``.
+    Args: content, style: paths of .safetensors files, or of folders that PEFT saved.  seed: the image's, for the method
+        ``random``.  callback: called before every denoiser call with its place in the schedule, from 1, and the places of
+        the pass (one a sampler step, two with second-order samplers).  library: keeps files and scores for the next block.
+        settings: those of ``klora_lib.settings``.
     Raises a KLoraError, before anything is changed, where settings, files or model do not go together.
     """
     paths = as_path(content, "content"), as_path(style, "style")
-    names = {"content": paths[0].stem, "style": paths[1].stem}
+    names = {"content": name_of(paths[0]), "style": name_of(paths[1])}
     chosen = read_settings({"enabled": True, **settings, **names})
     run = prepare(pipe, paths, chosen, seed, callback, library or Library())
     if not chosen.enabled:
@@ -174,9 +176,9 @@ def prepare(
         train_timesteps(pipe.scheduler)
     if occupied(denoiser):
         raise HostError("a klora block is already open on this pipeline; close it first")
-    if paths[0].resolve() == paths[1].resolve():
-        raise SettingsError(f"must be another LoRA than content, both are {paths[0].stem!r}", "style")
-    files = library.read_both(*((path, path.stem) for path in paths))
+    if weights_in(paths[0]).resolve() == weights_in(paths[1]).resolve():
+        raise SettingsError(f"must be another LoRA than content, both are {name_of(paths[0])!r}", "style")
+    files = library.read_both(*((path, name_of(path)) for path in paths))
     device = device_of(pipe, denoiser)
     try:
         there = sites(denoiser)
