@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 import torch
@@ -41,7 +42,10 @@ def planned(args: argparse.Namespace) -> tuple[Plan, int]:
     files = library.read_both(*((path, name_of(path)) for path in (args.content, args.style)))
     pair = library.pair(*files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return make_plan(pair, library.score(pair, settings.k, device), settings, steps, seed), steps
+    plan = make_plan(pair, library.score(pair, settings.k, device), settings, steps, seed)
+    for note in plan.notes:
+        print(f"klora: {note}", file=sys.stderr)
+    return plan, steps
 
 
 def run_plan(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import PairError
+from .architecture import difference
 from .deltas import Delta, fuse
 from .keys import fused_name, is_attention, members
 from .lora import LoraFile
@@ -51,21 +52,37 @@ class Pair:
     units: tuple[Unit, ...]
     added: tuple[Unit, ...]
 
+    @property
+    def shared(self) -> bool:
+        """Whether any layer has both, and so anything is to be chosen."""
+        return any(unit.shared for unit in self.units)
+
 
 def make_pair(content: LoraFile, style: LoraFile) -> Pair:
-    """Align two LoRAs.  Raises PairError where a common layer has two shapes, or where there is none in common."""
+    """Align two LoRAs.
+
+    Raises PairError where a common layer has two shapes, or where none is in common and they are for different models.
+    """
     one, two = to_shared_granularity(content.modules, style.modules), to_shared_granularity(style.modules, content.modules)
     units = tuple(Unit(name, one.get(name), two.get(name)) for name in dict.fromkeys([*one, *two]))
     added = tuple(
         Unit(name, content.added.get(name), style.added.get(name)) for name in dict.fromkeys([*content.added, *style.added])
     )
     refuse_two_shapes(content.name, style.name, units + added)
-    if not any(u.shared for u in units):
+    pair = Pair(content, style, units, added)
+    if not pair.shared:
+        refuse_two_architectures(content, style)
+    return pair
+
+
+def refuse_two_architectures(content: LoraFile, style: LoraFile) -> None:
+    """Raise PairError where two LoRAs without a common layer (as B-LoRA's halves are) cannot be for one model."""
+    one, two = {**content.modules, **content.added}, {**style.modules, **style.added}
+    if what := difference(one, two):
         raise PairError(
-            f"{content.name!r} and {style.name!r} have no denoiser layer in common: "
-            f"{len(one)} layers like {next(iter(one))}, and {len(two)} like {next(iter(two))}"
+            f"{content.name!r} and {style.name!r} have no denoiser layer in common and are made for different models, "
+            f"{what}: {len(one)} layers like {next(iter(one))}, and {len(two)} like {next(iter(two))}"
         )
-    return Pair(content, style, units, added)
 
 
 def to_shared_granularity(own: Mapping[str, Delta], other: Mapping[str, Delta]) -> dict[str, Delta]:

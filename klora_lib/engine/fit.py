@@ -27,7 +27,8 @@ def place(
     """Every unit of the pair on its site, and the names of those the model does not have.
 
     Args: weights: the user's denoiser weights of content and style.
-    Raises PairError where shapes differ, or no layer that both LoRAs touch is in the model.
+    Raises PairError where shapes differ, or no layer that both LoRAs touch is in the model (where they share none: no
+    layer of one of them).
     """
     refuse_other_shapes((*pair.units, *pair.added), sites, (pair.content.name, pair.style.name), checkpoint)
     rows = [*range(len(plan.units)), *[None] * len(pair.added)]
@@ -37,9 +38,21 @@ def place(
         if not found:
             missing.append(unit.name)
         placed += [Placed(row, added_mask(plan, unit), site, loads(part, weights), part.name) for part, site in found]
-    if not any(unit.shared and seats(unit, sites) for unit in pair.units):
-        raise PairError(f"none of the layers that both LoRAs touch is in {checkpoint!r}, {pair.units[0].name} is not")
+    refuse_absent(pair, sites, checkpoint)
     return placed, missing
+
+
+def refuse_absent(pair: Pair, sites: Sites, checkpoint: str) -> None:
+    units = (*pair.units, *pair.added)
+    if pair.shared:
+        if not any(unit.shared and seats(unit, sites) for unit in units):
+            raise PairError(f"none of the layers that both LoRAs touch is in {checkpoint!r}, {pair.units[0].name} is not")
+        return
+    for role, file in (("content", pair.content), ("style", pair.style)):
+        own = [unit for unit in units if getattr(unit, role) is not None]
+        if not any(seats(unit, sites) for unit in own):
+            said = f"none of the {len(own)} layers of {file.name!r} is in {checkpoint!r}, {own[0].name} is not"
+            raise PairError(said, role)
 
 
 def loads(unit: Unit, weights: tuple[float, float]) -> Loads:

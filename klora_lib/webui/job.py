@@ -104,6 +104,8 @@ class Job:
         if missing:
             told = f"{len(missing)}, {missing[0]} among them"
             p.comment(f"K-LoRA: layers of the pair that are not in {host.checkpoint()!r}: {told}")
+        for note in plan.notes:
+            p.comment(f"K-LoRA: {note}")
         if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
         host.settle(site.site.module for site in placed)

@@ -93,6 +93,21 @@ def test_a_model_without_any_shared_layer_is_refused() -> None:
         )
 
 
+def test_without_a_shared_layer_each_lora_needs_one_in_the_model() -> None:
+    """Also a LoRA of nothing but norms, which acts as every norm does."""
+    halves = make_file("subject", 1, [Q], norm=False), make_file("style", 2, ["conv_in"], norm=False)
+    pair, stack = make_pair(*halves), make_stack()
+    placed, missing = place(planned(pair), pair, make_sites(stack), (1, 1), "tiny")
+    assert [p.name for p in placed] == [u.name for u in pair.units] == [Q, "conv_in"] and not missing
+    for gone, said in ((Q, "content: none of the 1 layers of 'subject' is in 'tiny'"), ("conv_in", "style: none of")):
+        left = {name: module for name, module in stack.items() if name != gone}
+        with pytest.raises(PairError, match=said):
+            place(planned(pair), pair, make_sites(left), (1, 1), "tiny")
+    norms = make_pair(halves[0], make_file("style", 2, []))
+    placed, _ = place(planned(norms), norms, make_sites(stack), (1, 1), "tiny")
+    assert [p.name for p in placed] == [Q, NORM]
+
+
 def test_another_architecture_is_refused_by_layer_and_both_shapes() -> None:
     pair, stack = make(), make_stack()
     stack[Q] = nn.Linear(16, 8)

@@ -190,7 +190,7 @@ def prepare(
         run.new_session(plan, placed)  # never advanced: only to hear whether the engine can
     except PairError as e:
         raise e if e.field else e.about("content and style") from None
-    run.notes += told(missing, f"the {type(bare(denoiser)).__name__}")
+    run.notes += [*plan.notes, *told(missing, f"the {type(bare(denoiser)).__name__}")]
     return run
 
 

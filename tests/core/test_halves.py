@@ -1,0 +1,35 @@
+"""Theorems: two LoRAs without a common layer (B-LoRA's content and style halves) each act on their own layers."""
+
+from __future__ import annotations
+
+import pytest
+
+from klora_lib.errors import PairError
+from klora_lib.settings import METHODS
+
+from ..pairs import ATTENTION, OTHERS, random_layers, scaled
+from .test_plan import CONTENT, STYLE, plan_of, rows
+
+HALVES = random_layers(1, ATTENTION), random_layers(2, OTHERS, rank=3)
+
+
+@pytest.mark.parametrize("layers", ["all", "attention"])
+@pytest.mark.parametrize("method", METHODS)
+def test_without_a_common_layer_each_layer_has_the_lora_that_touches_it(method: str, layers: str) -> None:
+    plan = plan_of(*HALVES, method=method, layers=layers)
+    got = rows(plan)
+    own = {"content": ("C", "N"), "style": ("N", "S"), "switch": ("CN", "NS")}.get(method, ("C", "S"))
+    assert all(set(got[name]) == set(own[0]) for name in ATTENTION) and all(set(got[n]) == set(own[1]) for n in OTHERS)
+    assert len(plan.notes) == 1 and "no denoiser layer in common" in plan.notes[0]
+
+
+def test_without_a_common_layer_gamma_is_one_unless_it_is_given() -> None:
+    assert [plan_of(*HALVES, gamma=gamma).gamma for gamma in ("auto", "mean-ratio", 0.25)] == [1.0, 1.0, 0.25]
+    assert plan_of(CONTENT, STYLE).notes == []
+
+
+def test_without_a_common_layer_neither_lora_may_vanish() -> None:
+    with pytest.raises(PairError, match="style: 'painter' has no attention layer, and layers is 'attention-only'"):
+        plan_of(*HALVES, layers="attention-only")
+    with pytest.raises(PairError, match=f"content: 'subject' is zero in all its {len(ATTENTION)} layers; was it trained"):
+        plan_of(scaled(HALVES[0], 0.0), HALVES[1])
