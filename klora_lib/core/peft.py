@@ -140,7 +140,7 @@ def unreadable(name: str, reason: object) -> LoraFileError:
 def weights_in(path: str | os.PathLike[str]) -> Path:
     """The file of weights in a folder that PEFT saved; any other path as it is."""
     weights = Path(path) / WEIGHTS
-    return weights if weights.is_file() else Path(path)
+    return weights if os.path.isfile(weights) else Path(path)  # False too for a path that cannot be looked at
 
 
 def name_of(path: str | os.PathLike[str]) -> str:

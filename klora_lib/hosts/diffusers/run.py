@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import infotext
 from ...core.cache import Library
@@ -20,13 +21,13 @@ from ...core.plan import Plan, make_plan
 from ...core.scoring import Scores
 from ...engine.fit import place
 from ...engine.sampling import SamplingPass
-from ...engine.session import Placed, Session
+from ...engine.session import Session
 from ...engine.standing import standing
 from ...errors import HostError, PairError, SettingsError
 from ...settings import Settings, read_settings, shown
 from .calls import around_calls, before_forward, count_steps, occupied
 from .clock import Clock, train_timesteps
-from .model import bare, denoiser_of, device_of, in_diffusers_order, refuse_hooks, sites
+from .model import bare, denoisers_of, device_of, in_diffusers_order, model_name, refuse_hooks, sites
 from .text import text_actors, told
 
 File = str | os.PathLike[str]
@@ -46,7 +47,8 @@ class Run:
         self.scores = scores
         self.seed = seed
         self.callback = callback
-        self.denoiser = denoiser_of(pipe)
+        self.denoisers = denoisers_of(pipe)
+        self.acting: nn.Module | None = None  # which of them carries the choice
         self.passes: list[SamplingPass] = []
         self.notes: list[str] = []
         self.strength: float | None = None  # of the pipeline call that is running
@@ -63,7 +65,7 @@ class Run:
     @contextmanager
     def sampling(self, given: Mapping[str, Any]) -> Iterator[None]:
         """One call of the pipeline, with arguments ``given``.  Raises HostError where it sampled without us."""
-        if denoiser_of(self.pipe) is not self.denoiser:
+        if denoisers_of(self.pipe) != self.denoisers:
             raise HostError("the pipeline got another denoiser after klora() began; open a new block for it")
         late = given.get("denoising_start") is not None  # which overrules the strength
         self.strength = None if late or given.get("strength") is None else float(given["strength"])
@@ -85,14 +87,15 @@ class Run:
         for each in passes[-1:]:
             each.check(len(each.progress), stopped)
 
-    def before_denoising(self, given: Mapping[str, Any]) -> None:
-        """A denoiser call is about to happen: bring the model to its place in the plan."""
-        timestep = float(torch.as_tensor(given["timestep"]).flatten()[0])
+    def before_denoising(self, denoiser: nn.Module, given: Mapping[str, Any]) -> None:
+        """A call of ``denoiser`` is about to happen: bring it to its place in the plan."""
+        timestep = float(torch.as_tensor(given["timestep"]).max())  # Wan: one a token, 0 for those of a given picture
         if self.clock is None or self.clock.timesteps is not self.pipe.scheduler.timesteps:
             self.close()
-            self.open(Clock(self.pipe.scheduler, timestep, self.strength))
+            self.open(Clock(self.pipe.scheduler, timestep, self.strength), denoiser)
         else:
             self.clock.tick(timestep)
+            self.move_to(denoiser)
         assert self.clock is not None
         current = self.passes[-1]
         again = self.clock.call < len(current.progress)  # guidance may call twice at one place
@@ -100,26 +103,33 @@ class Run:
         if self.callback is not None:
             self.callback(self.clock.call + 1, self.clock.total)
 
-    def open(self, clock: Clock) -> None:
+    def open(self, clock: Clock, denoiser: nn.Module) -> None:
         """Plan the pass and place the pair on the denoiser as it is now."""
         plan = make_plan(self.pair, self.scores, self.settings, clock.whole, self.seed)
-        placed, _ = self.place(plan)
-        self.passes.append(SamplingPass(plan, self.new_session(plan, placed)))
-        self.clock = clock
+        self.passes.append(SamplingPass(plan, self.new_session(plan, denoiser)[0]))
+        self.clock, self.acting = clock, denoiser
 
-    def place(self, plan: Plan) -> tuple[list[Placed], list[str]]:
+    def move_to(self, denoiser: nn.Module) -> None:
+        """The pass goes on in ``denoiser``, by the same plan; the one before is as it was."""
+        current = self.passes[-1]
+        if denoiser is not self.acting and not current.closed:
+            current.move(self.new_session(current.plan, denoiser)[0])
+            self.acting = denoiser
+
+    def new_session(self, plan: Plan, denoiser: nn.Module) -> tuple[Session, list[str]]:
+        """The plan on a denoiser, and the names of the pair's layers that this does not have.  Nothing is changed yet.
+
+        Raises PairError where the pair does not fit it, HostError where the engine cannot work on it.
+        """
         (_, content), (_, style) = self.settings.weights
-        return place(plan, self.pair, sites(self.denoiser), (content, style), type(self.pipe).__name__)
-
-    def new_session(self, plan: Plan, placed: list[Placed]) -> Session:
-        """Raises HostError where the engine cannot work on the denoiser; nothing is changed yet."""
-        session = Session(plan, placed, self.settings.engine, device_of(self.pipe, self.denoiser))
-        refuse_hooks(session.actors, self.denoiser)
-        return session
+        placed, missing = place(plan, self.pair, sites(denoiser), (content, style), model_name(self.pipe))
+        session = Session(plan, placed, self.settings.engine, device_of(self.pipe, denoiser))
+        refuse_hooks(session.actors, denoiser)
+        return session, missing
 
     def close(self) -> None:
-        """The denoiser as it was; safe to call again."""
-        self.clock = None
+        """The denoisers as they were; safe to call again."""
+        self.clock = self.acting = None
         for each in self.passes[-1:]:
             each.close()
 
@@ -150,15 +160,15 @@ def klora(
     if not chosen.enabled:
         yield run
         return
-    texts, missing = text_actors(pipe, run.pair, chosen, device_of(pipe, run.denoiser))
+    device = device_of(pipe, run.denoisers[0])
+    texts, missing = text_actors(pipe, run.pair, chosen, device)
     run.notes += told(missing, "the text encoders")
     for note in run.notes:
         logging.getLogger(__name__).warning("K-LoRA: %s", note)
-    with (
-        standing(texts, device_of(pipe, run.denoiser)),
-        before_forward(run.denoiser, run.before_denoising, type(bare(run.denoiser)).forward),
-        around_calls(pipe, run.sampling),
-    ):
+    with standing(texts, device), ExitStack() as hooks, around_calls(pipe, run.sampling):
+        for denoiser in run.denoisers:
+            act = partial(run.before_denoising, denoiser)
+            hooks.enter_context(before_forward(denoiser, act, type(bare(denoiser)).forward))
         try:
             yield run
         finally:
@@ -168,29 +178,30 @@ def klora(
 def prepare(
     pipe: Any, paths: tuple[Path, Path], settings: Settings, seed: int, callback: Callback | None, library: Library
 ) -> Run:
-    """Read, pair, score and plan, and see whether the pipeline's denoiser fits.  Changes nothing."""
+    """Read, pair, score and plan, and see whether the pipeline's denoisers fit.  Changes nothing."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise SettingsError(f"must be a whole number, not {shown(seed)}", "seed")
-    denoiser = denoiser_of(pipe)
+    denoisers = denoisers_of(pipe)
     if settings.progress == "noise":
         train_timesteps(pipe.scheduler)
-    if occupied(denoiser):
+    if any(occupied(denoiser) for denoiser in denoisers):
         raise HostError("a klora block is already open on this pipeline; close it first")
     if weights_in(paths[0]).resolve() == weights_in(paths[1]).resolve():
         raise SettingsError(f"must be another LoRA than content, both are {name_of(paths[0])!r}", "style")
     files = library.read_both(*((path, name_of(path)) for path in paths))
-    device = device_of(pipe, denoiser)
+    device = device_of(pipe, denoisers[0])
     try:
-        there = sites(denoiser)
+        there = sites(denoisers[0])
         pair = library.pair(*files)
         scores = library.score(pair, settings.k, device)
         run = Run(pipe, settings, in_diffusers_order(pair, there), scores, seed, callback)
         plan = make_plan(run.pair, scores, settings, 1, seed)
-        placed, missing = run.place(plan)
-        run.new_session(plan, placed)  # never advanced: only to hear whether the engine can
+        # sessions that are never advanced: only to hear whether the pair fits and the engine can
+        missing = [run.new_session(plan, denoiser)[1] for denoiser in denoisers]
     except PairError as e:
         raise e if e.field else e.about("content and style") from None
-    run.notes += [*plan.notes, *told(missing, f"the {type(bare(denoiser)).__name__}")]
+    where = [f"the {type(bare(denoiser)).__name__}" for denoiser in denoisers]
+    run.notes += dict.fromkeys([*plan.notes, *(note for each in zip(missing, where) for note in told(*each))])
     return run
 
 
