@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import torch
 
-from ..errors import KLoraError, LoraFileError, all_offenders
+from ..errors import KLoraError, LoraFileError, PairError, all_offenders
 from .lora import LoraFile, read_lora
 from .pairing import Pair, make_pair
 from .peft import CONFIG, weights_in
-from .scoring import Scores, score
+from .scoring import Scores, Weights, score
 
 T = TypeVar("T")
 FILES, PAIRS, SCORES = 4, 2, 64  # kept; a file or pair is a few hundred MB, scores a few kB
@@ -56,10 +56,28 @@ class Library:
         key = content.name, content.digest, style.name, style.digest
         return kept(self.pairs, key, PAIRS, lambda: make_pair(content, style))
 
-    def score(self, pair: Pair, k: str | int, device: torch.device) -> Scores:
-        """The pair's scores, taken on ``device`` the first time."""
+    def score(self, pair: Pair, k: str | int, device: torch.device, weights: Weights | None = None) -> Scores:
+        """The pair's scores, taken on ``device`` the first time.
+
+        Scores that depend on the model's ``weights`` are not kept: these change, and nobody tells.  Raises PairError for
+        such a pair without a model.
+        """
+        if pair.relative:
+            if weights is None:
+                raise without_a_model(pair)
+            return score(pair.units, k, device, weights)
         key = pair.content.digest, pair.style.digest, k
         return kept(self.scores, key, SCORES, lambda: score(pair.units, k, device))
+
+
+def without_a_model(pair: Pair) -> PairError:
+    role = "content" if any(u.content is not None and u.content.relative for u in pair.units) else "style"
+    file = pair.content if role == "content" else pair.style
+    return PairError(
+        f"{file.name!r} is an OFT, BOFT or IA3, which multiplies the model's own weights: its changes, and so the choice, "
+        "can be known only with the model",
+        role,
+    )
 
 
 def stamp(path: os.PathLike[str]) -> tuple[int, int, int] | None:

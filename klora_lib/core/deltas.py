@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import LoraFileError
 
 Device = torch.device | str | None
+UNKNOWN = 0  # a size that the file does not tell: OFT and IA3 know one side of their weight
 
 
 def wide(tensor: Tensor, device: Device = None) -> Tensor:
@@ -32,14 +33,25 @@ class Delta:
     """One module's update of one weight W; the base of every type below.
 
     shape: of ΔW as in the model, [out, in] or [out, in, kh, kw]; [n] for a norm or a bias alone.
-        A LoHa or LoKr written flat does not know its kernel: [out, in·kh·kw].
+        A LoHa or LoKr written flat does not know its kernel: [out, in·kh·kw].  Sizes may be UNKNOWN.
     rank: the dim the file was trained with; min(out, in·kh·kw) for full matrices; the sum over a fused module's parts.
     bias: what is added to the layer's bias, [out], or None.
+    bias_factor: times the layer's own bias, what is added to it, [out], or None.
+    relative: ΔW is made from W, so that there is none without it: no dense() and no factors(), update() alone.
     """
 
     shape: tuple[int, ...]
     rank: int
     bias: Tensor | None
+    relative: bool = False
+
+    @property
+    def bias_factor(self) -> Tensor | None:
+        return None
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can act on a weight of ``shape`` whose known sizes are its own."""
+        return True
 
     def dense(self, device: Device = None) -> Tensor:
         """ΔW with the file's alpha/rank, without DoRA and without a user's weight: fp32 [out, in·kh·kw]."""
@@ -179,15 +191,27 @@ class Fused(Delta):
         return sum(part.rank for part in self.known)
 
     @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return any(part.relative for part in self.known)
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        both = zip(self.parts, self.rows, strict=True)
+        return all(part is None or part.accepts((rows, *shape[1:])) for part, rows in both)
+
+    @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        if all(part.bias is None for part in self.known):
+        return self.stacked([None if part is None else part.bias for part in self.parts])
+
+    @property
+    def bias_factor(self) -> Tensor | None:
+        return self.stacked([None if part is None else part.bias_factor for part in self.parts])
+
+    def stacked(self, vectors: Sequence[Tensor | None]) -> Tensor | None:
+        """One vector of them, zeros where a part has none; None where no part has one."""
+        if all(vector is None for vector in vectors):
             return None
-        return torch.cat(
-            [
-                torch.zeros(rows) if part is None or part.bias is None else wide(part.bias, "cpu")
-                for part, rows in zip(self.parts, self.rows, strict=True)
-            ]
-        )
+        both = zip(vectors, self.rows, strict=True)
+        return torch.cat([torch.zeros(rows) if vector is None else wide(vector, "cpu") for vector, rows in both])
 
     def dense(self, device: Device = None) -> Tensor:
         empty = columns(self.shape)
@@ -225,40 +249,6 @@ class Fused(Delta):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Swapped(Delta):
-    """A module whose halves of output rows stand the other way round in the model: scale and shift, shift and scale."""
-
-    inner: Delta
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.inner.shape
-
-    @property
-    def rank(self) -> int:  # type: ignore[override]
-        return self.inner.rank
-
-    @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
-        return None if self.inner.bias is None else halves_swapped(self.inner.bias)
-
-    def dense(self, device: Device = None) -> Tensor:
-        return halves_swapped(self.inner.dense(device))
-
-    def factors(self) -> tuple[Tensor, Tensor, float] | None:
-        low_rank = self.inner.factors()
-        return low_rank and (halves_swapped(low_rank[0]), *low_rank[1:])
-
-    def update(self, base: Tensor) -> Tensor:
-        return halves_swapped(self.inner.update(halves_swapped(base)))
-
-
-def halves_swapped(tensor: Tensor) -> Tensor:
-    """[a; b] -> [b; a], as a copy."""
-    return tensor.roll(tensor.shape[0] // 2, 0)
-
-
 def fuse(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
     """One module for a fused weight: `parts` from the top row down, each rows[i] tall, None for one that is absent.
 
@@ -268,9 +258,9 @@ def fuse(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
     if not known or len(parts) != len(rows):
         raise LoraFileError(f"a fused weight needs at least one of its {len(parts)} parts, and a height for each")
     for part, height in known:
-        if part.shape[0] != height:
+        if part.shape[0] not in (height, UNKNOWN):
             raise LoraFileError(f"a part of a fused weight has {part.shape[0]} rows where {height} are expected")
-    widths = sorted({columns(part.shape) for part, _ in known})
+    widths = sorted({columns(part.shape) for part, _ in known} - {UNKNOWN})
     if len(widths) > 1:
         raise LoraFileError(f"the parts of a fused weight differ in width: {' and '.join(map(str, widths))} columns")
     return Fused(tuple(parts), tuple(rows))

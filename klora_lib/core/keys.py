@@ -45,6 +45,9 @@ PARTS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (rf"\.lora_B{ADAPTER}\.weight", r"\1", "lora_up.weight"),
         (rf"\.lora_B{ADAPTER}\.bias", r"\1", "lora_up.bias"),
         (rf"\.lora_magnitude_vector{ADAPTER}(?:\.weight)?", r"\1", "lora_magnitude_vector"),
+        (rf"\.oft_R{ADAPTER}\.weight", r"\1", "oft_R"),
+        (r"\.oft_R\.scaled_oft", r"\1", "scaled_oft"),  # OneTrainer's
+        (r"\.(oft_blocks\.\d+)", r"\1", r"\2"),  # kohya's, a part of a fused projection of Flux
         (r"\.([ab][12]|bm)\.weight", r"\1", r"\2.weight"),
         (r"\.([^.]+)", r"\1", r"\2"),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import PairError
 from .architecture import difference
-from .deltas import Delta, fuse
+from .deltas import UNKNOWN, Delta, fuse
 from .keys import fused_name, is_attention, members
 from .lora import LoraFile
 
@@ -31,14 +31,20 @@ class Unit:
         return is_attention(self.name)
 
     @property
+    def relative(self) -> bool:
+        """Whether one of the two has no ΔW without the model's weight."""
+        return any(delta is not None and delta.relative for delta in (self.content, self.style))
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of ΔW as in the file: [out, in] or [out, in, kh, kw]."""
-        delta = self.content or self.style
-        assert delta is not None
-        return delta.shape
+        """Shape of ΔW as in the file: [out, in] or [out, in, kh, kw].  A size is UNKNOWN where neither LoRA tells it."""
+        shapes = [delta.shape for delta in (self.content, self.style) if delta is not None]
+        whole = next((shape for shape in shapes if UNKNOWN not in shape), None)
+        return whole or tuple(max(sizes) for sizes in zip(*map(flat, shapes)))
 
     @property
     def elements(self) -> int:
+        """Of ΔW; 0 where its shape is not known."""
         out, columns = flat(self.shape)
         return out * columns
 
@@ -56,6 +62,11 @@ class Pair:
     def shared(self) -> bool:
         """Whether any layer has both, and so anything is to be chosen."""
         return any(unit.shared for unit in self.units)
+
+    @property
+    def relative(self) -> bool:
+        """Whether the pair's scores depend on the model: OFT, BOFT and IA3 have no ΔW without its weights."""
+        return any(unit.relative for unit in self.units)
 
 
 def make_pair(content: LoraFile, style: LoraFile) -> Pair:
@@ -102,11 +113,12 @@ def stack(whole: str, own: Mapping[str, Delta], rows: int) -> Delta:
     parts = [own.get(m) for m in members(whole)]
     known = [p.shape for p in parts if p is not None]
     heights = [p.shape[0] if p is not None else 0 for p in parts]
-    if len({shape[1:] for shape in known}) > 1:
+    widths = {flat(shape)[1] for shape in known} - {UNKNOWN}
+    if len(widths) > 1:
         raise PairError(f"the parts of {whole} are of different widths: {', '.join(map(shape_text, filter(None, parts)))}")
-    missing = [i for i, p in enumerate(parts) if p is None]
+    missing = [i for i, height in enumerate(heights) if height == UNKNOWN]
     for i in missing[:-1] if len(missing) > 1 else []:
-        heights[i] = known[0][1]  # q, k and v are as tall as the layer is wide; only the last member (mlp) differs
+        heights[i] = max(widths, default=0)  # q, k and v are as tall as the layer is wide; only the last (mlp) differs
     if missing:
         heights[missing[-1]] = rows - sum(heights)
     if sum(heights) != rows or min(heights) < 1:
@@ -115,12 +127,17 @@ def stack(whole: str, own: Mapping[str, Delta], rows: int) -> Delta:
 
 
 def refuse_two_shapes(content: str, style: str, units: tuple[Unit, ...]) -> None:
-    bad = [u for u in units if u.content and u.style and flat(u.content.shape) != flat(u.style.shape)]
+    bad = [u for u in units if u.content and u.style and not agree(flat(u.content.shape), flat(u.style.shape))]
     if not bad:
         return
     facts = "; ".join(f"{u.name} is {shape_text(u.content)} and {shape_text(u.style)}" for u in bad[:SHOWN])
     more = f", and {len(bad) - SHOWN} layers more" if len(bad) > SHOWN else ""
     raise PairError(f"{content!r} and {style!r} are made for different models: {facts}{more}")
+
+
+def agree(one: tuple[int, int], two: tuple[int, int]) -> bool:
+    """The same sizes, as far as both are known."""
+    return all(n == m or UNKNOWN in (n, m) for n, m in zip(one, two))
 
 
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -132,4 +149,8 @@ def flat(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def shape_text(delta: Delta | None) -> str:
-    return "×".join(map(str, delta.shape)) if delta is not None else "absent"
+    return sizes_text(delta.shape) if delta is not None else "absent"
+
+
+def sizes_text(shape: tuple[int, ...]) -> str:
+    return "×".join("?" if n == UNKNOWN else str(n) for n in shape)

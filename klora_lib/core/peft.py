@@ -29,6 +29,7 @@ COMPONENTS = {
     "text_encoder_3": "text_encoder_3",
 }
 ALPHA = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}  # PEFT's types that we read: their word for alpha
+MULTIPLIED = ("OFT", "BOFT", "IA3")  # those that have none
 RANKED = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # [rank, …], of a module that has one of them
 # initialisations that take the adapter's first value out of the model's weights: it is right on those weights alone
 CHANGES_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -43,13 +44,19 @@ class Adapter:
     rank_stabilised: bool = False
     rank: int | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)  # the same → rank
+    turning: Mapping[str, float] = field(default_factory=dict)  # of an OFT: words of multiplied.oft_r
+    on_input: str | tuple[str, ...] = ()  # of an IA3: the modules whose input it scales, ends of names or an expression
 
     def strength(self, path: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The ``alpha`` or ``scale`` that a module's ``parts`` lack.
+        """The ``alpha`` or ``scale`` that a module's ``parts`` lack; for OFT and IA3, how they are meant.
 
         Args: path: the module's, with the names of the model that was trained.
         Raises LoraFileError where the configuration speaks of another rank than the tensors have.
         """
+        if "oft_R" in parts:
+            return {word: torch.tensor(value) for word, value in self.turning.items()}
+        if "ia3_l" in parts:
+            return {"on_input": torch.tensor(self.scales_input(path))}
         word = next((word for word in RANKED if word in parts), None)
         if "alpha" in parts or not (word or "lokr_w1" in parts):
             return {}
@@ -66,6 +73,11 @@ class Adapter:
         """The alpha by which scale = alpha/rank is right: rank-stabilised LoRA means alpha/√rank (arXiv 2312.03732)."""
         alpha = first_match(self.patterns, path, self.alpha)
         return alpha * math.sqrt(rank) if self.rank_stabilised else alpha
+
+    def scales_input(self, path: str) -> bool:
+        if isinstance(self.on_input, str):
+            return re.fullmatch(self.on_input, path) is not None
+        return path.endswith(self.on_input)
 
     def rank_of(self, path: str) -> int | None:
         return None if self.rank is None else int(first_match(self.ranks, path, self.rank))
@@ -112,6 +124,8 @@ def configured(text: str, name: str) -> Adapter:
         config = json.loads(text)
         kind = str(config["peft_type"])
         start = config.get("init_lora_weights")
+        if kind in MULTIPLIED:
+            return Adapter(1.0, turning=turning(config), on_input=feedforward(config))
         if kind not in ALPHA:
             raise LoraFileError(f"{name!r} is a PEFT adapter of type {kind}, which is not read")
         if isinstance(start, str) and start.startswith(CHANGES_THE_MODEL):
@@ -128,6 +142,18 @@ def configured(text: str, name: str) -> Adapter:
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise unreadable(name, f"it has no {error}" if isinstance(error, KeyError) else error) from None
+
+
+def turning(config: Mapping[str, Any]) -> dict[str, float]:
+    """How an OFT's matrices are made of what is stored: by a series unless that is switched off, within COFT's bound."""
+    exact = not config.get("use_cayley_neumann", False)  # before there was a choice, it was none
+    terms = {"neumann_terms": 0.0 if exact else float(config.get("num_cayley_neumann_terms", 5))}
+    return {**terms, "coft": float(config.get("eps", 6e-5))} if config.get("coft") else terms
+
+
+def feedforward(config: Mapping[str, Any]) -> str | tuple[str, ...]:
+    modules = config.get("feedforward_modules") or ()
+    return modules if isinstance(modules, str) else tuple(map(str, modules))
 
 
 def unreadable(name: str, reason: object) -> LoraFileError:

@@ -4,13 +4,60 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from .deltas import Delta, Lora, Norm, Swapped, halves_swapped
+from torch import Tensor
+
+from .deltas import Delta, Device, Lora, Norm
 from .keys import members
 
 # Flux and SD3 in diffusers' names; Qwen-Image, whose norm_out is in diffusers' order in every host, has none of these
 FLUX_OR_SD3 = re.compile(r"single_transformer_blocks\.|transformer_blocks\.\d+\.(?:ff|ff_context|norm1|norm1_context)\.")
+
+
+@dataclass(frozen=True, eq=False)
+class Swapped(Delta):
+    """A module whose halves of output rows stand the other way round in the model: scale and shift, shift and scale."""
+
+    inner: Delta
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.shape
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        return self.inner.rank
+
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return self.inner.relative
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        return self.inner.accepts(shape)
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        return None if self.inner.bias is None else halves_swapped(self.inner.bias)
+
+    @property
+    def bias_factor(self) -> Tensor | None:
+        return None if self.inner.bias_factor is None else halves_swapped(self.inner.bias_factor)
+
+    def dense(self, device: Device = None) -> Tensor:
+        return halves_swapped(self.inner.dense(device))
+
+    def factors(self) -> tuple[Tensor, Tensor, float] | None:
+        low_rank = self.inner.factors()
+        return low_rank and (halves_swapped(low_rank[0]), *low_rank[1:])
+
+    def update(self, base: Tensor) -> Tensor:
+        return halves_swapped(self.inner.update(halves_swapped(base)))
+
+
+def halves_swapped(tensor: Tensor) -> Tensor:
+    """[a; b] -> [b; a], as a copy."""
+    return tensor.roll(tensor.shape[0] // 2, 0)
 
 
 def as_in_the_model(deltas: Mapping[str, Delta], written: Mapping[str, str]) -> dict[str, Delta]:

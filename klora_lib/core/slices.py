@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..errors import PairError
-from .deltas import Delta, Device, Dora, Full, Fused, Lora, Norm, Swapped
+from .deltas import Delta, Device, Dora, Full, Fused, Lora, Norm
 from .lycoris import Glora
+from .multiplied import Scaled, Turned
+from .rows import Swapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,10 @@ def rows_of(delta: Delta | None, first: int, last: int) -> Delta | None:
         return replace(delta, diff=delta.diff[first:last], shape=shape, bias=bias)
     if isinstance(delta, Glora):
         return replace(delta, b_up=delta.b_up[first:last], shape=shape, bias=bias)
+    if isinstance(delta, (Turned, Scaled)):
+        if (part := delta.rows(first, last)) is None:
+            raise PairError("an OFT over all rows of a fused layer cannot act on this model, which has the layer split")
+        return part
     if isinstance(delta, Norm):
         return Norm(cut(delta.weight, first, last), bias)
     if isinstance(delta, Dora) and delta.magnitude.shape[0] == delta.shape[0]:

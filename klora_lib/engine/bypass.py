@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..core.deltas import Delta
@@ -123,17 +124,19 @@ class Bypassed:
             return ()
         low_rank = delta.factors()
         if low_rank is None:
-            base = self.site.part(self.site.read(self.site.module)).reshape(delta.shape[0], -1)
+            base = self.site.part(self.site.read(self.site.module)).reshape(self.site.shape[0], -1)
             return (self.kernel(delta.update(base[:, : self.loads.columns]) * w),)
         up, down, scale = low_rank
         up = up.float() * (scale * w)
         return self.kernel(down.float()), (up[:, :, None, None] if isinstance(self.site.module, nn.Conv2d) else up)
 
     def bias(self, delta: Delta, w: float) -> Tensor | None:
-        if delta.bias is None:
-            return None
-        bias = delta.bias.float() * w
-        return bias[:, None, None] if isinstance(self.site.module, nn.Conv2d) else bias
+        own = getattr(self.site.module, "bias", None)
+        bias = None if delta.bias is None else delta.bias.float() * w
+        if delta.bias_factor is not None and own is not None:
+            scaled = self.site.part(own.detach()).float() * delta.bias_factor.to(own.device, torch.float32) * w
+            bias = scaled if bias is None else scaled + bias.to(scaled.device)
+        return bias[:, None, None] if bias is not None and isinstance(self.site.module, nn.Conv2d) else bias
 
     def kernel(self, matrix: Tensor) -> Tensor:
         """[rows, in·kh·kw] as this site's layer takes it, with zeros for its further channels; [rows, in, kh, kw] for a

@@ -6,9 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
+import torch
+from torch import Tensor
+
 from ..core.keys import members
-from ..core.pairing import SHOWN, Pair, Unit, flat
+from ..core.pairing import SHOWN, Pair, Unit, agree, flat, sizes_text
 from ..core.plan import Plan
+from ..core.scoring import Weights
 from ..core.selectors import CONTENT, STYLE
 from ..core.slices import rows_of
 from ..errors import PairError
@@ -30,7 +34,7 @@ def place(
     Raises PairError where shapes differ, or no layer that both LoRAs touch is in the model (where they share none: no
     layer of one of them).
     """
-    refuse_other_shapes((*pair.units, *pair.added), sites, (pair.content.name, pair.style.name), checkpoint)
+    refuse_misfit(pair, sites, checkpoint)
     rows = [*range(len(plan.units)), *[None] * len(pair.added)]
     placed, missing = [], []
     for row, unit in zip(rows, (*plan.units, *pair.added)):
@@ -38,12 +42,13 @@ def place(
         if not found:
             missing.append(unit.name)
         placed += [Placed(row, added_mask(plan, unit), site, loads(part, weights), part.name) for part, site in found]
-    refuse_absent(pair, sites, checkpoint)
     return placed, missing
 
 
-def refuse_absent(pair: Pair, sites: Sites, checkpoint: str) -> None:
+def refuse_misfit(pair: Pair, sites: Sites, checkpoint: str) -> None:
+    """Raise the PairError of ``place``."""
     units = (*pair.units, *pair.added)
+    refuse_other_shapes(units, sites, (pair.content.name, pair.style.name), checkpoint)
     if pair.shared:
         if not any(unit.shared and seats(unit, sites) for unit in units):
             raise PairError(f"none of the layers that both LoRAs touch is in {checkpoint!r}, {pair.units[0].name} is not")
@@ -86,6 +91,18 @@ def shape_in_the_model(unit: Unit, sites: Sites) -> tuple[int, ...] | None:
     return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes else None
 
 
+def weights_of(sites: Sites) -> Weights:
+    """The reader of the model's weights that scoring an OFT, a BOFT or an IA3 needs."""
+
+    def read(unit: Unit) -> Tensor | None:
+        names = [unit.name] if unit.name in sites else split_in_the_model(unit, sites)
+        there = [sites[name] for name in names]
+        parts = [site.part(site.read(site.module)).reshape(site.shape[0], -1) for site in there]
+        return torch.cat(parts) if parts else None
+
+    return read
+
+
 def added_mask(plan: Plan, unit: Unit) -> int:
     """Norms and biases are not chosen: both LoRAs' are added, or the one LoRA's that the method leaves."""
     if plan.layers == "attention-only":
@@ -98,7 +115,8 @@ def refuse_other_shapes(units: Sequence[Unit], sites: Sites, names: tuple[str, s
     bad = [(unit, shape) for unit, shape in there if shape is not None and not fits(unit, shape)]
     if not bad:
         return
-    told = [f"{unit.name} is {text(unit.shape)} in the LoRAs, {text(shape)} in the model" for unit, shape in bad[:SHOWN]]
+    both = [(unit.name, sizes_text(unit.shape), sizes_text(shape)) for unit, shape in bad[:SHOWN]]
+    told = [f"{name} is {ours} in the LoRAs, {theirs} in the model" for name, ours, theirs in both]
     more = f", and {len(bad) - SHOWN} layers more" if len(bad) > SHOWN else ""
     raise PairError(f"{names[0]!r} and {names[1]!r} are not made for the model of {checkpoint!r}: {'; '.join(told)}{more}")
 
@@ -107,7 +125,9 @@ def fits(unit: Unit, theirs: tuple[int, ...]) -> bool:
     """Same rows and columns as the model's layer; a bias alone has rows only; a first layer may be wider in the model."""
     if len(unit.shape) == 1:
         return unit.shape[0] == theirs[0]
-    return flat(unit.shape) == flat(theirs) or widened(unit, theirs)
+    if not all(delta is None or delta.accepts(theirs) for delta in (unit.content, unit.style)):
+        return False
+    return agree(flat(unit.shape), flat(theirs)) or widened(unit, theirs)
 
 
 def widened(unit: Unit, theirs: tuple[int, ...]) -> bool:
@@ -124,7 +144,3 @@ def widened(unit: Unit, theirs: tuple[int, ...]) -> bool:
     else:
         channels, same_kernel = unit.shape[1], unit.shape[2:] == theirs[2:]
     return same_kernel and channels < theirs[1] and (unit.name != "conv_in" or channels == LATENT)
-
-
-def text(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

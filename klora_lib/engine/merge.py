@@ -65,7 +65,7 @@ class Merged:
         base = backup.to(self.device, work).reshape(target.shape[0], -1)
         columns = self.loads.columns
         plain = target.dtype == work and target.device == self.device and target.is_contiguous()
-        out = target.view(base.shape) if plain and columns == base.shape[1] else base.clone()
+        out = target.view(base.shape) if plain and columns in (None, base.shape[1]) else base.clone()
         total, narrow = base[:, :columns], base[:, :columns]
         for load in chosen:
             self.ready(load).add_to(total, narrow, out[:, :columns])
@@ -78,6 +78,8 @@ class Merged:
         for load in chosen:
             if load.delta.bias is not None:
                 total = total + load.weight * load.delta.bias.to(total)
+            if load.delta.bias_factor is not None:
+                total = total + load.weight * load.delta.bias_factor.to(total) * backup.to(total)
         self.site.part(self.site.module.bias.detach()).copy_(total)
 
     def ready(self, load: Load) -> Factors:
@@ -92,7 +94,8 @@ class Merged:
         module = self.site.module
         if self.loads.with_weight or module.weight.dim() == 1:
             self.weight = self.kept(self.site.part(module.weight.detach()))
-        if self.loads.with_bias and getattr(module, "bias", None) is not None:  # a norm without a bias gets none
+        with_bias = self.loads.with_bias or self.loads.scales_bias
+        if with_bias and getattr(module, "bias", None) is not None:  # a norm without a bias gets none
             self.bias = self.kept(self.site.part(module.bias.detach()))
         self.backed_up = True
 

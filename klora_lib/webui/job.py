@@ -13,8 +13,8 @@ from ..core.cache import Library
 from ..core.pairing import Pair
 from ..core.plan import make_plan
 from ..core.schedule import step_progress, whole_steps
-from ..core.scoring import Scores
-from ..engine.fit import place
+from ..core.scoring import Scores, score
+from ..engine.fit import place, refuse_misfit, weights_of
 from ..engine.sampling import SamplingPass
 from ..engine.session import Session
 from ..errors import HostError, KLoraError, PairError, SettingsError, all_offenders
@@ -109,6 +109,9 @@ class Job:
         if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
         host.settle(site.site.module for site in placed)
+        if self.pair.relative:  # before, a layer could still carry the LoRAs of another job
+            self.scores = score(self.pair.units, settings.k, host.device(), weights_of(host.sites()))
+            plan = make_plan(self.pair, self.scores, settings, whole_steps(steps, self.start), int(p.seeds[0]))
         self.passes.append(SamplingPass(plan, Session(plan, placed, settings.engine, host.device())))
         return self.passes[-1]
 
@@ -195,9 +198,11 @@ def prepare(host: Host, library: Library, settings: Settings, steps: int) -> Job
     files = library.read_both(*((entry.path, entry.name) for entry in entries))
     try:
         pair = library.pair(*files)
-        scores = library.score(pair, settings.k, host.device())
+        sites = host.sites()
+        refuse_misfit(pair, sites, host.checkpoint())
+        scores = library.score(pair, settings.k, host.device(), weights_of(sites))
         plan = make_plan(pair, scores, settings, steps)
-        placed, _ = place(plan, pair, host.sites(), (1.0, 1.0), host.checkpoint())
+        placed, _ = place(plan, pair, sites, (1.0, 1.0), host.checkpoint())
     except PairError as e:
         raise e if e.field else e.about("content and style") from None
     Session(plan, placed, settings.engine, host.device())  # never advanced: only to hear whether the engine can

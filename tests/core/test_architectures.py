@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from klora_lib.core.deltas import Delta, Lora, Swapped
+from klora_lib.core.deltas import Delta, Lora
 from klora_lib.core.dialects import canonical
 from klora_lib.core.keys import is_attention
 from klora_lib.core.lora import LoraFile, lora_file
+from klora_lib.core.rows import Swapped
 from klora_lib.hosts.layers import sites_of
 
 from ..hosts.test_layers import tree

@@ -99,10 +99,21 @@ CONFIGS = {
         r=16, alpha=4, rank_pattern={"to_q": 1}, alpha_pattern={"to_q": 5, "conv1": 1}
     ),
     "LoKr, both in two": lambda: peft.LoKrConfig(r=1, alpha=3, decompose_both=True, decompose_factor=4),
+    "OFT": lambda: peft.OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=False),
+    "OFT by a series": lambda: peft.OFTConfig(r=0, oft_block_size=2, num_cayley_neumann_terms=7),
+    "OFT by the shortest series": lambda: peft.OFTConfig(r=0, oft_block_size=2, num_cayley_neumann_terms=3),
+    "OFT of one block": lambda: peft.OFTConfig(r=1, oft_block_size=0),
+    "OFT, one block for all": lambda: peft.OFTConfig(r=0, oft_block_size=2, block_share=True),
+    "COFT": lambda: peft.OFTConfig(r=0, oft_block_size=4, coft=True, eps=0.1),
+    "BOFT": lambda: peft.BOFTConfig(boft_block_size=2),
+    "IA3": lambda: peft.IA3Config(feedforward_modules=[]),
+    "IA3 on the input": lambda: peft.IA3Config(feedforward_modules=["to_q", "conv1"]),
+    "IA3 on the input, by expression": lambda: peft.IA3Config(feedforward_modules=r".*(to_q|proj_in)"),
     "LoKr, cores": lambda: peft.LoKrConfig(r=1, alpha=4, decompose_factor=2, use_effective_conv2d=True),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Invalid .oft_block_size", "ignore:Failed to load the CUDA", "ignore:Setting boft_n_")
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_folder_acts_as_it_does_in_peft(kind: str, tmp_path: Path) -> None:
     model = adapted(CONFIGS[kind]())

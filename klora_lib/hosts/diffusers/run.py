@@ -19,7 +19,7 @@ from ...core.pairing import Pair
 from ...core.peft import name_of, weights_in
 from ...core.plan import Plan, make_plan
 from ...core.scoring import Scores
-from ...engine.fit import place
+from ...engine.fit import place, refuse_misfit, weights_of
 from ...engine.sampling import SamplingPass
 from ...engine.session import Session
 from ...engine.standing import standing
@@ -193,8 +193,10 @@ def prepare(
     try:
         there = sites(denoisers[0])
         pair = library.pair(*files)
-        scores = library.score(pair, settings.k, device)
-        run = Run(pipe, settings, in_diffusers_order(pair, there), scores, seed, callback)
+        pair = in_diffusers_order(pair, there)
+        refuse_misfit(pair, there, model_name(pipe))
+        scores = library.score(pair, settings.k, device, weights_of(there))
+        run = Run(pipe, settings, pair, scores, seed, callback)
         plan = make_plan(run.pair, scores, settings, 1, seed)
         # sessions that are never advanced: only to hear whether the pair fits and the engine can
         missing = [run.new_session(plan, denoiser)[1] for denoiser in denoisers]
