@@ -125,7 +125,10 @@ class Scaled(Delta):
 def cayley(q: Tensor) -> Tensor:
     """(I + Q)(I − Q)⁻¹ − I = 2Q(I − Q)⁻¹ of skew matrices, without the cancellation.  [.., n, n]"""
     eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
-    turn: Tensor = torch.linalg.solve(eye - q, 2 * q, left=False)
+    try:
+        turn: Tensor = torch.linalg.solve(eye - q, 2 * q, left=False)
+    except RuntimeError:  # I − Q of a skew Q always has an inverse, but not in fp32 where the numbers are huge
+        raise Misfit("has numbers too large for fp32") from None
     return turn
 
 
@@ -275,4 +278,7 @@ def multiplied(parts: Parts) -> Turned | Scaled:
     word = next((word for word in FORMS if word in parts), None)
     if word is None:
         raise Misfit(f"has {' and '.join(parts)} but no weights")
-    return FORMS[word](parts)
+    delta = FORMS[word](parts)
+    if isinstance(delta, Turned) and not torch.isfinite(delta.turns).all():
+        raise Misfit("has numbers too large for fp32")
+    return delta

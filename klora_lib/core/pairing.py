@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import PairError
 from .architecture import difference
 from .deltas import UNKNOWN, Delta, fuse
-from .keys import fused_name, is_attention, members
+from .keys import QKV, fused_name, is_attention, members
 from .lora import LoraFile
 
 SHOWN = 3  # offenders named in a sentence
@@ -104,23 +104,30 @@ def to_shared_granularity(own: Mapping[str, Delta], other: Mapping[str, Delta]) 
         if whole is None or whole not in other:
             out[name] = delta
         elif whole not in out:
-            out[whole] = stack(whole, own, other[whole].shape[0])
+            out[whole] = stack(whole, own, flat(other[whole].shape))
     return out
 
 
-def stack(whole: str, own: Mapping[str, Delta], rows: int) -> Delta:
-    """The members of ``whole`` that ``own`` has, as one module of ``rows`` output rows; absent members are zero."""
+def stack(whole: str, own: Mapping[str, Delta], size: tuple[int, int]) -> Delta:
+    """The members of ``whole`` that ``own`` has, as one module; absent members are zero.
+
+    Args: size: rows and columns of the fused weight, as far as the other LoRA tells them.
+    """
     parts = [own.get(m) for m in members(whole)]
     known = [p.shape for p in parts if p is not None]
     heights = [p.shape[0] if p is not None else 0 for p in parts]
     widths = {flat(shape)[1] for shape in known} - {UNKNOWN}
     if len(widths) > 1:
         raise PairError(f"the parts of {whole} are of different widths: {', '.join(map(shape_text, filter(None, parts)))}")
+    rows, width = size[0], max(widths, default=size[1])
     missing = [i for i, height in enumerate(heights) if height == UNKNOWN]
-    for i in missing[:-1] if len(missing) > 1 else []:
-        heights[i] = max(widths, default=0)  # q, k and v are as tall as the layer is wide; only the last (mlp) differs
-    if missing:
-        heights[missing[-1]] = rows - sum(heights)
+    last = missing[-1] if missing and rows != UNKNOWN else len(parts)
+    for i in missing:
+        if i < min(last, len(QKV)):
+            heights[i] = width  # q, k and v are as tall as the layer is wide; only the last (mlp) differs
+    if last < len(parts):
+        heights[last] = rows - sum(heights)
+    rows = rows or sum(heights)
     if sum(heights) != rows or min(heights) < 1:
         raise PairError(f"the parts of {whole} have {sum(heights)} rows together, the other LoRA's fused weight has {rows}")
     return fuse(parts, heights)

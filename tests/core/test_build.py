@@ -57,6 +57,8 @@ from .test_deltas import LAYER, rand
         ({"oft_R": rand(4, 4)}, "has an oft_R of 4×4, which are no triangles"),
         ({"boft_R": rand(2, 3, 2, 2)}, "has a boft_R of 2×3×2×2, which make no butterfly"),
         ({"boft_s": rand(4, 1)}, "has boft_s but no weights"),
+        ({"oft_blocks": torch.tensor([[[0.0, 3e38], [-3e38, 0.0]]])}, "has numbers too large for fp32"),
+        ({"oft_R": 1e20 * rand(2, 3)}, "has numbers too large for fp32"),
         ({"ia3_l": rand(1, 4, 1, 1)},
          "has an ia3_l of 1×4×1×1, which the adapter_config.json beside the file would explain"),
         ({"weight": rand(4)}, "is of a type that is not read (weight)"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from klora_lib.cli.main import main
 from klora_lib.errors import PairError
 from klora_lib.settings import METHODS
 
-from ..pairs import ATTENTION, OTHERS, random_layers, scaled
+from ..pairs import ATTENTION, OTHERS, random_layers, scaled, write_file
 from .test_plan import CONTENT, STYLE, plan_of, rows
 
 HALVES = random_layers(1, ATTENTION), random_layers(2, OTHERS, rank=3)
@@ -33,3 +37,13 @@ def test_without_a_common_layer_neither_lora_may_vanish() -> None:
         plan_of(*HALVES, layers="attention-only")
     with pytest.raises(PairError, match=f"content: 'subject' is zero in all its {len(ATTENTION)} layers; was it trained"):
         plan_of(scaled(HALVES[0], 0.0), HALVES[1])
+
+
+def test_the_command_plan_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / f"{name}.safetensors" for name in ("subject", "painter")]
+    for path, half in zip(paths, HALVES):
+        write_file(half, path)
+    assert main(["plan", *map(str, paths)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["gamma"] == 1.0
+    assert said.err.count("\n") == 1 and "no denoiser layer in common" in said.err

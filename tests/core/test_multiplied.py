@@ -176,6 +176,38 @@ def test_ia3_of_lycoris_is_added_to_one() -> None:
         assert delta.rank == 1
 
 
+# --- beside a fused projection ---
+
+
+WHOLE, WIDTH = "transformer_blocks.3.attn.to_qkv", 6
+SPLIT = {  # a type that knows one side of its weight -> the tensors of one member
+    "OFT on the input": lambda: {"oft_R.weight": rand(2, 3) * 0.2},
+    "IA3 on the input": lambda: {"weight": rand(WIDTH), "on_input": torch.tensor(1)},
+    "OFT on the output": lambda: {"oft_blocks": rand(2, 3, 3)},
+}
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 2), (0, 2), (1,)])
+@pytest.mark.parametrize("kind", SPLIT)
+def test_members_take_their_places_in_the_others_fused_weight(kind: str, kept: tuple[int, ...]) -> None:
+    names = [f"transformer_blocks.3.attn.to_{'qkv'[i]}" for i in kept]
+    tensors = {f"transformer.{name}.{word}": t for name in names for word, t in SPLIT[kind]().items()}
+    file, base = lora_file(tensors, "turner"), rand(3 * WIDTH, WIDTH, seed=5)
+    (unit,) = make_pair(file, as_file(random_layers(1, {WHOLE: (3 * WIDTH, WIDTH)}), "painter")).units
+    assert unit.name == WHOLE and unit.content is not None and unit.content.accepts((3 * WIDTH, WIDTH))
+    change = unit.content.update(base).split(WIDTH)
+    for i, slab in enumerate(base.split(WIDTH)):
+        expected = file.modules[names[kept.index(i)]].update(slab) if i in kept else torch.zeros_like(slab)
+        close(change[i], expected)
+
+
+def test_a_fused_module_that_does_not_know_its_rows_beside_members_that_do() -> None:
+    fused = lora_file({f"transformer.{WHOLE}.oft_R.weight": rand(2, 3) * 0.2}, "turner")
+    members = {f"transformer_blocks.3.attn.to_{part}": (WIDTH, WIDTH) for part in "qk"}
+    (unit,) = make_pair(fused, as_file(random_layers(1, members), "painter")).units
+    assert unit.style is not None and unit.style.shape == (3 * WIDTH, WIDTH) and unit.shape == unit.style.shape
+
+
 # --- scores ---
 
 
