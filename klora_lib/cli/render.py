@@ -17,6 +17,7 @@ from ..diffusers import Run, klora
 from ..drawing import pipelines
 from ..drawing.draw import draw
 from ..errors import SettingsError
+from ..lora.peft import name_of
 from ..map import draw_plan
 from ..rule.cache import Library
 from ..settings import FIELDS, METHODS, quote_value
@@ -36,7 +37,8 @@ def add_commands(commands: Any) -> None:
     compare.set_defaults(run=run_compare, count="3", settings=DRAWN)
     compare.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(COMPARED)})")
     for command, settings in ((generate, SETTINGS), (compare, DRAWN)):
-        command.add_argument("--content", required=True, help="the content LoRA, a .safetensors file (or one of the toy's)")
+        of = "a .safetensors file or a PEFT folder (or one of the toy's)"
+        command.add_argument("--content", required=True, help=f"the content LoRA, {of}")
         command.add_argument("--style", required=True, help="the style LoRA, likewise")
         command.add_argument("--prompt", help="with the trigger words of both LoRAs (the toy model knows its own)")
         add_sampling(command)
@@ -74,7 +76,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        return "_".join(path.stem for path in self.paths)
+        return "_".join(name_of(path) for path in self.paths)
 
 
 def read_task(args: argparse.Namespace) -> Task:
@@ -103,7 +105,7 @@ class Easel:
 
     def __init__(self, args: argparse.Namespace, task: Task):
         self.library = Library()
-        self.library.read_both(*((path, path.stem) for path in task.paths))  # before a model is loaded for nothing
+        self.library.read_both(*((path, name_of(path)) for path in task.paths))  # before a model is loaded for nothing
         self.task = task
         self.pipe = pipelines.load(task.model, args.device, args.dtype)
         self.sampler = pipelines.use_sampler(self.pipe, args.sampler)

@@ -22,15 +22,25 @@ from ..lora.keys import members
 from ..lora.rows import LUMINA_LAST, MAKERS_LAST, swapped, two_parts
 from ..rule.pairing import Pair, Unit
 
+DENOISERS = ("unet", "transformer", "transformer_2")  # Wan 2.2 has the last one for the lower part of the noise
 
-def denoiser_of(pipe: Any) -> nn.Module:
-    """The module that the pipeline calls at every step, compiled or not.  Raises HostError where there is none."""
-    for name in ("unet", "transformer"):
-        if isinstance(module := getattr(pipe, name, None), nn.Module):
-            if not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
-                raise HostError(f"the {type(pipe).__name__} has no scheduler with timesteps")
-            return module
-    raise HostError(f"a {type(pipe).__name__} has neither a unet nor a transformer, so it is no pipeline K-LoRA can act on")
+
+def denoisers_of(pipe: Any) -> tuple[nn.Module, ...]:
+    """The modules that the pipeline calls at its steps, compiled or not.  Raises HostError where there is none."""
+    found = tuple(module for name in DENOISERS if isinstance(module := getattr(pipe, name, None), nn.Module))
+    if not found:
+        raise HostError(
+            f"a {type(pipe).__name__} has neither a unet nor a transformer, so it is no pipeline K-LoRA can act on"
+        )
+    if not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
+        raise HostError(f"the {type(pipe).__name__} has no scheduler with timesteps")
+    return found
+
+
+def model_name(pipe: Any) -> str:
+    """What a refusal calls the pipeline's model: by its pipeline's class, which SDXL's refiner shares with SDXL."""
+    refiner = getattr(getattr(pipe, "config", None), "requires_aesthetics_score", False)
+    return "SDXL refiner" if refiner else type(pipe).__name__
 
 
 def bare(module: nn.Module) -> nn.Module:

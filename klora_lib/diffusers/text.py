@@ -23,7 +23,7 @@ from ..lora.keys import parse_key
 from ..rule.pairing import Pair, Unit
 from ..rule.selectors import BOTH
 from ..settings import Settings
-from .model import IMAGE, bare, layers, numbers, offloaded_norm, packing, refuse_hooks
+from .model import IMAGE, bare, layers, model_name, numbers, offloaded_norm, packing, refuse_hooks
 
 ROLES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 T5 = "encoder.block."  # Flux has its T5 second, SD3 third: files call it the third
@@ -100,7 +100,7 @@ def text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.device)
             if home is None or unit.name not in sites:
                 missing.append(f"{role}.{unit.name}")
                 continue
-            refuse_other_shapes([unit], sites, (pair.content.name, pair.style.name), type(pipe).__name__)
+            refuse_other_shapes([unit], sites, (pair.content.name, pair.style.name), model_name(pipe))
             actor = make_actor(Placed(None, BOTH, sites[unit.name], loads(unit, weights)), engine, device, budget)
             refuse_hooks([actor], home[1])
             actors.append(actor)

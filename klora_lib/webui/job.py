@@ -104,7 +104,13 @@ class Job:
         if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
         self.tell_what_is_left_out(p)
+        for note in session.plan.notes:
+            p.comment(f"K-LoRA: {note}")
         host.settle(actor.site.module for actor in session.actors)
+        if self.pair.relative:  # before, a layer could still carry the LoRAs of another job
+            target = read_target(host, p)
+            self.fusion = self.fusion.score_again(target)
+            session, _ = self.fusion.open(target, (content, style), steps, int(p.seeds[0]))
         self.passes.append(SamplingPass(session))
         return self.passes[-1]
 
