@@ -52,7 +52,9 @@ def kind(parts: Parts) -> str | None:
 
 
 def foreign_kind(parts: Parts) -> str:
-    """What to call a type we do not read: its words."""
+    """What to call a type we do not read: its name where it is known, else its words."""
+    if "lambda_layer" in parts:
+        return "T-LoRA"
     return " + ".join(sorted(parts.keys() - COMMON) or sorted(parts))
 
 
