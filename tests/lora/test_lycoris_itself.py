@@ -80,7 +80,7 @@ def tensors_of(network: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("which", NETWORKS)
 def test_a_network_acts_as_it_did_in_training(which: str) -> None:
-    """Each layer's output in LyCORIS is the output with our update.  (LyCORIS' own merge takes the scale of some types twice.)"""
+    """Each layer's output in LyCORIS is that with our update.  (LyCORIS' own merge takes the scale of some types twice.)"""
     torch.manual_seed(len(which))
     model = small_model()
     before = deepcopy(model)
