@@ -15,6 +15,7 @@ from ..errors import HostError, KLoraError, SettingsError, all_offenders
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..rule.cache import Library
 from ..rule.pairing import Pair
+from ..rule.plan import Plan
 from ..rule.schedule import step_progress, whole_steps
 from ..settings import Settings
 
@@ -103,9 +104,7 @@ class Job:
             p.comment(f"K-LoRA: layers of the pair that are not in {host.checkpoint()!r}: {told}")
         if not self.heard_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
-        self.tell_what_is_left_out(p)
-        for note in session.plan.notes:
-            p.comment(f"K-LoRA: {note}")
+        self.tell_what_is_unusual(p, session.plan)
         host.settle(actor.site.module for actor in session.actors)
         if self.pair.relative:  # before, a layer could still carry the LoRAs of another job
             target = read_target(host, p)
@@ -114,8 +113,8 @@ class Job:
         self.passes.append(SamplingPass(session))
         return self.passes[-1]
 
-    def tell_what_is_left_out(self, p: Any) -> None:
-        """A comment for every note on the two files, and their keys' number in the infotext."""
+    def tell_what_is_unusual(self, p: Any, plan: Plan) -> None:
+        """A comment for every note on the two files and the plan, and the facts in the infotext."""
         left_out = {role: file for role, file in zip(ROLES, (self.pair.content, self.pair.style)) if file.notes}
         for file in left_out.values():
             for note in file.notes:
@@ -123,6 +122,9 @@ class Job:
         if left_out:
             found = [f"{len(file.unknown)} of {role} ({file.unknown[0]})" for role, file in left_out.items()]
             p.extra_generation_params["K-LoRA unread tensors"] = ", ".join(found)
+        for note in plan.notes:
+            p.comment(f"K-LoRA: {note}")
+            p.extra_generation_params["K-LoRA common layers"] = "none"
 
     def advance(self, params: Any) -> None:
         """A denoiser call is about to happen: bring the model to its place in the plan."""

@@ -150,7 +150,7 @@ def test_no_common_layer(host: Host, sd15: Model, unharmed, wrong_files):
     """Each layer has the one LoRA that touches it, so that adding both is the same."""
     pair = Pair(wrong_files["half0"], wrong_files["half1"])
     drawn = host.run(klora(pair))
-    assert "no denoiser layer in common" in drawn.said
+    assert "K-LoRA common layers: none" in drawn.infotext
     assert difference(drawn.image, host.image(klora(pair, {"method": "direct"}))) <= 1
     assert difference(drawn.image, host.image(plain())) > FAR
 

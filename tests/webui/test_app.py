@@ -58,7 +58,9 @@ def test_wrong_settings_are_refused_before_sampling(host: FakeHost, settings: di
 def test_a_pair_without_a_common_layer_is_drawn_and_says_so(host: FakeHost) -> None:
     """Every layer has the one LoRA that touches it: the image of both, each on its own layers."""
     p = job(host, {"style": "conv_only"})
-    image = process_images(p).images[0]
+    drawn = process_images(p)
+    image = drawn.images[0]
+    assert "K-LoRA common layers: none" in drawn.infotexts[0]
     assert list(p.comments) == [
         "K-LoRA: the two LoRAs have no denoiser layer in common: each layer has the one LoRA that touches it, at every step"
     ]
