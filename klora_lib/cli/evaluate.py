@@ -17,6 +17,7 @@ from ..errors import SettingsError
 from ..evaluation.metrics import ClipAndDino, Metric, read_pictures
 from ..evaluation.run import Lora, Sampling, Task, Worker, Workers, make_local_workers, make_ray_workers
 from ..evaluation.table import ScoredImage, format_csv, format_markdown, make_table
+from ..lora.peft import name_of
 from ..rule.cache import Library
 from ..settings import METHODS, quote_value
 from . import files
@@ -31,7 +32,7 @@ def add_commands(commands: Any) -> None:
         "evaluate", help="score methods × pairs × seeds by CLIP and DINO (the toy model: by its judge), as a table"
     )
     command.set_defaults(run=run_evaluate)
-    of = "a .safetensors file; with =WORDS, its trigger words in the prompt"
+    of = "a .safetensors file or a PEFT folder; with =WORDS, its trigger words in the prompt"
     command.add_argument("--content", nargs="+", default=[], metavar="FILE[=WORDS]", help=f"the content LoRAs, each {of}")
     command.add_argument("--style", nargs="+", default=[], metavar="FILE[=WORDS]", help=f"the style LoRAs, each {of}")
     command.add_argument("--prompt", help="the prompt, with {content} and {style} where the words of the two belong")
@@ -123,7 +124,7 @@ def read_loras(args: argparse.Namespace, role: str) -> list[Lora]:
     for text in given:
         name, words = split_words(text)
         path = pipelines.find_lora(name, args.model, role).absolute()
-        loras.append(Lora(path.stem, path, words or path.stem))
+        loras.append(Lora(name_of(path), path, words or name_of(path)))
     if len({lora.name for lora in loras}) < len(loras):
         raise SettingsError("two of the files have the same name, and so would their rows and pictures", role)
     return loras

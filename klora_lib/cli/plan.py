@@ -13,6 +13,7 @@ import torch
 
 from ..engine.memory import MemoryBudget
 from ..errors import SettingsError
+from ..lora.peft import name_of, weights_in
 from ..rule.cache import Library
 from ..rule.plan import Plan, letters, make_plan
 from ..settings import Settings
@@ -30,8 +31,8 @@ def add_commands(commands: Any) -> None:
     plot.set_defaults(run=run_plot)
     plot.add_argument("--out", default="klora-plan.png", metavar="FILE", help="the PNG (default: %(default)s)")
     for command in (plan, plot):
-        command.add_argument("content", metavar="CONTENT", help="the content LoRA, a .safetensors file")
-        command.add_argument("style", metavar="STYLE", help="the style LoRA, a .safetensors file")
+        command.add_argument("content", metavar="CONTENT", help="the content LoRA, a .safetensors file or a PEFT folder")
+        command.add_argument("style", metavar="STYLE", help="the style LoRA, likewise")
         command.add_argument("--steps", default=30, help="sampler steps (default: %(default)s)")
         command.add_argument("--seed", default=0, help="the image's seed, for the method random (default: %(default)s)")
         add_settings(command, RULE)
@@ -45,14 +46,14 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
     settings = Settings(**read_given_settings(args, RULE))
     steps, seed = read_whole_number(args.steps, "steps", 1, 10000), read_whole_number(args.seed, "seed", 0, 2**63 - 1)
     library = Library()
-    if os.path.realpath(args.content) == os.path.realpath(args.style):
+    if os.path.realpath(weights_in(args.content)) == os.path.realpath(weights_in(args.style)):
         raise SettingsError(f"must be another LoRA than content, both are {args.content!r}", "style")
-    files = library.read_both(*((path, os.path.splitext(os.path.basename(path))[0]) for path in (args.content, args.style)))
+    files = library.read_both(*((path, name_of(path)) for path in (args.content, args.style)))
     pair = library.pair(*files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores = library.score(pair, settings.k, device, MemoryBudget.on(device, 0).free)
     plan = make_plan(pair, scores, settings, steps, seed)
-    notes = [note for file in files for note in file.notes]
+    notes = [*(note for file in files for note in file.notes), *plan.notes]
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return plan, steps, notes

@@ -17,6 +17,7 @@ from ..diffusers import Run, klora
 from ..drawing import pipelines
 from ..drawing.draw import draw_images
 from ..errors import SettingsError
+from ..lora.peft import name_of
 from ..map import draw_plan
 from ..rule.cache import Library
 from ..settings import FIELDS, METHODS, quote_value
@@ -36,7 +37,8 @@ def add_commands(commands: Any) -> None:
     compare.set_defaults(run=run_compare, count="3", settings=DRAW_SETTINGS)
     compare.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(COMPARED_METHODS)})")
     for command, settings in ((generate, GENERATE_SETTINGS), (compare, DRAW_SETTINGS)):
-        command.add_argument("--content", required=True, help="the content LoRA, a .safetensors file (or one of the toy's)")
+        of = "a .safetensors file or a PEFT folder (or one of the toy's)"
+        command.add_argument("--content", required=True, help=f"the content LoRA, {of}")
         command.add_argument("--style", required=True, help="the style LoRA, likewise")
         command.add_argument("--prompt", help="the prompt, with the trigger words of both LoRAs (optional with toy)")
         add_sampling(command)
@@ -75,7 +77,7 @@ class ImageRequest:
 
     @property
     def name(self) -> str:
-        return "_".join(path.stem for path in self.paths)
+        return "_".join(name_of(path) for path in self.paths)
 
 
 def read_image_request(args: argparse.Namespace) -> ImageRequest:
@@ -105,7 +107,7 @@ class ImageMaker:
 
     def __init__(self, args: argparse.Namespace, request: ImageRequest):
         self.library = Library()
-        self.library.read_both(*((path, path.stem) for path in request.paths))  # bad files are refused first
+        self.library.read_both(*((path, name_of(path)) for path in request.paths))  # bad files are refused first
         self.request = request
         self.pipe = pipelines.load_pipeline(request.model, args.device, args.dtype)
         self.sampler = pipelines.use_sampler(self.pipe, args.sampler)

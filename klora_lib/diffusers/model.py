@@ -22,15 +22,25 @@ from ..lora.keys import members
 from ..lora.rows import LUMINA_LAST, MAKERS_LAST, swapped, two_parts
 from ..rule.pairing import Pair, Unit
 
+DENOISERS = ("unet", "transformer", "transformer_2")  # Wan 2.2 uses the last one at low noise levels
 
-def find_denoiser(pipe: Any) -> nn.Module:
-    """The module that the pipeline calls at every step, compiled or not.  Raises HostError if there is none."""
-    for name in ("unet", "transformer"):
-        if isinstance(module := getattr(pipe, name, None), nn.Module):
-            if not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
-                raise HostError(f"the {type(pipe).__name__} has no scheduler with timesteps")
-            return module
-    raise HostError(f"a {type(pipe).__name__} has neither a unet nor a transformer, so it is no pipeline K-LoRA can act on")
+
+def find_denoisers(pipe: Any) -> tuple[nn.Module, ...]:
+    """The modules that the pipeline calls at its steps, compiled or not.  Raises HostError if there is none."""
+    found = tuple(module for name in DENOISERS if isinstance(module := getattr(pipe, name, None), nn.Module))
+    if not found:
+        raise HostError(
+            f"a {type(pipe).__name__} has neither a unet nor a transformer, so it is no pipeline K-LoRA can act on"
+        )
+    if not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
+        raise HostError(f"the {type(pipe).__name__} has no scheduler with timesteps")
+    return found
+
+
+def name_model(pipe: Any) -> str:
+    """The model's name in error messages: the pipeline's class, or "SDXL refiner", which has the same class as SDXL."""
+    refiner = getattr(getattr(pipe, "config", None), "requires_aesthetics_score", False)
+    return "SDXL refiner" if refiner else type(pipe).__name__
 
 
 def unwrap(module: nn.Module) -> nn.Module:

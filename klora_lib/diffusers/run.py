@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..engine.sampling import SamplingPass
 from ..engine.session import Session
 from ..engine.standing import standing
 from ..errors import HostError, SettingsError
+from ..lora.peft import name_of, weights_in
 from ..rule.cache import Library
 from ..settings import Settings, quote_value, read_settings
 from .calls import count_steps, is_occupied, run_before_forward, wrap_calls
@@ -26,9 +28,10 @@ from .clock import Clock, read_train_timesteps
 from .model import (
     IMAGE_PIXELS,
     estimate_sampling_memory,
-    find_denoiser,
+    find_denoisers,
     find_device,
     find_sites,
+    name_model,
     refuse_hooks,
     unwrap,
     use_diffusers_order,
@@ -50,7 +53,8 @@ class Run:
         self.fusion = fusion
         self.seed = seed
         self.callback = callback
-        self.denoiser = find_denoiser(pipe)
+        self.denoisers = find_denoisers(pipe)
+        self.current_denoiser: nn.Module | None = None  # the one that the open pass acts on
         self.passes: list[SamplingPass] = []
         self.notes: list[str] = []
         self.strength: float | None = None  # of the present call of the pipeline
@@ -71,7 +75,7 @@ class Run:
     @contextmanager
     def run_call(self, given: Mapping[str, Any]) -> Iterator[None]:
         """One call of the pipeline, with arguments ``given``.  Raises HostError if it sampled without K-LoRA."""
-        if find_denoiser(self.pipe) is not self.denoiser:
+        if find_denoisers(self.pipe) != self.denoisers:
             raise HostError("the pipeline got another denoiser after klora() began; open a new block for it")
         late = given.get("denoising_start") is not None  # if it is given, diffusers ignores the strength
         self.strength = None if late or given.get("strength") is None else float(given["strength"])
@@ -93,14 +97,15 @@ class Run:
         for each in passes[-1:]:
             each.check(len(each.progress), stopped)
 
-    def advance(self, given: Mapping[str, Any]) -> None:
-        """Called before every denoiser call: sets the model to the choice for this step."""
-        timestep = float(torch.as_tensor(given["timestep"]).flatten()[0])
+    def advance(self, denoiser: nn.Module, given: Mapping[str, Any]) -> None:
+        """Called before every call of ``denoiser``: sets it to the choice for this step."""
+        timestep = float(torch.as_tensor(given["timestep"]).max())  # Wan has one per token, which is 0 for a given picture
         if self.clock is None or self.clock.timesteps is not self.pipe.scheduler.timesteps:
             self.close()
-            self.open_pass(Clock(self.pipe.scheduler, timestep, self.strength), estimate_sampling_memory(given))
+            self.open_pass(Clock(self.pipe.scheduler, timestep, self.strength), denoiser, estimate_sampling_memory(given))
         else:
             self.clock.advance(timestep)
+            self.move_to(denoiser, estimate_sampling_memory(given))
         assert self.clock is not None
         current = self.passes[-1]
         again = self.clock.call_index < len(current.progress)  # guidance may call the denoiser twice at one index
@@ -108,28 +113,36 @@ class Run:
         if self.callback is not None:
             self.callback(self.clock.call_index + 1, self.clock.call_count)
 
-    def open_pass(self, clock: Clock, reserve: int) -> None:
-        """Plan the pass and make the pair ready on the present denoiser.  ``reserve``: bytes to leave to the sampling."""
-        session, _ = self.make_session(self.read_target(reserve), clock.full_steps)
+    def open_pass(self, clock: Clock, denoiser: nn.Module, reserve: int) -> None:
+        """Plan the pass and make the pair ready on ``denoiser``.  ``reserve``: bytes to leave to the sampling."""
+        session, _ = self.make_session(denoiser, clock.full_steps, reserve)
         self.passes.append(SamplingPass(session))
-        self.clock = clock
+        self.clock, self.current_denoiser = clock, denoiser
 
-    def read_target(self, reserve: int = sampling_bytes(IMAGE_PIXELS)) -> Target:
-        return read_target(self.pipe, self.denoiser, reserve)
+    def move_to(self, denoiser: nn.Module, reserve: int) -> None:
+        """Continue the pass on ``denoiser``, with the same plan, and give the denoiser before it back as it was."""
+        current = self.passes[-1]
+        if denoiser is not self.current_denoiser and not current.closed:
+            assert self.clock is not None
+            current.move(self.make_session(denoiser, self.clock.full_steps, reserve)[0])
+            self.current_denoiser = denoiser
 
-    def make_session(self, target: Target, steps: int) -> tuple[Session, list[str]]:
-        """A session, and the pair's layers that are missing.  Changes nothing.
+    def make_session(
+        self, denoiser: nn.Module, steps: int, reserve: int = sampling_bytes(IMAGE_PIXELS)
+    ) -> tuple[Session, list[str]]:
+        """A session for a pass of ``steps`` on ``denoiser``, and the pair's layers that it does not have.  Changes nothing.
 
-        Raises PairError if the pair does not fit, HostError if the engine cannot work on the denoiser.
+        Raises PairError if the pair does not fit the denoiser, HostError if the engine cannot work on it.
         """
         (_, content), (_, style) = self.settings.weights
+        target = read_target(self.pipe, denoiser, reserve)
         session, missing = self.fusion.open(target, (content, style), steps, self.seed)
-        refuse_hooks(session.actors, self.denoiser)
+        refuse_hooks(session.actors, denoiser)
         return session, missing
 
     def close(self) -> None:
-        """Give the denoiser back as it was.  May be called again."""
-        self.clock = None
+        """Give the denoisers back as they were.  May be called again."""
+        self.clock = self.current_denoiser = None
         for each in self.passes[-1:]:
             each.close()
 
@@ -147,27 +160,28 @@ def klora(
 ) -> Iterator[Run]:
     """While open, ``pipe`` samples with K-LoRA's choice between two LoRA files; afterwards it is bit for bit as before.
 
-    Args: seed: the image's, for the method ``random``.  callback: called before every denoiser call with its index in the
-        schedule, from 1, and the number of indices in the pass (one per sampler step, two with second-order samplers).
-        library: keeps files and scores for the next block.  settings: those of ``klora_lib.settings``.
+    Args: content, style: paths of .safetensors files, or of folders that PEFT saved.  seed: the image's, for the method
+        ``random``.  callback: called before every denoiser call with its index in the schedule, from 1, and the number of
+        indices in the pass (one per sampler step, two with second-order samplers).  library: keeps files and scores for
+        the next block.  settings: those of ``klora_lib.settings``.
     Raises a KLoraError, before anything is changed, if settings, files and model do not fit together.
     """
     paths = read_path(content, "content"), read_path(style, "style")
-    names = {"content": paths[0].stem, "style": paths[1].stem}
+    names = {"content": name_of(paths[0]), "style": name_of(paths[1])}
     chosen = read_settings({"enabled": True, **settings, **names})
     run = prepare(pipe, paths, chosen, seed, callback, library or Library())
     if not chosen.enabled:
         yield run
         return
-    texts, missing = make_text_actors(pipe, run.fusion.pair, chosen, find_device(pipe, run.denoiser))
+    device = find_device(pipe, run.denoisers[0])
+    texts, missing = make_text_actors(pipe, run.fusion.pair, chosen, device)
     run.notes += describe_missing(missing, "the text encoders")
     for note in run.notes:
         logging.getLogger(__name__).warning("K-LoRA: %s", note)
-    with (
-        standing(texts, find_device(pipe, run.denoiser)),
-        run_before_forward(run.denoiser, run.advance, type(unwrap(run.denoiser)).forward),
-        wrap_calls(pipe, run.run_call),
-    ):
+    with standing(texts, device), ExitStack() as hooks, wrap_calls(pipe, run.run_call):
+        for denoiser in run.denoisers:
+            act = partial(run.advance, denoiser)
+            hooks.enter_context(run_before_forward(denoiser, act, type(unwrap(denoiser)).forward))
         try:
             yield run
         finally:
@@ -177,32 +191,33 @@ def klora(
 def prepare(
     pipe: Any, paths: tuple[Path, Path], settings: Settings, seed: int, callback: Callback | None, library: Library
 ) -> Run:
-    """Read, pair, score and plan, and check that the pair fits the pipeline's denoiser.  Changes nothing."""
+    """Read, pair, score and plan, and check that the pair fits the pipeline's denoisers.  Changes nothing."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise SettingsError(f"must be a whole number, not {quote_value(seed)}", "seed")
-    denoiser = find_denoiser(pipe)
+    denoisers = find_denoisers(pipe)
     if settings.progress == "noise":
         read_train_timesteps(pipe.scheduler)
-    if is_occupied(denoiser):
+    if any(is_occupied(denoiser) for denoiser in denoisers):
         raise HostError("a klora block is already open on this pipeline; close it first")
-    if paths[0].resolve() == paths[1].resolve():
-        raise SettingsError(f"must be another LoRA than content, both are {paths[0].stem!r}", "style")
-    loaded = read_target(pipe, denoiser)
-    content, style = ((path, path.stem) for path in paths)
+    if weights_in(paths[0]).resolve() == weights_in(paths[1]).resolve():
+        raise SettingsError(f"must be another LoRA than content, both are {name_of(paths[0])!r}", "style")
+    loaded = read_target(pipe, denoisers[0])
+    content, style = ((path, name_of(path)) for path in paths)
     fusion = fuse_files(library, (content, style), settings, loaded, lambda pair: use_diffusers_order(pair, loaded.sites))
     run = Run(pipe, fusion, seed, callback)
-    with roles_named():
-        _, missing = run.make_session(loaded, 1)  # only checks that the pair fits and the engine works; it is not used
+    with roles_named():  # only checks that the pair fits and the engine works; these sessions are not used
+        opened = [(denoiser, *run.make_session(denoiser, 1)) for denoiser in denoisers]
     for file in (fusion.pair.content, fusion.pair.style):
         run.notes += file.notes
         if file.bundled:
             run.notes.append(f"{file.name!r} has embeddings in it, which are not loaded: {', '.join(file.bundled[:3])}")
-    run.notes += describe_missing(missing, f"the {type(unwrap(denoiser)).__name__}")
+    told = [describe_missing(missing, f"the {type(unwrap(denoiser)).__name__}") for denoiser, _, missing in opened]
+    run.notes += dict.fromkeys([*opened[0][1].plan.notes, *(note for notes in told for note in notes)])
     return run
 
 
 def read_target(pipe: Any, denoiser: nn.Module, reserve: int = sampling_bytes(IMAGE_PIXELS)) -> Target:
-    return Target(find_sites(denoiser), type(pipe).__name__, find_device(pipe, denoiser), reserve)
+    return Target(find_sites(denoiser), name_model(pipe), find_device(pipe, denoiser), reserve)
 
 
 def read_path(file: Any, role: str) -> Path:

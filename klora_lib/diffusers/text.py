@@ -23,7 +23,16 @@ from ..lora.keys import parse_key
 from ..rule.pairing import Pair, Unit
 from ..rule.selectors import BOTH
 from ..settings import Settings
-from .model import IMAGE_PIXELS, find_packing, list_layers, read_weight, refuse_hooks, replace_streamed_norm, unwrap
+from .model import (
+    IMAGE_PIXELS,
+    find_packing,
+    list_layers,
+    name_model,
+    read_weight,
+    refuse_hooks,
+    replace_streamed_norm,
+    unwrap,
+)
 
 ROLES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 T5 = "encoder.block."  # in files the T5 is always the third encoder; Flux has it as the second, SD3 as the third
@@ -101,7 +110,7 @@ def make_text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.de
             if found is None or unit.name not in sites:
                 missing.append(f"{role}.{unit.name}")
                 continue
-            refuse_other_shapes([unit], sites, (pair.content.name, pair.style.name), type(pipe).__name__)
+            refuse_other_shapes([unit], sites, (pair.content.name, pair.style.name), name_model(pipe))
             actor = make_actor(Placed(None, BOTH, sites[unit.name], loads(unit, weights)), engine, device, budget)
             refuse_hooks([actor], found[1])
             actors.append(actor)

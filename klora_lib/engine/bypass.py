@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -119,26 +120,28 @@ class Bypassed:
             return ()
         low_rank = delta.factors()
         if low_rank is None:
-            base = self.site.numbers(device).reshape(delta.shape[0], -1)
+            base = self.site.numbers(device).reshape(self.site.shape[0], -1)
             return (self.kernel(delta.update(base[:, : self.loads.columns]) * w),)
         up, down = (moved(t, device, torch.float32) for t in low_rank[:2])
         up = up * (low_rank[2] * w)
         return self.kernel(down), (up[:, :, None, None] if isinstance(self.site.module, nn.Conv2d) else up)
 
     def bias(self, delta: Delta, w: float, device: torch.device) -> Tensor | None:
-        if delta.bias is None:
-            return None
-        bias = moved(delta.bias, device, torch.float32) * w
-        return bias[:, None, None] if isinstance(self.site.module, nn.Conv2d) else bias
+        own = getattr(self.site.module, "bias", None)
+        bias = None if delta.bias is None else moved(delta.bias, device, torch.float32) * w
+        if delta.bias_factor is not None and own is not None:
+            scaled = moved(self.site.part(own.detach()), device, torch.float32)
+            scaled = scaled * moved(delta.bias_factor, device, torch.float32) * w
+            bias = scaled if bias is None else scaled + bias
+        return bias[:, None, None] if bias is not None and isinstance(self.site.module, nn.Conv2d) else bias
 
     def kernel(self, matrix: Tensor) -> Tensor:
-        """[rows, in·kh·kw] as this site's layer takes it: [rows, in, kh, kw] for a convolution."""
-        if not isinstance(self.site.module, nn.Conv2d):
-            return matrix
-        window = self.site.shape[2:]
-        kernel = matrix.reshape(matrix.shape[0], -1, *window)
-        extra = self.site.module.in_channels - kernel.shape[1]
-        return nn.functional.pad(kernel, (0, 0, 0, 0, 0, extra)) if extra else kernel
+        """[rows, in·kh·kw] as this site's layer takes it, with zeros for its further channels; [rows, in, kh, kw] for a
+        convolution."""
+        shape = self.site.shape
+        extra = math.prod(shape[1:]) - matrix.shape[1]
+        padded = nn.functional.pad(matrix, (0, extra)) if extra else matrix
+        return padded.reshape(matrix.shape[0], *shape[1:]) if isinstance(self.site.module, nn.Conv2d) else padded
 
 
 def ours_to_change(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,9 +13,9 @@ from ..errors import PairError
 from ..rule.cache import Library
 from ..rule.pairing import Pair
 from ..rule.plan import make_plan
-from ..rule.scoring import Scores
+from ..rule.scoring import Scores, score
 from ..settings import Settings
-from .fit import place
+from .fit import place, refuse_misfit, weights_of
 from .memory import MemoryBudget
 from .session import Session
 from .site import Site
@@ -52,6 +52,12 @@ class Fusion:
         placed, missing = place(plan, self.pair, target.sites, weights, target.name)
         return Session(plan, placed, self.settings.engine, target.device, target.reserve), missing
 
+    def score_again(self, target: Target) -> Fusion:
+        """The same pair with the scores of ``target``'s weights, for OFT, BOFT and IA3."""
+        free = MemoryBudget.on(target.device, target.reserve).free
+        scores = score(self.pair.units, self.settings.k, target.device, free, weights_of(target.sites))
+        return replace(self, scores=scores)
+
 
 def fuse_files(
     library: Library, files: tuple[Listed, Listed], settings: Settings, target: Target,
@@ -59,13 +65,15 @@ def fuse_files(
 ) -> Fusion:  # fmt: skip
     """Read and score content and style.  ``arrange``: puts the pair's rows into the order of the target.
 
-    Raises LoraFileError and PairError that name the role.
+    Raises LoraFileError and PairError that name the role: before the scoring where the pair does not fit the target.
     """
     content, style = library.read_both(*files)
     with roles_named():
-        pair = library.pair(content, style)
+        pair = arrange(library.pair(content, style))
+        refuse_misfit(pair, target.sites, target.name)
         free = MemoryBudget.on(target.device, target.reserve).free
-        return Fusion(arrange(pair), library.score(pair, settings.k, target.device, free), settings)
+        scores = library.score(pair, settings.k, target.device, free, weights_of(target.sites))
+        return Fusion(pair, scores, settings)
 
 
 @contextmanager

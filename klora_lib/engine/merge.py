@@ -75,7 +75,8 @@ class Merged:
             source = target
         wide = moved(source.contiguous(), self.device, wide_type(target))
         base, columns = wide.view(target.shape[0], -1), self.loads.columns
-        in_place = here and target.dtype == base.dtype and target.is_contiguous() and columns == base.shape[1]
+        whole = columns in (None, base.shape[1])
+        in_place = here and target.dtype == base.dtype and target.is_contiguous() and whole
         out = target.view(base.shape) if in_place else base if wide is not source else base.clone()
         chosen = sorted(chosen, key=lambda load: not load.delta.asks_base)
         if (out is base or wide is target) and sum(load.delta.asks_base for load in chosen) > 1:
@@ -91,9 +92,12 @@ class Merged:
         target = self.site.part(self.site.module.bias.detach())
         total = moved(backup, self.device, wide_type(backup))
         for load in chosen:
-            bias = self.ready(load).bias
-            if bias is not None:
-                total = total + load.weight * moved(bias, self.device, total.dtype)
+            factors = self.ready(load)
+            if factors.bias is not None:
+                total = total + load.weight * moved(factors.bias, self.device, total.dtype)
+            if load.delta.bias_factor is not None:
+                own = moved(backup, self.device, total.dtype)
+                total = total + load.weight * moved(load.delta.bias_factor, self.device, total.dtype) * own
         put(target, total)
 
     def ready(self, load: Load) -> Factors:
@@ -108,7 +112,8 @@ class Merged:
         module = self.site.module
         if self.loads.with_weight or module.weight.dim() == 1:
             self.weight = self.kept(self.site.part(module.weight.detach()))
-        if self.loads.with_bias and getattr(module, "bias", None) is not None:  # a norm without a bias gets none
+        with_bias = self.loads.with_bias or self.loads.scales_bias
+        if with_bias and getattr(module, "bias", None) is not None:  # a norm without a bias gets none
             self.bias = self.kept(self.site.part(module.bias.detach()))
         self.backed_up = True
 

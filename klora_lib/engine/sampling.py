@@ -50,6 +50,15 @@ class SamplingPass:
         """See ``Session.aside``."""
         return self.session.aside(modules)
 
+    def move(self, session: Session) -> None:
+        """The following denoiser calls are another model's (Wan 2.2 has two): the pass goes on there.
+
+        Raises HostError where the first one's choice did not act until now.
+        """
+        self.refuse_altered()
+        self.session.close()
+        self.session = session
+
     def end_early(self) -> None:
         """The rest of the pass is another model's (refiner): give this one back."""
         self.ended_early = True
@@ -70,6 +79,9 @@ class SamplingPass:
             raise HostError("the pair was taken out of the model before the sampling pass ended")
         if heard < calls:
             raise HostError(f"the sampler made {calls} denoiser calls, and K-LoRA was told of {heard} of them")
+        self.refuse_altered()
+
+    def refuse_altered(self) -> None:
         if altered := self.session.altered():
             raise HostError(f"something else rewrote {count(len(altered), 'layer')} of those that carried the pair, "
                             f"{altered[0]} among them, before the sampling pass ended")  # fmt: skip

@@ -45,6 +45,8 @@ def make_actor(placed: Placed, engine: str, device: torch.device, budget: Memory
     has_bias = getattr(site.module, "bias", None) is not None
     if engine == "merge" and not plain:
         raise HostError(f"merge cannot write {packed or f'{weight.dtype} weights'}; choose auto or bypass", "engine")
+    if placed.loads.scales_bias and has_bias and site.module.bias.device.type == "meta":
+        raise HostError("an IA3 that scales a layer's bias cannot act where the layer is streamed from host memory")
     if norm or (engine != "bypass" and plain and there and (has_bias or not placed.loads.with_bias)):
         return Merged(site, placed.loads, device, budget)
     return Bypassed(site, placed.loads, budget)

@@ -73,16 +73,23 @@ class Loads:
         return [load for bit, load in pairs if mask & bit and load is not None]
 
     @property
-    def columns(self) -> int:
-        """in·kh·kw of ΔW.  An inpainting model's first convolution has more: its further channels get no update."""
-        load = self.content or self.style
-        assert load is not None
-        return math.prod(load.delta.shape[1:])
+    def columns(self) -> int | None:
+        """in·kh·kw of ΔW.  A first layer may have more (see ``fit.widened``): its further channels get no update.
+
+        None where no file tells it (OFT of the output, IA3): all of them.
+        """
+        loads = [load for load in (self.content, self.style) if load is not None]
+        return max(math.prod(load.delta.shape[1:]) for load in loads) or None
 
     @property
     def with_weight(self) -> bool:
         """False for biases alone (1-D, on a layer with a matrix)."""
         return any(load is not None and len(load.delta.shape) > 1 for load in (self.content, self.style))
+
+    @property
+    def scales_bias(self) -> bool:
+        """Whether a load multiplies the layer's bias, if that has one."""
+        return any(load is not None and load.delta.bias_factor is not None for load in (self.content, self.style))
 
     @property
     def with_bias(self) -> bool:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..errors import LoraFileError
-from .deltas import Delta, Dora, Full, Lora, Norm, columns, wide
+from .deltas import Delta, Dora, Full, Lora, Norm, columns, fuse, wide
 from .lycoris import Glora, Loha, Lokr, folded
+from .misfit import Misfit, size, times
+from .multiplied import Scaled, Turned, multiplied, oft_blocks
 
 Parts = Mapping[str, Tensor]
 
 COMMON = frozenset({"alpha", "scale", "dora_scale", "lora_magnitude_vector", "diff_b"})
+MULTIPLIED = {  # see multiplied.FORMS
+    "OFT": frozenset({"oft_blocks", "rescale"}),
+    "OFT of LyCORIS 2": frozenset({"oft_diag"}),
+    "OFT 2": frozenset({"oft_R", "scaled_oft", "neumann_terms", "coft"}),
+    "BOFT of PEFT": frozenset({"boft_R", "boft_s"}),
+    "IA3": frozenset({"weight", "on_input"}),
+    "IA3 of PEFT": frozenset({"ia3_l", "on_input"}),
+}
 WORDS: dict[str, frozenset[str]] = {
     "LoRA": frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight", "lora_up.bias"}),
     "LoHa": frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}),
@@ -21,8 +32,11 @@ WORDS: dict[str, frozenset[str]] = {
     "GLoRA": frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"}),
     "full": frozenset({"diff"}),
     "norm": frozenset({"w_norm", "b_norm"}),
+    **MULTIPLIED,
 }
 SCALARS = ("alpha", "scale")
+SWITCHES = ("on_input", "scaled_oft", "neumann_terms", "coft")  # one number each, and may be a whole one
+SPLIT = "oft_blocks."  # kohya's OFT of a fused projection of Flux: oft_blocks.0, .1, …, a part each
 
 
 def kind(parts: Parts) -> str | None:
@@ -30,17 +44,17 @@ def kind(parts: Parts) -> str | None:
     own = parts.keys() - COMMON
     if not own:
         return "bias" if parts.keys() <= {"diff_b", *SCALARS} else None
+    if own == {"weight"}:  # a layer of a model, not of a LoRA
+        return None
+    if all(word.startswith(SPLIT) for word in own):
+        return "split OFT"
     return next((name for name, words in WORDS.items() if own <= words), None)
 
 
 def foreign_kind(parts: Parts) -> str:
-    """What to call a type we do not read."""
-    if "oft_blocks" in parts:
-        return "BOFT" if parts["oft_blocks"].dim() == 4 else "OFT"
-    if "oft_diag" in parts:
-        return "OFT"
-    if "on_input" in parts:
-        return "IA3"
+    """What to call a type we do not read: its name where it is known, else its words."""
+    if "lambda_layer" in parts:
+        return "T-LoRA"
     return " + ".join(sorted(parts.keys() - COMMON) or sorted(parts))
 
 
@@ -62,25 +76,13 @@ def build_delta(layer: str, parts: Parts) -> Delta:
         raise LoraFileError(f"{layer} {fact}") from None
 
 
-class Misfit(Exception):
-    """A fact about a module, still without its layer's name."""
-
-
-def times(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
-
-
-def size(tensor: Tensor) -> str:
-    return times(tensor.shape)
-
-
 def check_tensor(word: str, tensor: Tensor) -> None:
     """Refuse what no type can use: an empty tensor, NaN or infinity, integers, an alpha that is not one number."""
     if tensor.numel() == 0:
         raise Misfit(f"has an empty {word} ({size(tensor)})")
-    if word in SCALARS and tensor.numel() != 1:
+    if word in (*SCALARS, *SWITCHES) and tensor.numel() != 1:
         raise Misfit(f"has {tensor.numel()} numbers as {word} where one is expected")
-    if word not in SCALARS and not tensor.is_floating_point():
+    if word not in (*SCALARS, *SWITCHES) and not tensor.is_floating_point():
         raise Misfit(f"stores {word} as {str(tensor.dtype).removeprefix('torch.')}, not as floating-point numbers")
     if not finite(tensor):
         raise Misfit(f"has NaN or infinity in {word}")
@@ -244,8 +246,26 @@ def bias_alone(parts: Parts) -> Delta:
     return Norm(None, bias_of(parts, parts["diff_b"].numel()))
 
 
+def relative(parts: Parts) -> Turned | Scaled:
+    delta = multiplied(parts)
+    return replace(delta, bias=bias_of(parts, delta.shape[0] or parts["diff_b"].numel())) if "diff_b" in parts else delta
+
+
+def split_oft(parts: Parts) -> Delta:
+    """One OFT for each of the projections that a Flux layer fuses."""
+    words = [f"{SPLIT}{i}" for i in range(len([word for word in parts if word.startswith(SPLIT)]))]
+    if missing := [word for word in words if word not in parts]:
+        raise Misfit(f"has parts of an OFT but no {' or '.join(missing)}")
+    if "diff_b" in parts:
+        raise Misfit("has a diff_b, which is not read together with the parts of an OFT")
+    common = {word: tensor for word, tensor in parts.items() if not word.startswith(SPLIT)}
+    deltas = [oft_blocks({**common, "oft_blocks": parts[word]}) for word in words]
+    return fuse(deltas, [delta.shape[0] for delta in deltas])
+
+
 BUILDERS: dict[str, Callable[[Parts], Delta]] = {
     "LoRA": lora, "LoHa": loha, "LoKr": lokr, "GLoRA": glora, "full": full, "norm": norm, "bias": bias_alone,
+    "split OFT": split_oft, **dict.fromkeys(MULTIPLIED, relative),
 }  # fmt: skip
 
 
@@ -254,6 +274,8 @@ def decomposed(delta: Delta, parts: Parts) -> Delta:
     word = next((word for word in ("dora_scale", "lora_magnitude_vector") if word in parts), None)
     if word is None:
         return delta
+    if delta.relative:
+        raise Misfit(f"has a {word}, which is not read together with {kind(parts)}")
     magnitude, shape = parts[word], delta.shape
     if len(shape) < 2:
         raise Misfit(f"has a {word}, which a norm or a bias cannot have")

@@ -17,6 +17,7 @@ from ..devices import moved
 from ..errors import LoraFileError
 
 Device = torch.device | str | None
+UNKNOWN = 0  # a size that the file does not tell: OFT and IA3 know one side of their weight
 
 
 def wide(tensor: Tensor, device: Device = None) -> Tensor:
@@ -33,16 +34,27 @@ class Delta:
     """One module's update of one weight W; the base of every type below.
 
     shape: of ΔW as in the model, [out, in] or [out, in, kh, kw]; [n] for a norm or a bias alone.
-        A LoHa or LoKr written flat does not know its kernel: [out, in·kh·kw].
+        A LoHa or LoKr written flat does not know its kernel: [out, in·kh·kw].  Sizes may be UNKNOWN.
     rank: the dim the file was trained with; min(out, in·kh·kw) for full matrices; the sum over a fused module's parts.
     bias: what is added to the layer's bias, [out], or None.
-    asks_base: whether the update depends on the weight that it is added to.
+    bias_factor: times the layer's own bias, what is added to it, [out], or None.
+    asks_base: whether the update depends on the weight W that it is added to.
+    relative: ΔW is made from W, so that there is none without it: no dense() and no factors(), update() alone.
     """
 
     shape: tuple[int, ...]
     rank: int
     bias: Tensor | None
     asks_base = False
+    relative: bool = False
+
+    @property
+    def bias_factor(self) -> Tensor | None:
+        return None
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can act on a weight of ``shape`` whose known sizes are its own."""
+        return True
 
     def dense(self, device: Device = None) -> Tensor:
         """ΔW with the file's alpha/rank, without DoRA and without a user's weight: fp32 [out, in·kh·kw]."""
@@ -187,15 +199,30 @@ class Fused(Delta):
         return sum(part.rank for part in self.known)
 
     @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return any(part.relative for part in self.known)
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        both = zip(self.parts, self.rows, strict=True)
+        return all(part is None or part.accepts((rows, *shape[1:])) for part, rows in both)
+
+    @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        biases = [None if part is None else part.bias for part in self.parts]
-        known = [wide(bias) for bias in biases if bias is not None]
+        return self.stacked([None if part is None else part.bias for part in self.parts])
+
+    @property
+    def bias_factor(self) -> Tensor | None:
+        return self.stacked([None if part is None else part.bias_factor for part in self.parts])
+
+    def stacked(self, vectors: Sequence[Tensor | None]) -> Tensor | None:
+        """One vector of them, zeros where a part has none; None where no part has one."""
+        known = [wide(vector) for vector in vectors if vector is not None]
         if not known:
             return None
         whole, row = known[0].new_zeros(sum(self.rows)), 0
-        for bias, rows in zip(biases, self.rows, strict=True):
-            if bias is not None:
-                whole[row : row + rows] = bias
+        for vector, rows in zip(vectors, self.rows, strict=True):
+            if vector is not None:
+                whole[row : row + rows] = vector
             row += rows
         return whole
 
@@ -255,9 +282,9 @@ def fuse(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
     if not known or len(parts) != len(rows):
         raise LoraFileError(f"a fused weight needs at least one of its {len(parts)} parts, and a height for each")
     for part, height in known:
-        if part.shape[0] != height:
+        if part.shape[0] not in (height, UNKNOWN):
             raise LoraFileError(f"a part of a fused weight has {part.shape[0]} rows where {height} are expected")
-    widths = sorted({columns(part.shape) for part, _ in known})
+    widths = sorted({columns(part.shape) for part, _ in known} - {UNKNOWN})
     if len(widths) > 1:
         raise LoraFileError(f"the parts of a fused weight differ in width: {' and '.join(map(str, widths))} columns")
     return Fused(tuple(parts), tuple(rows))

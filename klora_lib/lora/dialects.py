@@ -111,6 +111,10 @@ WORDS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (rf"\.lora_A{ADAPTER}\.(weight|bias)", r"\1", r"lora_down.\2"),
         (rf"\.lora_B{ADAPTER}\.(weight|bias)", r"\1", r"lora_up.\2"),
         (rf"\.lora_magnitude_vector{ADAPTER}(?:\.weight)?", r"\1", "lora_magnitude_vector"),
+        # OFT of PEFT and OneTrainer, and of kohya for a fused projection of Flux
+        (rf"\.oft_R{ADAPTER}\.weight", r"\1", "oft_R"),
+        (r"\.oft_R\.scaled_oft", r"\1", "scaled_oft"),
+        (r"\.(oft_blocks\.\d+)", r"\1", r"\2"),
         # LyCORIS
         (r"\.([ab][12]|bm)\.weight", r"\1", r"\2.weight"),
         (r"\.([^.]+)", r"\1", r"\2"),

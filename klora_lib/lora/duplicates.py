@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from ..devices import tensors_in
 from ..errors import PairError
 from .build import kind
 from .deltas import Delta, Norm
@@ -79,6 +80,8 @@ def repeats(part: Delta, whole: Delta, rows: tuple[int, int]) -> bool:
 
 def zero(delta: Delta) -> bool:
     """Whether it is a placeholder: ΔW and bias are zero, whatever magnitude stands beside."""
+    if delta.relative:  # no program writes such placeholders
+        return False
     return not delta.dense().any() and (delta.bias is None or not delta.bias.any())
 
 
@@ -86,6 +89,9 @@ def alike(one: Delta, other: Delta) -> bool:
     """Whether both do the same to any weight: shown by one of random numbers, as DoRA and GLoRA ask for it."""
     if (isinstance(one, Norm), flat(one)) != (isinstance(other, Norm), flat(other)):
         return False
+    if one.relative or other.relative:  # their shapes do not tell of which weight
+        both = list(tensors_in(one)), list(tensors_in(other))
+        return type(one) is type(other) and len(both[0]) == len(both[1]) and all(map(torch.equal, *both))
     base = torch.randn(flat(one), generator=torch.Generator().manual_seed(0))
     return close(one.update(base.clone()), other.update(base)) and close(bias(one), bias(other))
 

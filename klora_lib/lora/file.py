@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from ..errors import LoraFileError, count, listed
@@ -18,9 +17,9 @@ from .container import parse, read_whole
 from .deltas import Delta, Norm
 from .duplicates import in_one_piece, one_a_weight
 from .keys import natural, read_key, split_word
-from .peft import Adapter, adapters
+from .peft import CONFIG, PREFIX, Adapter, adapters, config_beside, name_of, weights_in
 from .rows import as_in_the_model
-from .text import Text, kohya_named, missing_alphas
+from .text import Text, add_strengths, kohya_named
 
 Parts = dict[str, Tensor]
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
@@ -61,11 +60,11 @@ class LoraFile:
 def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile:
     """Read a .safetensors LoRA, the digest (blake2b, hex) and the tensors from the same bytes.
 
-    Args: name: how messages call it; the file's stem when None.
+    Args: path: of the file, or of a folder that PEFT saved.  name: how messages call it; see peft.name_of when None.
     Raises LoraFileError, one sentence with that name and never a path, for whatever is not a usable LoRA.
     """
-    path = Path(path)
-    name = path.stem if name is None else name
+    name = name_of(path) if name is None else name
+    path = weights_in(path)
     if path.suffix.lower() != ".safetensors":
         raise LoraFileError(f"{name!r} {no_safetensors(path)}")
     try:
@@ -75,7 +74,12 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
     except OSError as error:
         raise LoraFileError(f"{name!r} cannot be opened ({error.strerror})") from None
     tensors, metadata = parse(path, data, name)
-    return lora_file(tensors, name, hashlib.blake2b(data).hexdigest(), metadata)
+    digest = hashlib.blake2b(data)
+    config = config_beside(path, tensors, name)
+    if config is not None:
+        digest.update(config)
+        metadata = {**metadata, CONFIG: config.decode(errors="replace")}
+    return lora_file(tensors, name, digest.hexdigest(), metadata)
 
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
@@ -103,7 +107,7 @@ def lora_file(
 ) -> LoraFile:
     """The pure part of read_lora: sort tensors by role and layer, build every module.
 
-    metadata: the file's own; PEFT adapters have their alpha there.
+    metadata: the file's own, and the text of an adapter_config.json; PEFT adapters have their alpha there.
     Raises LoraFileError naming the first few offenders and how many more there are.
     """
     if not tensors:
@@ -125,10 +129,10 @@ def lora_file(
         else:
             texts.append(Text(raw, key, tensor))
     refuse_other_files(name, len(tensors), layers, len(texts), unknown)
-    known = adapters(metadata)
-    texts += missing_alphas(known, texts)
-    deltas, wrong = build_all(layers, known.get("denoiser"))
-    wrong += [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
+    known = adapters(metadata, name)
+    wrong = add_strengths(known, texts)
+    deltas, misfits = build_all(layers, known.get("denoiser"))
+    wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
     text, differing = kohya_named(texts, deltas)
     if wrong := wrong + differing:
         raise LoraFileError(f"{name!r} cannot be used: {listed(wrong)}")
@@ -146,13 +150,6 @@ def lora_file(
     )
 
 
-def with_alpha(adapter: Adapter, layer: str, parts: Parts) -> Parts:
-    """``parts`` of a plain LoRA with the adapter's alpha, where the file has none beside the tensors."""
-    if "alpha" in parts or "lora_down.weight" not in parts:
-        return parts
-    return {**parts, "alpha": torch.tensor(adapter.alpha_of(layer, parts["lora_down.weight"].shape[0]))}
-
-
 def build_all(layers: Mapping[str, Mapping[str, Parts]], adapter: Adapter | None) -> tuple[dict[str, Delta], list[str]]:
     """(layer -> Delta with its rows as in the model, one a weight, sorted by layer; what is wrong with the others)."""
     built: list[tuple[str, str, Delta]] = []
@@ -160,8 +157,8 @@ def build_all(layers: Mapping[str, Mapping[str, Parts]], adapter: Adapter | None
     for layer, spellings in layers.items():
         for module, parts in in_one_piece(spellings).items():
             try:
-                delta = build_delta(layer, with_alpha(adapter, layer, parts) if adapter else parts)
-                built.append((layer, module, delta))
+                strength = adapter.strength(module.removeprefix(PREFIX), parts) if adapter else {}
+                built.append((layer, module, build_delta(layer, {**parts, **strength})))
             except LoraFileError as error:
                 wrong.append(error.message)
     deltas, differing = one_a_weight(as_in_the_model(built))
@@ -177,7 +174,8 @@ def refuse_other_files(
     name: str, total: int, layers: Mapping[str, Mapping[str, Parts]], texts: int, unknown: list[str]
 ) -> None:
     """Raises LoraFileError where the file is a model, has nothing for the denoiser, or is mostly unread."""
-    read = [(layer, part) for layer, each in layers.items() for parts in each.values() for part in parts]
+    modules = [(layer, parts) for layer, each in layers.items() for parts in each.values() if "on_input" not in parts]  # IA3
+    read = [(layer, part) for layer, parts in modules for part in parts]
     others = [split for key in unknown if (split := split_word(key))]
     plain = [f"{module}.{word}" for module, word in read + others if word in PLAIN]
     if 2 * len(plain) > total:

@@ -1,15 +1,26 @@
-"""The alpha of PEFT adapters, which diffusers keeps not beside the tensors but in the file's metadata."""
+"""The strength of PEFT adapters, which is not beside the tensors: diffusers keeps it in the file's metadata, PEFT in
+``adapter_config.json``, a file of its own in the same folder."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-ENTRY = "lora_adapter_metadata"  # a JSON object whose keys open with the component: "unet.lora_alpha", …
+import torch
+from torch import Tensor
+
+from ..errors import LoraFileError
+
+ENTRY = "lora_adapter_metadata"  # in the metadata, a JSON object whose keys open with the component: "unet.lora_alpha", …
+CONFIG = "adapter_config.json"  # we add its text to the metadata under this name
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of every key in a file that PEFT wrote
 COMPONENTS = {
     "unet": "denoiser",
     "transformer": "denoiser",
@@ -17,35 +28,83 @@ COMPONENTS = {
     "text_encoder_2": "text_encoder_2",
     "text_encoder_3": "text_encoder_3",
 }
+ALPHA = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}  # PEFT's types that we read: their word for alpha
+MULTIPLIED = ("OFT", "BOFT", "IA3")  # those that have none
+RANKED = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # [rank, …], of a module that has one of them
+# initialisations that take the adapter's first value out of the model's weights: it is right on those weights alone
+CHANGES_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What one component's configuration says of alpha."""
+    """What one component's configuration says of alpha, and where it says so of rank (None: the tensors alone know)."""
 
     alpha: float
     patterns: Mapping[str, float] = field(default_factory=dict)  # layer, or its end, or a regular expression → alpha
     rank_stabilised: bool = False
+    rank: int | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)  # the same → rank
+    turning: Mapping[str, float] = field(default_factory=dict)  # of an OFT: words of multiplied.oft_r
+    on_input: str | tuple[str, ...] = ()  # of an IA3: the modules whose input it scales, ends of names or an expression
 
-    def alpha_of(self, layer: str, rank: int) -> float:
+    def strength(self, path: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The ``alpha`` or ``scale`` that a module's ``parts`` lack; for OFT and IA3, how they are meant.
+
+        Args: path: the module's, with the names of the model that was trained.
+        Raises LoraFileError where the configuration speaks of another rank than the tensors have.
+        """
+        if "oft_R" in parts:
+            return {word: torch.tensor(value) for word, value in self.turning.items()}
+        if "ia3_l" in parts:
+            return {"on_input": torch.tensor(self.scales_input(path))}
+        word = next((word for word in RANKED if word in parts), None)
+        if "alpha" in parts or not (word or "lokr_w1" in parts):
+            return {}
+        rank = self.rank_of(path)
+        if word is not None:
+            own = parts[word].shape[0] if parts[word].dim() else 0
+            if rank not in (None, own):
+                raise LoraFileError(f"{path} has rank {own}, where the {CONFIG} beside the file says {rank}")
+            return {"alpha": torch.tensor(self.alpha_of(path, own))}
+        # two whole Kronecker factors, which in PEFT have a scale all the same
+        return {"scale": torch.tensor(self.alpha_of(path, rank) / rank)} if rank else {}
+
+    def alpha_of(self, path: str, rank: int) -> float:
         """The alpha by which scale = alpha/rank is right: rank-stabilised LoRA means alpha/√rank (arXiv 2312.03732)."""
-        found = [alpha for pattern, alpha in self.patterns.items() if matches(pattern, layer)]
-        alpha = found[0] if found else self.alpha
+        alpha = first_match(self.patterns, path, self.alpha)
         return alpha * math.sqrt(rank) if self.rank_stabilised else alpha
 
+    def scales_input(self, path: str) -> bool:
+        if isinstance(self.on_input, str):
+            return re.fullmatch(self.on_input, path) is not None
+        return path.endswith(self.on_input)
 
-def matches(pattern: str, layer: str) -> bool:
+    def rank_of(self, path: str) -> int | None:
+        return None if self.rank is None else int(first_match(self.ranks, path, self.rank))
+
+
+def first_match(patterns: Mapping[str, float], path: str, default: float) -> float:
+    return next((value for pattern, value in patterns.items() if matches(pattern, path)), default)
+
+
+def matches(pattern: str, path: str) -> bool:
     try:
-        return re.fullmatch(rf"(.*\.)?({pattern})", layer) is not None
+        return re.fullmatch(rf"(.*\.)?({pattern})", path) is not None
     except re.error:
-        return layer == pattern or layer.endswith("." + pattern)
+        return path == pattern or path.endswith("." + pattern)
 
 
-def adapters(metadata: Mapping[str, str]) -> dict[str, Adapter]:
-    """Role → configuration, from a safetensors file's metadata; empty where there is none, or none that can be read."""
+def adapters(metadata: Mapping[str, str], name: str) -> dict[str, Adapter]:
+    """Role → configuration; empty where there is none.
+
+    Args: metadata: a safetensors file's own, and the text of the configuration beside it under CONFIG.
+    Raises LoraFileError for a configuration beside the file that is not read. Metadata that cannot be read are as none.
+    """
+    if CONFIG in metadata:
+        return dict.fromkeys(COMPONENTS.values(), configured(metadata[CONFIG], name))
     try:
         entries = json.loads(metadata.get(ENTRY, "{}"))
-        return {role: adapter(entries, name) for name, role in COMPONENTS.items() if f"{name}.lora_alpha" in entries}
+        return {role: adapter(entries, each) for each, role in COMPONENTS.items() if f"{each}.lora_alpha" in entries}
     except (ValueError, TypeError, AttributeError):
         return {}
 
@@ -57,3 +116,75 @@ def adapter(entries: Mapping[str, Any], component: str) -> Adapter:
         {str(layer): float(alpha) for layer, alpha in patterns.items()},
         bool(entries.get(f"{component}.use_rslora")),
     )
+
+
+def configured(text: str, name: str) -> Adapter:
+    """What an adapter_config.json says.  Raises LoraFileError."""
+    try:
+        config = json.loads(text)
+        kind = str(config["peft_type"])
+        start = config.get("init_lora_weights")
+        if kind in MULTIPLIED:
+            return Adapter(1.0, turning=turning(config), on_input=feedforward(config))
+        if kind not in ALPHA:
+            raise LoraFileError(f"{name!r} is a PEFT adapter of type {kind}, which is not read")
+        if isinstance(start, str) and start.startswith(CHANGES_THE_MODEL):
+            raise LoraFileError(
+                f"{name!r} began as {start!r}, which changes the model's own weights too: have PEFT save it as a plain LoRA "
+                "(path_initial_model_for_weight_conversion)"
+            )
+        return Adapter(
+            float(config[ALPHA[kind]]),
+            {str(layer): float(alpha) for layer, alpha in (config.get("alpha_pattern") or {}).items()},
+            bool(config.get("use_rslora")),
+            int(config["r"]),
+            {str(layer): int(rank) for layer, rank in (config.get("rank_pattern") or {}).items()},
+        )
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise unreadable(name, f"it has no {error}" if isinstance(error, KeyError) else error) from None
+
+
+def turning(config: Mapping[str, Any]) -> dict[str, float]:
+    """How an OFT's matrices are made of what is stored: by a series unless that is switched off, within COFT's bound."""
+    exact = not config.get("use_cayley_neumann", False)  # before there was a choice, it was none
+    terms = {"neumann_terms": 0.0 if exact else float(config.get("num_cayley_neumann_terms", 5))}
+    return {**terms, "coft": float(config.get("eps", 6e-5))} if config.get("coft") else terms
+
+
+def feedforward(config: Mapping[str, Any]) -> str | tuple[str, ...]:
+    modules = config.get("feedforward_modules") or ()
+    return modules if isinstance(modules, str) else tuple(map(str, modules))
+
+
+def unreadable(name: str, reason: object) -> LoraFileError:
+    return LoraFileError(f"{name!r} has an {CONFIG} beside it that cannot be read ({reason})")
+
+
+# --- folders ---
+
+
+def weights_in(path: str | os.PathLike[str]) -> Path:
+    """The file of weights in a folder that PEFT saved; any other path as it is."""
+    weights = Path(path) / WEIGHTS
+    return weights if os.path.isfile(weights) else Path(path)  # False too for a path that cannot be looked at
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """What a LoRA is called: its file's stem; a PEFT adapter's folder, whose file is always called the same."""
+    weights = weights_in(path)
+    return weights.absolute().parent.name if weights.name == WEIGHTS else weights.stem
+
+
+def config_beside(path: Path, keys: Iterable[str], name: str) -> bytes | None:
+    """The bytes of the adapter_config.json beside a file with these ``keys``; None where none is about that file.
+
+    A folder of LoRAs may hold files of many trainers, and one adapter_config.json: it speaks of what PEFT wrote.
+    """
+    if not all(key.startswith(PREFIX) for key in keys):
+        return None
+    try:
+        return (path.parent / CONFIG).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(name, error.strerror) from None

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import PairError
-from .deltas import Delta, Device, Dora, Full, Fused, Lora, Norm
-from .keys import members
+from .deltas import UNKNOWN, Delta, Device, Dora, Full, Fused, Lora, Norm
+from .keys import QKV, members
 from .lycoris import Glora
+from .multiplied import Scaled, Turned
 
 Pieces = tuple[tuple[int, int], ...]  # [first row, row after the last) of each
 
@@ -41,8 +42,23 @@ class Rows(Delta):
         return self.inner.rank
 
     @property
+    def asks_base(self) -> bool:  # type: ignore[override]
+        return self.inner.asks_base
+
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return self.inner.relative
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        return self.inner.accepts(shape)
+
+    @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
         return None if self.inner.bias is None else taken(self.inner.bias, self.pieces)
+
+    @property
+    def bias_factor(self) -> Tensor | None:
+        return None if self.inner.bias_factor is None else taken(self.inner.bias_factor, self.pieces)
 
     def dense(self, device: Device = None) -> Tensor:
         return taken(self.inner.dense(device), self.pieces)
@@ -87,6 +103,10 @@ def rows_of(delta: Delta | None, first: int, last: int) -> Delta | None:
         return replace(delta, diff=delta.diff[first:last], shape=shape, bias=bias)
     if isinstance(delta, Glora):
         return replace(delta, b_up=delta.b_up[first:last], shape=shape, bias=bias)
+    if isinstance(delta, (Turned, Scaled)):
+        if (part := delta.rows(first, last)) is None:
+            raise PairError("an OFT over all rows of a fused layer cannot act on this model, which has the layer split")
+        return part
     if isinstance(delta, Norm):
         return Norm(cut(delta.weight, first, last), bias)
     if isinstance(delta, Dora) and delta.magnitude.shape[0] == delta.shape[0]:
@@ -123,10 +143,13 @@ def heights(parts: Sequence[Delta | None], rows: int, width: int) -> list[int]:
     """Output rows of each part of a fused weight of ``rows`` rows and ``width`` columns, None being one that is absent.
 
     k and v are equally tall, and less than q where they have fewer heads. With an mlp behind them, absent q, k and v are
-    as tall as the layer is wide, and an absent mlp takes what is left.
+    as tall as the layer is wide, and an absent mlp takes what is left.  Where ``rows`` is UNKNOWN, q, k and v are as tall
+    as the layer is wide, and a part behind them stays UNKNOWN.
     """
-    tall = [part.shape[0] if part is not None else 0 for part in parts]
-    missing = [i for i, part in enumerate(parts) if part is None]
+    tall = [part.shape[0] if part is not None else UNKNOWN for part in parts]
+    missing = [i for i, height in enumerate(tall) if height == UNKNOWN]
+    if rows == UNKNOWN:
+        return [height or (width if i < len(QKV) else UNKNOWN) for i, height in enumerate(tall)]
     if missing == [1, 2] and len(parts) == 3:
         tall[1] = (rows - tall[0]) // 2
     elif len(missing) == 2 and len(parts) == 3:  # q and one of k and v

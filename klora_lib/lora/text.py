@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import LoraFileError
 from .deltas import Delta
-from .keys import Key
-from .peft import Adapter
+from .keys import Key, split_word
+from .peft import PREFIX, Adapter
 
 KOHYA_TEXT = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
 
@@ -73,10 +74,19 @@ def is_sdxl(modules: Mapping[str, Delta]) -> bool:
     )
 
 
-def missing_alphas(known: Mapping[str, Adapter], texts: list[Text]) -> list[Text]:
-    """The alphas that the metadata has for text-encoder modules and the tensors have not."""
-    have = {text.key[:2] for text in texts if text.key.part == "alpha"}
-    ours = [t for t in texts if t.foreign and t.key.role in known and t.key[:2] not in have]
-    downs = [t for t in ours if t.key.part == "lora_down.weight"]
-    alphas = [known[t.key.role].alpha_of(t.key.layer, t.tensor.shape[0]) for t in downs]
-    return [Text(t.raw, t.key._replace(part="alpha"), torch.tensor(a)) for t, a in zip(downs, alphas, strict=True)]
+def add_strengths(known: Mapping[str, Adapter], texts: list[Text]) -> list[str]:
+    """Add to ``texts`` the strengths that their adapters' configurations give; what is wrong with some of them."""
+    modules: dict[tuple[str, str], dict[str, Text]] = {}
+    for text in texts:
+        if text.foreign and text.key.role in known:
+            modules.setdefault(text.key[:2], {})[text.key.part] = text
+    wrong: list[str] = []
+    for (role, _), parts in modules.items():
+        one = next(iter(parts.values()))
+        module, _ = split_word(one.raw.removeprefix(PREFIX)) or (one.raw, "")
+        try:
+            strength = known[role].strength(module, {part: text.tensor for part, text in parts.items()})
+            texts += [Text(one.raw, one.key._replace(part=part), tensor) for part, tensor in strength.items()]
+        except LoraFileError as error:
+            wrong.append(error.message)
+    return wrong

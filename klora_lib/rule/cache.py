@@ -6,14 +6,15 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from ..errors import KLoraError, LoraFileError, all_offenders
+from ..errors import KLoraError, LoraFileError, PairError, all_offenders
 from ..lora.file import LoraFile, read_lora
+from ..lora.peft import CONFIG, weights_in
 from .pairing import Pair, make_pair
-from .scoring import Scores, score
+from .scoring import Scores, Weights, score
 
 T = TypeVar("T")
 FILES = 2 << 30  # bytes of files that are kept; the two last used always are
@@ -34,14 +35,15 @@ class Library:
         self.scores: OrderedDict[Hashable, Scores] = OrderedDict()
 
     def read(self, path: str | os.PathLike[str], name: str) -> LoraFile:
-        """The file at ``path``, read again whenever size, time or identity of it changed.  Raises LoraFileError."""
-        try:
-            stat = os.stat(path)
-        except OSError:
+        """The file or PEFT folder at ``path``, read again whenever size, time or identity of the file, or of an
+        adapter_config.json beside it, changed.  Raises LoraFileError."""
+        weights = weights_in(path)
+        there = stamp(weights)
+        if there is None:
             return read_lora(path, name)  # which says what is wrong
-        key = os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, name
+        key = os.path.realpath(weights), there, stamp(weights.parent / CONFIG), name
         file = get_or_make(self.files, key, len(self.files) + 1, lambda: read_lora(path, name))
-        self.sizes[key] = stat.st_size
+        self.sizes[key] = there.size
         self.let_go()
         return file
 
@@ -72,10 +74,47 @@ class Library:
         key = content.name, content.digest, style.name, style.digest
         return get_or_make(self.pairs, key, PAIRS, lambda: make_pair(content, style))
 
-    def score(self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf) -> Scores:
-        """The pair's scores, taken on ``device`` the first time, within ``free`` bytes of it."""
+    def score(
+        self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None
+    ) -> Scores:
+        """The pair's scores, taken on ``device`` the first time, within ``free`` bytes of it.
+
+        Scores that depend on the model's ``weights`` are not kept: these change, and nobody tells.  Raises PairError for
+        such a pair without a model.
+        """
+        if pair.relative:
+            if weights is None:
+                raise without_a_model(pair)
+            return score(pair.units, k, device, free, weights)
         key = pair.content.digest, pair.style.digest, k
         return get_or_make(self.scores, key, SCORES, lambda: score(pair.units, k, device, free))
+
+
+def without_a_model(pair: Pair) -> PairError:
+    role = "content" if any(u.content is not None and u.content.relative for u in pair.units) else "style"
+    file = pair.content if role == "content" else pair.style
+    return PairError(
+        f"{file.name!r} is an OFT, BOFT or IA3, which multiplies the model's own weights: its changes, and so the choice, "
+        "can be known only with the model",
+        role,
+    )
+
+
+class Stamp(NamedTuple):
+    """What tells one state of a file on disk from another."""
+
+    inode: int
+    size: int
+    changed: int  # ns
+
+
+def stamp(path: str | os.PathLike[str]) -> Stamp | None:
+    """None where there is no such file."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def get_or_make(shelf: OrderedDict[Hashable, T], key: Hashable, most: int, make: Callable[[], T]) -> T:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import SHOWN, PairError
-from ..lora.deltas import Delta, fuse
+from ..lora.deltas import UNKNOWN, Delta, fuse
 from ..lora.file import LoraFile
 from ..lora.keys import fused_name, is_attention, members
 from ..lora.rows import heights
+from ..lora.traits import difference
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,20 @@ class Unit:
         return is_attention(self.name)
 
     @property
+    def relative(self) -> bool:
+        """Whether one of the two has no ΔW without the model's weight."""
+        return any(delta is not None and delta.relative for delta in (self.content, self.style))
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of ΔW as in the file: [out, in] or [out, in, kh, kw]."""
-        delta = self.content or self.style
-        assert delta is not None
-        return delta.shape
+        """Shape of ΔW as in the file: [out, in] or [out, in, kh, kw].  A size is UNKNOWN where neither LoRA tells it."""
+        shapes = [delta.shape for delta in (self.content, self.style) if delta is not None]
+        whole = next((shape for shape in shapes if UNKNOWN not in shape), None)
+        return whole or tuple(max(sizes) for sizes in zip(*map(flat, shapes)))
 
     @property
     def elements(self) -> int:
+        """Of ΔW; 0 where its shape is not known."""
         out, columns = flat(self.shape)
         return out * columns
 
@@ -50,21 +57,42 @@ class Pair:
     units: tuple[Unit, ...]
     added: tuple[Unit, ...]
 
+    @property
+    def shared(self) -> bool:
+        """Whether any layer has both, and so anything is to be chosen."""
+        return any(unit.shared for unit in self.units)
+
+    @property
+    def relative(self) -> bool:
+        """Whether the pair's scores depend on the model: OFT, BOFT and IA3 have no ΔW without its weights."""
+        return any(unit.relative for unit in self.units)
+
 
 def make_pair(content: LoraFile, style: LoraFile) -> Pair:
-    """Align two LoRAs.  Raises PairError where a common layer has two shapes, or where there is none in common."""
+    """Align two LoRAs.
+
+    Raises PairError where a common layer has two shapes, or where none is in common and they are for different models.
+    """
     one, two = to_shared_granularity(content.modules, style.modules), to_shared_granularity(style.modules, content.modules)
     units = tuple(Unit(name, one.get(name), two.get(name)) for name in dict.fromkeys([*one, *two]))
     added = tuple(
         Unit(name, content.added.get(name), style.added.get(name)) for name in dict.fromkeys([*content.added, *style.added])
     )
     refuse_two_shapes(content.name, style.name, units + added)
-    if not any(u.shared for u in units):
+    pair = Pair(content, style, units, added)
+    if not pair.shared:
+        refuse_two_architectures(content, style)
+    return pair
+
+
+def refuse_two_architectures(content: LoraFile, style: LoraFile) -> None:
+    """Raise PairError where two LoRAs without a common layer (as B-LoRA's halves are) cannot be for one model."""
+    one, two = {**content.modules, **content.added}, {**style.modules, **style.added}
+    if what := difference(one, two):
         raise PairError(
-            f"{content.name!r} and {style.name!r} have no denoiser layer in common: "
-            f"{len(one)} layers like {next(iter(one))}, and {len(two)} like {next(iter(two))}"
+            f"{content.name!r} and {style.name!r} have no denoiser layer in common and are made for different models, "
+            f"{what}: {len(one)} layers like {next(iter(one))}, and {len(two)} like {next(iter(two))}"
         )
-    return Pair(content, style, units, added)
 
 
 def to_shared_granularity(own: Mapping[str, Delta], other: Mapping[str, Delta]) -> dict[str, Delta]:
@@ -75,29 +103,40 @@ def to_shared_granularity(own: Mapping[str, Delta], other: Mapping[str, Delta]) 
         if whole is None or whole not in other:
             out[name] = delta
         elif whole not in out:
-            out[whole] = stack(whole, own, other[whole].shape[0])
+            out[whole] = stack(whole, own, flat(other[whole].shape))
     return out
 
 
-def stack(whole: str, own: Mapping[str, Delta], rows: int) -> Delta:
-    """The members of ``whole`` that ``own`` has, as one module of ``rows`` output rows; absent members are zero."""
+def stack(whole: str, own: Mapping[str, Delta], size: tuple[int, int]) -> Delta:
+    """The members of ``whole`` that ``own`` has, as one module; absent members are zero.
+
+    Args: size: rows and columns of the fused weight, as far as the other LoRA tells them.
+    """
     parts = [own.get(m) for m in members(whole)]
     known = [p.shape for p in parts if p is not None]
-    if len({shape[1:] for shape in known}) > 1:
+    widths = {flat(shape)[1] for shape in known} - {UNKNOWN}
+    if len(widths) > 1:
         raise PairError(f"the parts of {whole} are of different widths: {', '.join(map(shape_text, filter(None, parts)))}")
-    tall = heights(parts, rows, known[0][1])
+    rows, width = size[0], max(widths, default=size[1])
+    tall = heights(parts, rows, width)
+    rows = rows or sum(tall)
     if sum(tall) != rows or min(tall) < 1:
         raise PairError(f"the parts of {whole} have {sum(tall)} rows together, the other LoRA's fused weight has {rows}")
     return fuse(parts, tall)
 
 
 def refuse_two_shapes(content: str, style: str, units: tuple[Unit, ...]) -> None:
-    bad = [u for u in units if u.content and u.style and flat(u.content.shape) != flat(u.style.shape)]
+    bad = [u for u in units if u.content and u.style and not agree(flat(u.content.shape), flat(u.style.shape))]
     if not bad:
         return
     facts = "; ".join(f"{u.name} is {shape_text(u.content)} and {shape_text(u.style)}" for u in bad[:SHOWN])
     more = f", and {len(bad) - SHOWN} layers more" if len(bad) > SHOWN else ""
     raise PairError(f"{content!r} and {style!r} are made for different models: {facts}{more}")
+
+
+def agree(one: tuple[int, int], two: tuple[int, int]) -> bool:
+    """The same sizes, as far as both are known."""
+    return all(n == m or UNKNOWN in (n, m) for n, m in zip(one, two))
 
 
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -109,4 +148,8 @@ def flat(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def shape_text(delta: Delta | None) -> str:
-    return "×".join(map(str, delta.shape)) if delta is not None else "absent"
+    return sizes_text(delta.shape) if delta is not None else "absent"
+
+
+def sizes_text(shape: tuple[int, ...]) -> str:
+    return "×".join("?" if n == UNKNOWN else str(n) for n in shape)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import PairError
+from ..errors import PairError, count
 from ..settings import Settings
 from .pairing import Pair, Unit
 from .scoring import Scores, largest, vanishes
@@ -26,7 +26,15 @@ class Plan:
 
     @property
     def gamma(self) -> float:
+        """1 where no layer has both LoRAs: nothing is compared there, and nothing balanced."""
         return self.facts.gamma
+
+    @property
+    def notes(self) -> list[str]:
+        """What is unusual about it, one sentence each."""
+        if any(unit.shared for unit in self.units):
+            return []
+        return ["the two LoRAs have no denoiser layer in common: each layer has the one LoRA that touches it, at every step"]
 
     def at(self, progress: float) -> Tensor:
         """Masks of all units at ``progress`` in [0, 1).  uint8 [units]"""
@@ -48,7 +56,8 @@ class Plan:
 def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: int = 0) -> Plan:
     """The plan that ``settings`` make of a scored pair.  ``steps``: sampler steps of the pass; ``seed``: the image's.
 
-    Raises PairError where the rule has nothing to decide, or a LoRA is zero wherever it is to decide.
+    Raises PairError where ``layers`` leaves the rule nothing to decide, or a LoRA is zero wherever it is to decide. Two
+    LoRAs that share no layer at all are drawn, each on its own layers: there γ is 1 unless it is given.
     """
     attention = torch.tensor([u.attention for u in pair.units])
     shared = torch.tensor([u.shared for u in pair.units])
@@ -58,11 +67,15 @@ def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: 
     decided = shared if settings.layers == "all" else shared & attention
     if settings.layers == "attention-only":
         present = torch.where(attention, present, 0).to(torch.uint8)
-    if not decided.any():
-        names = f"{pair.content.name!r} and {pair.style.name!r}"
-        raise PairError(f"{names} have no attention layer in common, and layers is {settings.layers!r}")
-    refuse_zero(pair, scores, decided)
-    gamma = balance(scores, decided, settings.gamma, (pair.content.name, pair.style.name))
+    names = pair.content.name, pair.style.name
+    if not pair.shared:
+        refuse_nothing_left(pair, scores, present, settings.layers)
+    elif not decided.any():
+        both = f"{names[0]!r} and {names[1]!r}"
+        raise PairError(f"{both} have no attention layer in common, and layers is {settings.layers!r}")
+    else:
+        refuse_zero(pair, scores, decided)
+    gamma = balance(scores, decided, settings.gamma, names)
     star = settings.scale == "s*"
     facts = Facts(scores, gamma, present, decided, settings.alpha, settings.offset, star, steps, settings.switch_every, seed)
     return Plan(pair.units, facts, settings.method, settings.layers)
@@ -71,22 +84,38 @@ def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: 
 def refuse_zero(pair: Pair, scores: Scores, decided: Tensor) -> None:
     """Raise PairError where a LoRA is zero in every layer that the rule is to decide."""
     shared = [unit for unit, mine in zip(pair.units, decided.tolist()) if mine]
-    for role, name, sums in (
-        ("content", pair.content.name, scores.content_abs), ("style", pair.style.name, scores.style_abs),
-    ):  # fmt: skip
-        if float(sums[decided].sum()) > 0:
+    where = f"in all {len(shared)} layers that it shares with the other LoRA"
+    for role, file, sums in (("content", pair.content, scores.content_abs), ("style", pair.style, scores.style_abs)):
+        if float(sums[decided].sum()) == 0:
+            raise zero_error(role, file.name, shared, where)
+
+
+def refuse_nothing_left(pair: Pair, scores: Scores, present: Tensor, layers: str) -> None:
+    """Raise PairError where one of two LoRAs without a common layer would not act: it is zero, or ``layers`` drops it."""
+    columns = (scores.content_abs, scores.style_abs)
+    for role, bit, file, size in zip(("content", "style"), (CONTENT, STYLE), (pair.content, pair.style), columns):
+        if not file.modules:  # norms and biases alone
             continue
-        where = f"in all {len(shared)} layers that it shares with the other LoRA"
-        small = [delta for unit in shared if (delta := getattr(unit, role)) is not None and vanishes(delta)]
-        if small:
-            most = max(largest(delta) for delta in small)
-            raise PairError(f"{name!r} is zero in fp32 {where}: its numbers are too small, at most {most:.3g}", role)
-        raise PairError(f"{name!r} is zero {where}; was it trained?", role)
+        if not (present & bit).any():
+            raise PairError(f"{file.name!r} has no attention layer, and layers is {layers!r}", role)
+        if float(size.sum()) == 0:
+            raise zero_error(role, file.name, pair.units, f"in all its {count(len(file.modules), 'layer')}")
+
+
+def zero_error(role: str, name: str, units: Sequence[Unit], where: str) -> PairError:
+    """Says whether a LoRA is zero because its numbers are too small for fp32."""
+    small = [delta for unit in units if (delta := getattr(unit, role)) is not None and vanishes(delta)]
+    if small:
+        most = max(largest(delta) for delta in small)
+        return PairError(f"{name!r} is zero in fp32 {where}: its numbers are too small, at most {most:.3g}", role)
+    return PairError(f"{name!r} is zero {where}; was it trained?", role)
 
 
 def balance(scores: Scores, decided: Tensor, gamma: str | float, names: tuple[str, str]) -> float:
     """γ over the ``decided`` units: Σ Σ|ΔW_c| / Σ Σ|ΔW_s| ("auto", paper equation 7), the trimmed mean of the
-    per-layer ratios ("mean-ratio": those under 3 times their mean), or the number given."""
+    per-layer ratios ("mean-ratio": those under 3 times their mean), or the number given.  1 where no unit is decided."""
+    if not decided.any():
+        return gamma if isinstance(gamma, float) else 1.0
     content, style = scores.content_abs[decided], scores.style_abs[decided]
     if isinstance(gamma, float):
         return gamma

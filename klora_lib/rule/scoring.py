@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from ..errors import LoraFileError, PairError
 from ..lora.deltas import Delta, wide
 from ..numerics import exact_math
 from .pairing import Unit
+
+# (unit, device) -> the model's weight of it, fp32 [out, in·kh·kw] on that device; None where the model has none
+Weights = Callable[[Unit, torch.device], "Tensor | None"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,11 @@ class Scores:
     style_abs: Tensor
 
 
-def choose_k(unit: Unit, k: str | int) -> int:
-    """K = r_c·r_s (paper, equation 4), at most the element count.  An absent LoRA counts as rank 1."""
+def choose_k(unit: Unit, k: str | int, base: Tensor | None = None) -> int:
+    """K = r_c·r_s (paper, equation 4), at most the element count (of ``base``).  An absent LoRA counts as rank 1."""
     content, style = unit.content, unit.style
     wanted = k if isinstance(k, int) else (content.rank if content else 1) * (style.rank if style else 1)
-    return max(1, min(wanted, unit.elements))
+    return max(1, min(wanted, unit.elements if base is None else base.numel()))
 
 
 def topk_sum(x: Tensor, k: int) -> Tensor:
@@ -56,11 +59,14 @@ def topk_sum(x: Tensor, k: int) -> Tensor:
     return torch.topk(candidates, k, sorted=False).values.sum()
 
 
-def absolute(delta: Delta, scratch: Tensor) -> Tensor:
+def absolute(delta: Delta, scratch: Tensor, base: Tensor | None) -> Tensor:
     """|ΔW|, fp32 [out, in·kh·kw], on the device of ``scratch``: where two factors make it, inside ``scratch`` (fp32, flat).
 
     A product of some MB in memory that is new each time costs as much again in page faults.
     """
+    if delta.relative:
+        assert base is not None
+        return delta.update(base).abs_()
     low_rank = delta.factors()
     if low_rank is None:
         return delta.dense(scratch.device).abs_()
@@ -71,12 +77,12 @@ def absolute(delta: Delta, scratch: Tensor) -> Tensor:
     return product.abs_()
 
 
-def magnitude(delta: Delta, k: int, scratch: Tensor) -> tuple[float, float]:
+def magnitude(delta: Delta, k: int, scratch: Tensor, base: Tensor | None = None) -> tuple[float, float]:
     """(sum of the k largest |ΔW|, sum of all |ΔW|), in fp32 from ΔW = scale·up @ down.
 
     Raises LoraFileError where ΔW, or the sum, is too large for fp32.
     """
-    size = absolute(delta, scratch)
+    size = absolute(delta, scratch, base)
     total = float(size.sum())
     if not math.isfinite(total):
         raise LoraFileError(f"its update is too large for fp32, with numbers up to {largest(delta):.3g}")
@@ -90,14 +96,21 @@ def largest(delta: Delta) -> float:
 
 def vanishes(delta: Delta) -> bool:
     """Whether ΔW is zero in fp32 only because its numbers are so small: none of its tensors is all zero."""
-    return all(bool(wide(t).any()) for t in tensors_in(delta)) and not bool(delta.dense().any())
+    return not delta.relative and all(bool(wide(t).any()) for t in tensors_in(delta)) and not bool(delta.dense().any())
 
 
-def score(units: Sequence[Unit], k: str | int, device: torch.device, free: float = math.inf) -> Scores:
+def score(
+    units: Sequence[Unit], k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None
+) -> Scores:
     """Scores of every unit: one pass, one product per LoRA and unit; nothing is kept but four numbers.
 
+    OFT, BOFT and IA3 are scored by what they would add to the weight, ΔW = W' − W: only that is of one measure with a
+    LoRA's ΔW.  How far R is from I is not: it does not know how large the weights are that it turns, and one γ for all
+    layers could not make up for it.  So these units need the loaded model; where it lacks a layer, nothing acts there, and
+    its sums are 0.
+
     Args: k: "auto" or K itself.  device: where the products are taken.  free: bytes of it that may be used; where these do
-        not do, or turn out not to be there, products are taken on the CPU.
+        not do, or turn out not to be there, products are taken on the CPU.  weights: needed where a unit is ``relative``.
     Raises LoraFileError that names role and layer where an update has no numbers in fp32, and PairError where not even the
     CPU has the memory.
     """
@@ -105,12 +118,12 @@ def score(units: Sequence[Unit], k: str | int, device: torch.device, free: float
     bytes_needed = PRODUCTS * 4 * max((unit.elements for unit in units), default=0)
     if device.type != "cpu" and bytes_needed <= free:
         try:
-            return score_on(units, k, device)
+            return score_on(units, k, device, weights)
         except RuntimeError as e:
             if not out_of_memory(e):
                 raise
     try:
-        return score_on(units, k, cpu)
+        return score_on(units, k, cpu, weights)
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
@@ -121,14 +134,15 @@ def score(units: Sequence[Unit], k: str | int, device: torch.device, free: float
 PRODUCTS = 4  # the most copies of one ΔW in fp32 that are alive at a time: scratch, a dense update and what Top-K gathers
 
 
-def score_on(units: Sequence[Unit], k: str | int, device: torch.device) -> Scores:
+def score_on(units: Sequence[Unit], k: str | int, device: torch.device, weights: Weights | None) -> Scores:
     ks, rows = [], []
     with exact_math(device):
         scratch = torch.empty(max((unit.elements for unit in units), default=0), device=device)
         for unit in units:
-            n = choose_k(unit, k)
+            base = weights(unit, device) if unit.relative and weights is not None else None
+            n = choose_k(unit, k, base)
             pair = [
-                measured(role, unit, delta, n, scratch)
+                measured(role, unit, delta, n, scratch, base)
                 for role, delta in (("content", unit.content), ("style", unit.style))
             ]
             ks.append(n)
@@ -137,10 +151,12 @@ def score_on(units: Sequence[Unit], k: str | int, device: torch.device) -> Score
     return Scores(tuple(ks), *table.unbind(1))
 
 
-def measured(role: str, unit: Unit, delta: Delta | None, k: int, scratch: Tensor) -> tuple[float, float]:
-    if delta is None:
+def measured(
+    role: str, unit: Unit, delta: Delta | None, k: int, scratch: Tensor, base: Tensor | None
+) -> tuple[float, float]:
+    if delta is None or (unit.relative and base is None):
         return 0.0, 0.0
     try:
-        return magnitude(delta, k, scratch)
+        return magnitude(delta, k, scratch, base)
     except LoraFileError as e:
         raise LoraFileError(f"{unit.name} cannot be used: {e.message}", role) from None

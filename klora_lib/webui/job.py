@@ -15,6 +15,7 @@ from ..errors import HostError, KLoraError, SettingsError, all_offenders
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..rule.cache import Library
 from ..rule.pairing import Pair
+from ..rule.plan import Plan
 from ..rule.schedule import step_progress, whole_steps
 from ..settings import Settings
 
@@ -103,13 +104,17 @@ class Job:
             p.comment(f"K-LoRA: layers of the pair that are not in {host.get_checkpoint_name()!r}: {which}")
         if not self.has_networks and (self.pair.content.text or self.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
-        self.report_unread(p)
+        self.report_notes(p, session.plan)
         host.finish_merging(actor.site.module for actor in session.actors)
+        if self.pair.relative:  # until now, a layer could still have the LoRAs of another job
+            target = read_target(host, p)
+            self.fusion = self.fusion.score_again(target)
+            session, _ = self.fusion.open(target, (content, style), steps, int(p.seeds[0]))
         self.passes.append(SamplingPass(session))
         return self.passes[-1]
 
-    def report_unread(self, p: Any) -> None:
-        """Show the notes on the two files as comments, and write the number of their unread tensors into the infotext."""
+    def report_notes(self, p: Any, plan: Plan) -> None:
+        """Show the notes on the two files and on the plan as comments, and write their facts into the infotext."""
         left_out = {role: file for role, file in zip(ROLES, (self.pair.content, self.pair.style)) if file.notes}
         for file in left_out.values():
             for note in file.notes:
@@ -117,6 +122,9 @@ class Job:
         if left_out:
             found = [f"{len(file.unknown)} of {role} ({file.unknown[0]})" for role, file in left_out.items()]
             p.extra_generation_params["K-LoRA unread tensors"] = ", ".join(found)
+        for note in plan.notes:
+            p.comment(f"K-LoRA: {note}")
+            p.extra_generation_params["K-LoRA common layers"] = "none"
 
     def advance(self, params: Any) -> None:
         """Called before every denoiser call: sets the model to the choice for this step."""

@@ -192,3 +192,23 @@ def test_what_is_not_read_is_told(make: Callable, files: Callable, tmp_path: Pat
         f"'{style.stem}' has embeddings in it, which are not loaded: cat",
     ]
     assert [r.getMessage() for r in caplog.records if "K-LoRA" in r.getMessage()] == [f"K-LoRA: {n}" for n in run.notes]
+
+
+def test_a_folder_that_peft_saved(make: Callable, files: Callable, tmp_path: Path) -> None:
+    """Its alpha is in the configuration beside the weights: the image is that of PEFT's own merge."""
+    peft = pytest.importorskip("peft")
+    other = FAMILIES["sd15"]()
+    config = peft.LoHaConfig(r=4, alpha=1, target_modules=["to_q", "to_v"], init_weights=False, alpha_pattern={"to_v": 3})
+    model = peft.PeftModel(other.unet, config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "hada" in name:
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.6)
+    model.save_pretrained(tmp_path / "my.dog")
+    other.unet = model.merge_and_unload()
+    expected, pipe, style = image(other, steps=3), make("sd15"), files("sd15")[1]
+    assert not torch.allclose(image(pipe, steps=3), expected, atol=0.05)
+    for path in (tmp_path / "my.dog", tmp_path / "my.dog" / "adapter_model.safetensors"):
+        with klora(pipe, path, style, method="content") as run:
+            assert torch.allclose(image(pipe, steps=3), expected, **CLOSE)
+        assert "K-LoRA content: my.dog" in run.infotext()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from klora_lib.diffusers import klora
 
@@ -85,3 +86,16 @@ def test_the_block_tells_what_it_does(make: Callable, files: Files) -> None:
         "K-LoRA enabled: True, K-LoRA content: subject, K-LoRA style: painter, K-LoRA method: klora, K-LoRA alpha: 2.0, "
         "K-LoRA beta: 0.5, K-LoRA gamma: auto, K-LoRA scale: s, K-LoRA layers: attention"
     )
+
+
+def test_two_halves_of_a_file_are_the_file(make: Callable, files: Files, tmp_path: Path) -> None:
+    """Without a common layer each layer has the one LoRA that touches it, at every step; the user is told."""
+    pipe, whole = make("sdxl"), files("sdxl")[0]
+    tensors = load_file(whole)
+    halves = tmp_path / "content.safetensors", tmp_path / "style.safetensors"
+    save_file({k: t for k, t in tensors.items() if ".attn1." in k}, halves[0])
+    save_file({k: t for k, t in tensors.items() if ".attn1." not in k}, halves[1])
+    with klora(pipe, *halves) as run:
+        ours = image(pipe, steps=3)
+    assert torch.allclose(ours, single("sdxl", whole, steps=3), **CLOSE)
+    assert len(run.notes) == 1 and "no denoiser layer in common" in run.notes[0]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from klora_lib.engine.site import Load, Loads, Site
 from klora_lib.lora.deltas import Delta, Dora, Full, Lora, fuse
 from klora_lib.lora.lycoris import Glora, Loha, Lokr
+from klora_lib.lora.multiplied import Scaled, Turned
 
 CPU = torch.device("cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -45,6 +46,7 @@ LAYERS = {
     ),
     "rows of a fused linear": Layer(lambda: nn.Linear(6, 12), (4, 6), (2, 5, 6), (4, 8)),
     "inpainting": Layer(lambda: nn.Conv2d(9, 6, 3, padding=1), (6, 4, 3, 3), (2, 9, 4, 4)),
+    "wider linear": Layer(lambda: nn.Linear(14, 8), (8, 6), (2, 5, 14)),
 }
 
 
@@ -147,10 +149,46 @@ def fused(shape: tuple[int, ...], seed: int) -> tuple[Delta, Update]:
     return fuse([part, None], [half[0], half[0]]), lambda base: torch.cat([step(base), torch.zeros_like(base[half[0] :])])
 
 
+def orthogonal(n: int, seed: int) -> Tensor:
+    """R of an OFT block, fp64."""
+    q = rand(n, n, seed=seed).double()
+    q = (q - q.T) * 0.3
+    return torch.eye(n).double() + 2 * q @ torch.linalg.inv(torch.eye(n).double() - q)
+
+
+def oft(shape: tuple[int, ...], seed: int) -> tuple[Delta, Update]:
+    """Two blocks of rows, and a scale; the columns are the model's."""
+    n = shape[0] // 2
+    r, scale = [orthogonal(n, seed + i) for i in range(2)], rand(shape[0], 1, seed=seed + 5).abs() + 0.5
+    turns = torch.stack([(each - torch.eye(n)).float() for each in r])[None]
+    delta = Turned(turns, None, scale, False, (shape[0], 0))
+    return delta, lambda base: scale.double() * torch.block_diag(*r) @ base - base
+
+
+def oft_on_input(shape: tuple[int, ...], seed: int) -> tuple[Delta, Update]:
+    columns = flat(shape)[1]
+    r = [orthogonal(columns // 2, seed + i) for i in range(2)]
+    turns = torch.stack([(each - torch.eye(columns // 2)).float() for each in r])[None]
+    delta = Turned(turns, None, None, True, (0, columns))
+    return delta, lambda base: base @ torch.block_diag(*r).T - base
+
+
+def ia3(shape: tuple[int, ...], seed: int) -> tuple[Delta, Update]:
+    """Of the output, with its bias, as PEFT has it."""
+    factor = rand(shape[0], seed=seed)
+    return Scaled(factor, False, scales_bias=True), lambda base: factor.double()[:, None] * base
+
+
+def ia3_on_input(shape: tuple[int, ...], seed: int) -> tuple[Delta, Update]:
+    factor = rand(shape[1], seed=seed)
+    return Scaled(factor, True), lambda base: base * factor.double().repeat_interleave(flat(shape)[1] // shape[1])
+
+
 LOW_RANK = {"lora": lora, "lora with bias": lora_with_bias, "fused": fused}
 DENSE = {"full": full, "loha": loha, "lokr": lokr, "glora": glora}
 DORAS = {"dora by output": dora_by_output, "dora by input": dora_by_input}
-KINDS = {**LOW_RANK, **DENSE, **DORAS}
+RELATIVE = {"oft": oft, "oft on the input": oft_on_input, "ia3": ia3, "ia3 on the input": ia3_on_input}
+KINDS = {**LOW_RANK, **DENSE, **DORAS, **RELATIVE}
 
 
 # --- what must come out ---
@@ -181,6 +219,12 @@ class Duo:
             load.weight * load.delta.bias.double()
             for i, load in enumerate((self.loads.content, self.loads.style))
             if load is not None and mask >> i & 1 and load.delta.bias is not None
+        ]
+        own = torch.zeros(0) if base is None else site.part(base).double()
+        wanted += [
+            load.weight * load.delta.bias_factor.double() * own
+            for i, load in enumerate((self.loads.content, self.loads.style))
+            if base is not None and load is not None and mask >> i & 1 and load.delta.bias_factor is not None
         ]
         if base is None and not wanted:
             return None

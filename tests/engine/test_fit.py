@@ -93,6 +93,21 @@ def test_a_model_without_any_shared_layer_is_refused() -> None:
         )
 
 
+def test_without_a_shared_layer_each_lora_needs_one_in_the_model() -> None:
+    """Also a LoRA of nothing but norms, which acts as every norm does."""
+    halves = make_file("subject", 1, [Q], norm=False), make_file("style", 2, ["conv_in"], norm=False)
+    pair, stack = make_pair(*halves), make_stack()
+    placed, missing = place(planned(pair), pair, make_sites(stack), (1, 1), "tiny")
+    assert [p.name for p in placed] == [u.name for u in pair.units] == [Q, "conv_in"] and not missing
+    for gone, said in ((Q, "content: none of the 1 layers of 'subject' is in 'tiny'"), ("conv_in", "style: none of")):
+        left = {name: module for name, module in stack.items() if name != gone}
+        with pytest.raises(PairError, match=said):
+            place(planned(pair), pair, make_sites(left), (1, 1), "tiny")
+    norms = make_pair(halves[0], make_file("style", 2, []))
+    placed, _ = place(planned(norms), norms, make_sites(stack), (1, 1), "tiny")
+    assert [p.name for p in placed] == [Q, NORM]
+
+
 def test_another_architecture_is_refused_by_layer_and_both_shapes() -> None:
     pair, stack = make(), make_stack()
     stack[Q] = nn.Linear(16, 8)
@@ -105,7 +120,7 @@ def test_another_architecture_is_refused_by_layer_and_both_shapes() -> None:
 
 def test_many_misfits_are_counted() -> None:
     pair, stack = make(), make_stack()
-    wide = {n: nn.Linear(16, 8) if isinstance(m, nn.Linear) else nn.Conv2d(7, 6, 3) for n, m in stack.items() if n != NORM}
+    wide = {n: nn.Linear(16, 8) if isinstance(m, nn.Linear) else nn.Conv2d(3, 6, 3) for n, m in stack.items() if n != NORM}
     with pytest.raises(PairError, match="3 layers more"):
         place(planned(pair), pair, make_sites(wide), (1, 1), "tiny")
 
@@ -123,13 +138,57 @@ def test_shapes_that_fit(shape: tuple[int, ...], module: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "module"),
-    [((6, 4, 3, 3), nn.Conv2d(9, 6, 1)), ((6, 4, 3, 3), nn.Conv2d(8, 6, 3)), ((6, 3, 3, 3), nn.Conv2d(9, 6, 3)),
+    [((6, 4, 3, 3), nn.Conv2d(9, 6, 1)), ((6, 4, 3, 3), nn.Conv2d(8, 5, 3)), ((6, 3, 3, 3), nn.Conv2d(9, 6, 3)),
      ((6, 9, 3, 3), nn.Conv2d(4, 6, 3)), ((8, 6), nn.Linear(8, 6)), ((8, 6), nn.Conv2d(6, 8, 3))],
 )  # fmt: skip
 def test_shapes_that_do_not_fit(shape: tuple[int, ...], module: nn.Module) -> None:
     pair = pair_of({"conv_in": shape})
     with pytest.raises(PairError, match="conv_in is .* in the LoRAs, .* in the model"):
         place(planned(pair), pair, {"conv_in": Site(module)}, (1, 1), "tiny")
+
+
+WIDENED = {  # layer: shape in the LoRAs, the layer of a model that takes further channels
+    "conv_in of an inpainting UNet": ("conv_in", (6, 4, 3, 3), nn.Conv2d(9, 6, 3, padding=1)),
+    "conv_in of InstructPix2Pix": ("conv_in", (6, 4, 3, 3), nn.Conv2d(8, 6, 3, padding=1)),
+    "conv_in of a depth UNet": ("conv_in", (6, 4, 3, 3), nn.Conv2d(5, 6, 3, padding=1)),
+    "conv_in, its kernel unknown": ("conv_in", (6, 36), nn.Conv2d(9, 6, 3, padding=1)),
+    "x_embedder of Flux Control": ("x_embedder", (6, 16), nn.Linear(32, 6)),
+    "x_embedder of Flux Fill": ("x_embedder", (6, 16), nn.Linear(96, 6)),
+    "pos_embed.proj of an SD3 control model": ("pos_embed.proj", (6, 4, 2, 2), nn.Conv2d(9, 6, 2, stride=2)),
+}
+
+
+@pytest.mark.parametrize("engine", ["merge", "bypass"])
+@pytest.mark.parametrize("what", WIDENED)
+def test_a_wider_first_layer_has_the_update_in_its_first_channels(what: str, engine: str) -> None:
+    """W + ΔW padded with zeros, in both engines; all further channels stay as they are."""
+    name, shape, module = WIDENED[what]
+    pair, module = pair_of({name: shape, Q: (8, 6)}), module.requires_grad_(False)
+    plan = planned(pair, method="content")
+    before, x = snapshot(module), rand(2, module.weight.shape[1], *(6, 6)[: module.weight.dim() - 2], seed=5)
+    change = next(u.content.dense() for u in pair.units if u.name == name and u.content)
+    want = module.weight.clone()
+    want.flatten(1)[:, : change.shape[1]] += change
+    expected = torch.func.functional_call(module, {"weight": want}, (x,))
+    placed, missing = place(plan, pair, {name: Site(module), Q: Site(make_layer("linear without bias"))}, (1, 1), "tiny")
+    assert not missing
+    session = Session(plan, placed, engine, CPU)
+    session.advance(0.0)
+    torch.testing.assert_close(module(x), expected)
+    session.close()
+    assert same(module, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "module"),
+    [(Q, (8, 6), nn.Linear(12, 8)), ("mid_block.resnets.0.conv1", (6, 4, 3, 3), nn.Conv2d(9, 6, 3)),
+     ("x_embedder", (6, 16), nn.Linear(32, 8)), ("x_embedder", (6, 16), nn.Linear(8, 6)),
+     ("x_embedder", (6, 16), nn.Conv2d(32, 6, 3)), ("pos_embed.proj", (6, 4, 2, 2), nn.Conv2d(9, 6, 1))],
+)  # fmt: skip
+def test_only_a_wider_first_layer_may_be_of_another_shape(name: str, shape: tuple[int, ...], module: nn.Module) -> None:
+    pair = pair_of({name: shape})
+    with pytest.raises(PairError, match=f"{name} is .* in the LoRAs, .* in the model"):
+        place(planned(pair), pair, {name: Site(module)}, (1, 1), "tiny")
 
 
 def test_rows_of_a_fused_weight_have_the_shape_of_their_part() -> None:

@@ -35,7 +35,16 @@ def wanted(module: nn.Module, plain: Tensor, two: Duo, mask: int, x: Tensor) -> 
     for i, load in enumerate((two.loads.content, two.loads.style)):
         if mask >> i & 1 and load is not None and load.delta.bias is not None:
             bias += load.weight * load.delta.bias.double()
+        if mask >> i & 1 and load is not None and load.delta.bias_factor is not None:
+            bias += load.weight * load.delta.bias_factor.double() * module.bias.double()
     return plain.double() + nn.functional.linear(x.double(), moved, bias)
+
+
+def test_a_scaled_bias_that_is_not_in_memory_is_refused() -> None:
+    module = nn.Linear(IN, OUT, device="meta")
+    with pytest.raises(HostError, match="an IA3 that scales a layer's bias cannot act where the layer is streamed"):
+        placed = Placed(None, 3, Site(module), duo("linear", "ia3", "lora").loads)
+        make_actor(placed, "auto", CPU, MemoryBudget(float("inf")))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -142,6 +142,11 @@ def load_lora_for_models(
     return new[0], new[1]
 
 
+def get_weight_and_bias(layer: Any, weight_args: dict[str, Any], weight_fn: Any = None) -> tuple[Tensor, Any]:
+    """What a layer computes with."""
+    return layer.weight.to(**weight_args), layer.bias
+
+
 class FakeForge(FakeHost):
     name = "Forge"
     reload = "forge_model_reload"
@@ -177,11 +182,12 @@ class FakeForge(FakeHost):
         module = networks.listing(lora_dir)
         module.__dict__.update(load_lora_for_models=load_lora_for_models, load_networks=self.load_networks)
         packages = {name: package(name) for name in ("modules_forge", "backend", "backend.patcher")}
-        base, arguments = (
+        parts = (
             package("backend.patcher.base", ModelPatcher=ModelPatcher),
             package("backend.args", dynamic_args={}),
+            package("backend.operations", get_weight_and_bias=get_weight_and_bias),
         )
-        return {"networks": module, **packages, base.__name__: base, arguments.__name__: arguments}
+        return {"networks": module, **packages, **{part.__name__: part for part in parts}}
 
     def forge_model_reload(self) -> None:
         """Another checkpoint is another model."""

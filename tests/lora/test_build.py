@@ -12,6 +12,7 @@ from torch import Tensor
 
 from klora_lib.errors import LoraFileError
 from klora_lib.lora.build import COMMON, WORDS, build_delta
+from klora_lib.rule.pairing import agree
 
 from .test_deltas import LAYER, rand
 
@@ -46,10 +47,22 @@ from .test_deltas import LAYER, rand
          "has a dora_scale of 1×7, which fits neither rows nor columns of 4×5"),
         ({"w_norm": rand(4), "dora_scale": rand(4)}, "has a dora_scale, which a norm or a bias cannot have"),
         ({"w_norm": rand(4), "b_norm": rand(5)}, "has shapes that do not fit: w_norm is 4, b_norm is 5"),
-        ({"oft_blocks": rand(4, 2, 2), "alpha": rand(1)}, "is of a type that is not read (OFT)"),
-        ({"oft_blocks": rand(3, 4, 2, 2)}, "is of a type that is not read (BOFT)"),
-        ({"oft_diag": rand(4, 2, 2)}, "is of a type that is not read (OFT)"),
-        ({"weight": rand(4), "on_input": torch.tensor(True)}, "is of a type that is not read (IA3)"),
+        ({"oft_blocks": rand(4, 2, 3)}, "has oft_blocks of 4×2×3, which are no square blocks"),
+        ({"oft_blocks": rand(3, 3, 2, 2)}, "has oft_blocks of 3×3×2×2, which make no butterfly"),
+        ({"oft_blocks": rand(4, 2, 2), "rescale": rand(7, 1)}, "has a rescale of 7×1 for 8 outputs"),
+        ({"oft_blocks": rand(4, 2, 2), "dora_scale": rand(8, 1)},
+         "has a dora_scale, which is not read together with OFT"),
+        ({"oft_blocks.0": rand(4, 2, 2), "oft_blocks.2": rand(4, 2, 2)}, "has parts of an OFT but no oft_blocks.1"),
+        ({"oft_diag": rand(4, 2)}, "has an oft_diag of 4×2, which are no square blocks"),
+        ({"oft_R": rand(4, 4)}, "has an oft_R of 4×4, which are no triangles"),
+        ({"boft_R": rand(2, 3, 2, 2)}, "has a boft_R of 2×3×2×2, which make no butterfly"),
+        ({"boft_s": rand(4, 1)}, "has boft_s but no weights"),
+        ({"oft_blocks": torch.tensor([[[0.0, 3e38], [-3e38, 0.0]]])}, "has numbers too large for fp32"),
+        ({"oft_R": 1e20 * rand(2, 3)}, "has numbers too large for fp32"),
+        ({"ia3_l": rand(1, 4, 1, 1)},
+         "has an ia3_l of 1×4×1×1, which the adapter_config.json beside the file would explain"),
+        ({"weight": rand(4)}, "is of a type that is not read (weight)"),
+        ({"oft_blocks": rand(4, 2, 2), "oft_R": rand(4, 1)}, "is of a type that is not read (oft_R + oft_blocks)"),
         ({"diff": rand(4, 2), "surprise": rand(1)}, "is of a type that is not read (diff + surprise)"),
     ],
 )  # fmt: skip
@@ -75,6 +88,11 @@ def test_any_shapes_make_a_module_or_a_sentence(data: st.DataObject, some: set[s
         assert str(refusal).startswith(LAYER)
         return
     flat = delta.shape[0], math.prod(delta.shape[1:])
+    if delta.relative:
+        weight = 2, 4, 2, 2  # of a layer that it may or may not be for
+        if delta.accepts(weight) and agree(flat, (2, 16)):
+            assert delta.update(torch.ones(2, 16)).shape == (2, 16)
+        return
     assert delta.dense().shape == flat
     assert delta.update(torch.ones(flat)).shape == flat
     assert delta.bias is None or delta.bias.shape == flat[:1]

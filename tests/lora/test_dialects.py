@@ -170,7 +170,8 @@ def test_every_spelling_of_a_parameter_is_used() -> None:
         "double_blocks.0.processor.qkv_lora1.up.weight", "double_blocks.0.processor.qkv_lora2.up.weight",
         "single_blocks.0.processor.qkv_lora.up.weight", "single_blocks.0.processor.proj_lora.up.weight",
         f"unet.{Q[:-5]}.processor.to_q_lora.alpha", f"unet.{Q}.lora.alpha", f"unet.{Q}.lora_magnitude_vector",
-        f"lora_unet_{FLAT}.a1.weight",
+        f"lora_unet_{FLAT}.a1.weight", f"base_model.model.{Q}.oft_R.weight", f"transformer.{Q}.oft_R.scaled_oft",
+        f"lora_unet_{FLAT}.oft_blocks.0",
     ]  # fmt: skip
     first = {next(i for i, (pattern, *_) in enumerate(WORDS) if pattern.fullmatch(key)) for key in examples}
     assert first == set(range(len(WORDS)))

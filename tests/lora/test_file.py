@@ -277,14 +277,14 @@ def test_files_that_are_no_denoiser_lora(tmp_path: Path) -> None:
 
 
 def test_all_offenders_are_counted_and_three_are_named() -> None:
-    tensors = {f"lora_unet_down_blocks_{i}_attentions_0_proj_in.oft_blocks": rand(4, 2, 2) for i in range(5)}
+    tensors = {f"lora_unet_down_blocks_{i}_attentions_0_proj_in.vera_d": rand(4, 2, 2) for i in range(5)}
     tensors["lora_unet_conv_in.lora_up.weight"] = rand(4, 2)
     with pytest.raises(LoraFileError) as caught:
         lora_file(tensors, "x")
     assert str(caught.value) == (
         "'x' cannot be used: conv_in has lora_up.weight but no lora_down.weight; "
-        "down_blocks.0.attentions.0.proj_in is of a type that is not read (OFT); "
-        "down_blocks.1.attentions.0.proj_in is of a type that is not read (OFT); and 3 more"
+        "down_blocks.0.attentions.0.proj_in is of a type that is not read (vera_d); "
+        "down_blocks.1.attentions.0.proj_in is of a type that is not read (vera_d); and 3 more"
     )
 
 

@@ -51,4 +51,4 @@ def test_text_encoder_modules_get_theirs_as_kohya_writes_it(tmp_path):
 
 @pytest.mark.parametrize("entry", ["", "[]", "not json", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": null}'])
 def test_unreadable_metadata_is_none(entry):
-    assert adapters({"lora_adapter_metadata": entry}) == {}
+    assert adapters({"lora_adapter_metadata": entry}, "a") == {}

@@ -88,11 +88,11 @@ def full(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> list[str]:
     """Devices of these kinds have no memory left.  Returns where scoring was tried."""
     tried, original = [], scoring.score_on
 
-    def score_on(units: Any, k: Any, device: torch.device) -> Any:
+    def score_on(units: Any, k: Any, device: torch.device, weights: Any) -> Any:
         tried.append(device.type)
         if device.type in kinds:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(units, k, CPU)
+        return original(units, k, CPU, weights)
 
     monkeypatch.setattr(scoring, "score_on", score_on)
     return tried

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from klora_lib.errors import KLoraError, PairError
+from klora_lib.errors import KLoraError
 from klora_lib.lora.keys import members
 from klora_lib.rule.pairing import Pair, Unit, make_pair
 
@@ -54,12 +54,9 @@ def test_units_are_the_union_of_the_layers(of_content: set[str], of_style: set[s
         random_layers(seed, {n: s for n, s in SHAPES.items() if n in layers})
         for seed, layers in enumerate((of_content, of_style))
     )
-    if not of_content & of_style:
-        with pytest.raises(PairError):
-            as_pair(content, style)
-        return
-    units = by_name(as_pair(content, style))
-    assert set(units) == of_content | of_style
+    pair = as_pair(content, style)
+    units = by_name(pair)
+    assert set(units) == of_content | of_style and pair.shared == bool(of_content & of_style)
     for name, unit in units.items():
         assert (unit.content is not None, unit.style is not None) == (name in of_content, name in of_style)
         assert unit.shared == (name in of_content & of_style)
@@ -160,11 +157,44 @@ def test_many_wrong_shapes_are_counted() -> None:
     assert f"and {len(SHAPES) - 3} layers more" in said
 
 
-def test_no_layer_in_common_is_refused_with_an_example_of_each() -> None:
-    one, two = list(SHAPES.items())[0], list(SHAPES.items())[-1]
-    said = refusal(random_layers(1, dict([one])), random_layers(2, dict([two])))
-    for fact in ("'subject'", "'painter'", one[0], two[0]):
-        assert fact in said
+UNET = "up_blocks.0.attentions.0.transformer_blocks.0"
+TWO_MODELS = {  # two files without a common layer -> what tells that they are for different models
+    "a UNet and Flux": ({f"{UNET}.attn1.to_q": (12, 12)}, {"single_transformer_blocks.3.attn.to_q": (12, 12)},
+                        "the denoiser is a UNet and a transformer like Flux or SD3"),
+    "Flux and Z-Image": ({"transformer_blocks.3.attn.to_out.0": (12, 12)}, {"layers.3.attention.to_q": (12, 12)},
+                         "a transformer like Flux or SD3 and a transformer like Z-Image or Lumina"),
+    "Flux and SD3": ({"transformer_blocks.3.attn.to_q": (12, 12)}, {"transformer_blocks.4.attn.to_out.0": (8, 8)},
+                     "the width of transformer_blocks is 12 and 8"),
+    "SD1.5 and SDXL": ({f"{UNET}.attn2.to_k": (12, 16)}, {f"{UNET}.attn2.to_v": (12, 20)},
+                       "the width of the text is 16 and 20"),
+    "two widths of a level": ({f"{UNET}.attn1.to_q": (12, 12)}, {f"{UNET}.attn1.to_k": (8, 8)},
+                              "the width of up_blocks.0 is 12 and 8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", TWO_MODELS)
+def test_no_layer_in_common_and_two_architectures_are_refused_with_an_example_of_each(which: str) -> None:
+    one, two, what = TWO_MODELS[which]
+    for content, style in ((one, two), (two, one)):
+        said = refusal(random_layers(1, content), random_layers(2, style))
+        for fact in ("'subject'", "'painter'", "no denoiser layer in common", *one, *two):
+            assert fact in said
+    assert what in refusal(random_layers(1, one), random_layers(2, two))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        # B-LoRA: SDXL's two blocks
+        ({f"{UNET}.attn1.to_q": (12, 12)}, {f"{UNET.replace('attentions.0', 'attentions.1')}.attn1.to_q": (12, 12)}),
+        ({f"{UNET}.attn1.to_q": (12, 12)}, {"down_blocks.1.resnets.0.conv1": (4, 8, 3, 3)}),
+        ({"transformer_blocks.3.attn.to_q": (12, 12)}, {"single_transformer_blocks.3.proj_out": (12, 60)}),
+        ({"x_embedder": (12, 16)}, {f"{UNET}.attn1.to_q": (12, 12)}),  # a name that tells nothing
+    ],
+)  # fmt: skip
+def test_no_layer_in_common_is_a_pair_where_nothing_speaks_against_one_model(one: dict, two: dict) -> None:
+    pair = as_pair(random_layers(1, one), random_layers(2, two))
+    assert not pair.shared and {u.name for u in pair.units} == {*one, *two}
 
 
 WRONG = {  # members and their rows -> shapes of parts that do not make the whole

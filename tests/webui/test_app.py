@@ -55,8 +55,18 @@ def test_wrong_settings_are_refused_before_sampling(host: FakeHost, settings: di
     assert refused(host, job(host, settings)) == sentence
 
 
-def test_a_pair_without_a_common_layer_is_refused(host: FakeHost) -> None:
-    assert "have no denoiser layer in common" in refused(host, job(host, {"style": "conv_only"}))
+def test_a_pair_without_a_common_layer_is_drawn_and_says_so(host: FakeHost) -> None:
+    """Every layer has the one LoRA that touches it: the image of both, each on its own layers."""
+    p = job(host, {"style": "conv_only"})
+    drawn = process_images(p)
+    image = drawn.images[0]
+    assert "K-LoRA common layers: none" in drawn.infotexts[0]
+    assert list(p.comments) == [
+        "K-LoRA: the two LoRAs have no denoiser layer in common: each layer has the one LoRA that touches it, at every step"
+    ]
+    both = process_images(job(host, {"style": "conv_only", "method": "direct"})).images[0]
+    alone = process_images(job(host, {"style": "conv_only", "method": "content"})).images[0]
+    assert torch.equal(image, both) and not torch.equal(image, alone)
 
 
 def test_a_pair_for_another_model_is_refused(host: FakeHost) -> None:

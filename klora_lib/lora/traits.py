@@ -1,0 +1,61 @@
+"""Whether two LoRAs without a common layer are for one model: what the names and shapes of their layers tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from .deltas import Delta
+from .keys import is_attention
+
+KINDS = {  # first word of a layer: the denoisers that have it
+    **dict.fromkeys(("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "conv_norm_out", "time_embedding",
+                     "add_embedding"), "a UNet"),
+    **dict.fromkeys(("transformer_blocks", "single_transformer_blocks"), "a transformer like Flux or SD3"),
+    **dict.fromkeys(("layers", "noise_refiner", "context_refiner"), "a transformer like Z-Image or Lumina"),
+    "blocks": "a transformer like Wan",
+}  # fmt: skip
+FROM_THE_TEXT = ("attn2.to_k", "attn2.to_v")  # of a UNet, as wide as what the text encoders give
+CROSS = (".attn2.", ".cross_attn.")  # of a transformer: some are as wide as the text, others as the picture
+
+
+def traits(layers: Mapping[str, Delta]) -> dict[str, set[object]]:
+    """What a file's ``layers`` tell of the model that it is for, as far as they tell anything: trait → values."""
+    found: dict[str, set[object]] = {}
+    for layer, delta in layers.items():
+        for trait, value in traits_of(layer, delta.shape):
+            found.setdefault(trait, set()).add(value)
+    return found
+
+
+def traits_of(layer: str, shape: tuple[int, ...]) -> Iterator[tuple[str, object]]:
+    first, _, rest = layer.partition(".")
+    kind = KINDS.get(first)
+    if kind is None:
+        return
+    yield "denoiser", kind
+    if not is_attention(layer) or len(shape) < 2:
+        return
+    if kind != "a UNet":
+        if not any(word in layer for word in CROSS):
+            yield f"width of {first}", shape[1]  # of every block the same
+    elif layer.endswith(FROM_THE_TEXT):
+        yield "width of the text", shape[1]
+    else:
+        level = first if first == "mid_block" else f"{first}.{rest.partition('.')[0]}"
+        yield f"width of {level}", shape[1]
+
+
+def difference(one: Mapping[str, Delta], two: Mapping[str, Delta]) -> str | None:
+    """The first trait by which two files are for different models; None where nothing speaks against it.
+
+    Layers that neither names nor shapes tell apart may be of two models: the loaded one then lacks them, and says so.
+    """
+    of_one, of_two = traits(one), traits(two)
+    for trait in of_one:
+        if trait in of_two and of_one[trait].isdisjoint(of_two[trait]):
+            return f"the {trait} is {listed(of_one[trait])} and {listed(of_two[trait])}"
+    return None
+
+
+def listed(values: set[object]) -> str:
+    return " or ".join(sorted(map(str, values)))
