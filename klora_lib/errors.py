@@ -1,12 +1,12 @@
-"""Every refusal of K-LoRA: one tree, each a sentence with the facts in it."""
+"""All errors of K-LoRA: one class tree.  Each error is one sentence with the facts."""
 
 from __future__ import annotations
 
 
 class KLoraError(Exception):
-    """A refusal, as one sentence a user can act on.
+    """A refusal, in one sentence that helps the user.
 
-    ``field`` names the setting to blame (``"alpha"``, ``"content"``, …) where there is one; it then opens the sentence.
+    ``field``: the setting that causes it (``"alpha"``, ``"content"``, …), if there is one; the text then begins with it.
     """
 
     def __init__(self, message: str, field: str | None = None):
@@ -17,8 +17,8 @@ class KLoraError(Exception):
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message
 
-    def about(self, field: str) -> KLoraError:
-        """The same refusal, now naming the setting that brought it."""
+    def blame(self, field: str) -> KLoraError:
+        """The same error, with the setting that causes it."""
         return type(self)(self.message, field)
 
 
@@ -27,38 +27,39 @@ class SettingsError(KLoraError):
 
 
 class LoraFileError(KLoraError):
-    """A LoRA file that cannot be read or holds nothing that K-LoRA can use."""
+    """A LoRA file that cannot be read, or that contains nothing that K-LoRA can use."""
 
 
 class PairError(KLoraError):
-    """Two readable LoRAs that do not make a pair, or a pair that the loaded model does not fit."""
+    """Two LoRAs that can be read but do not form a pair, or a pair that does not fit the loaded model."""
 
 
 class HostError(KLoraError):
-    """The WebUI lacks something K-LoRA needs, or changed underneath it."""
+    """The WebUI or pipeline lacks something that K-LoRA needs, or was changed during a pass."""
 
 
-def all_offenders(errors: list[KLoraError]) -> KLoraError:
-    """One error that says what each of ``errors`` says (of the first one's kind); ``errors`` must not be empty."""
+def join_errors(errors: list[KLoraError]) -> KLoraError:
+    """One error with the texts of all ``errors``, of the first one's type; ``errors`` must not be empty."""
     if len(errors) == 1:
         return errors[0]
     return type(errors[0])("; ".join(str(e) for e in errors))
 
 
-def first_line(error: BaseException) -> str:
-    """What another program's error says, short enough for a sentence of ours; its kind where it says nothing."""
+def quote_first_line(error: BaseException) -> str:
+    """The first line of another program's error, at most 200 characters; its type if it has no text."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
 
 
-SHOWN = 3  # offenders named in a sentence
+MAX_LISTED = 3  # how many offenders a sentence names
 
 
-def listed(offenders: list[str]) -> str:
-    """The first few offenders, and how many more."""
-    more = len(offenders) - SHOWN
-    return "; ".join(offenders[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+def list_offenders(offenders: list[str]) -> str:
+    """The first offenders, and how many more there are."""
+    more = len(offenders) - MAX_LISTED
+    return "; ".join(offenders[:MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def count(n: int, noun: str) -> str:
+def format_count(n: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``"""
     return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Settings to and from the text that is written into an image."""
+"""The settings in an image's infotext: writing and reading them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 
 from .settings import BY_NAME, FIELDS, Field, Settings
 
-ALWAYS = ("enabled", "content", "style", "method", "alpha", "beta", "gamma", "scale")
+ALWAYS = ("enabled", "content", "style", "method", "alpha", "beta", "gamma", "scale")  # written even if default
 STEM = "K-LoRA "
-NEVER = ("show_map",)  # says nothing about the image
+NEVER = ("show_map",)  # does not change the image
 
 
 def write(settings: Settings) -> dict[str, str]:
-    """Infotext name → text: the fields that make the image, and of the others those that are not at their default."""
+    """Infotext name → text, of the fields in ALWAYS, and of the other fields if they are not the default."""
     values = {f.name: getattr(settings, f.name) for f in FIELDS} | {"beta": settings.offset}
-    kept = {
+    written = {
         name: value
         for name, value in values.items()
         if name in ALWAYS or (name not in NEVER and value != BY_NAME[name].default)
     }
-    return {BY_NAME[name].infotext: format_value(value) for name, value in kept.items()}
+    return {BY_NAME[name].infotext: format_value(value) for name, value in written.items()}
 
 
 def stamp(p: Any, settings: Settings) -> None:
-    """Write ``settings`` into a dict of parameters of ``p``'s own: the cells of a plot are copies of one p, and share it."""
+    """Write ``settings`` into ``p``'s parameters, in a new dict: the cells of a plot are copies of one p and share it."""
     withdraw(p)
     p.extra_generation_params |= write(settings)
 
 
 def withdraw(p: Any) -> None:
-    """Take everything of ours out of ``p``'s parameters, into a dict of its own."""
+    """Give ``p`` a new dict of parameters without K-LoRA's."""
     p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if not k.startswith(STEM)}
 
 
@@ -40,22 +40,23 @@ def format_value(value: Any) -> str:
 
 
 def join(params: Mapping[str, Any]) -> str:
-    """`name: value, name: value`, as a WebUI writes the last line of an image's parameters and reads it again."""
+    """`name: value, name: value`, the form in which WebUIs write and read the last line of an infotext."""
     return ", ".join(f"{name}: {quote(format_value(value))}" for name, value in params.items())
 
 
 def quote(value: str) -> str:
-    """A value that a reader would take for several, as JSON."""
+    """The value; as JSON if it contains characters that separate values."""
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
 
 
 def read(params: Mapping[str, str], field: Field, default: Any) -> Any:
-    """What pasting ``params`` makes of ``field``: its value, ``default`` where left out, None without a K-LoRA image.
+    """The value of ``field`` after an infotext with ``params`` is pasted; None: the field does not change.
 
-    An image made without K-LoRA switches it off, and leaves the rest of the panel alone.
+    It is ``default`` if the infotext does not contain the field.  If the image was made without K-LoRA, pasting switches
+    K-LoRA off and changes nothing else in the panel.
     """
-    made_here = BY_NAME["enabled"].infotext in params
-    if not made_here:
+    with_klora = BY_NAME["enabled"].infotext in params
+    if not with_klora:
         return False if field.name == "enabled" else None
     if field.infotext not in params:
         return None if field.name in NEVER else default

@@ -1,4 +1,4 @@
-"""The settings: ``Settings`` has their defaults, FIELDS everything else; panel, API, infotext, XYZ plot, command line and
+"""The settings: ``Settings`` has their defaults, FIELDS everything else.  Panel, API, infotext, XYZ plot, command line and
 README are derived from these two."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .errors import KLoraError, SettingsError, all_offenders
+from .errors import KLoraError, SettingsError, join_errors
 
 METHODS = ("klora", "direct", "fixed", "random", "topk", "no-gamma", "switch", "content", "style")
 SCALES = ("s", "s*")
@@ -20,9 +20,9 @@ GAMMAS = ("auto", "mean-ratio")
 
 @dataclass(frozen=True)
 class Settings:
-    """One value per field, already read and in range.
+    """One valid value for each field.
 
-    ``beta`` None and text encoder weights None mean "by default".  Defaults stand here and nowhere else.
+    None for ``beta`` and the text encoder weights means that the value follows from other settings.  All defaults are here.
     """
 
     enabled: bool = False
@@ -50,14 +50,14 @@ class Settings:
 
     @property
     def offset(self) -> float:
-        """β of S(t): as given, else 0.5 for S and 0.85·α for S*."""
+        """β of S(t): the given value, else 0.5 for S and 0.85·α for S*."""
         if self.beta is not None:
             return self.beta
         return 0.85 * self.alpha if self.scale == "s*" else 0.5
 
     @property
     def weights(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """(text encoder, denoiser) for content and for style: the first follows the second where it is not given."""
+        """(text encoder, denoiser) weights of content and of style; a text encoder weight that is None is the denoiser's."""
         content, style = self.content_te_weight, self.style_te_weight
         return (
             (self.content_weight if content is None else content, self.content_weight),
@@ -68,7 +68,7 @@ class Settings:
 DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(Settings)}
 
 
-def _number(value: Any, low: float, high: float) -> float:
+def _read_number(value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError
     number = float(value)
@@ -77,8 +77,8 @@ def _number(value: Any, low: float, high: float) -> float:
     return number
 
 
-def _integer(value: Any, low: int, high: int) -> int:
-    number = _number(value, low, high)
+def _read_integer(value: Any, low: int, high: int) -> int:
+    number = _read_number(value, low, high)
     if number != int(number):
         raise ValueError
     return int(number)
@@ -86,7 +86,7 @@ def _integer(value: Any, low: int, high: int) -> int:
 
 @dataclass(frozen=True)
 class Field:
-    """One row: ``read`` turns what a user, a request or an infotext gives into the value, or raises ValueError."""
+    """One setting.  ``read`` converts a value from the user, a request or an infotext; it raises ValueError if invalid."""
 
     name: str
     label: str
@@ -94,9 +94,9 @@ class Field:
     read: Callable[[Any], Any]
     accepts: str  # completes the sentence "must be …"
     choices: tuple[str, ...] = ()
-    range: tuple[float, float, float] | None = None  # slider: least, most, step
-    sweep: type = str  # how the XYZ plot reads a value
-    methods: tuple[str, ...] = METHODS  # those that look at it
+    range: tuple[float, float, float] | None = None  # of the slider: minimum, maximum, step
+    sweep: type = str  # to which the XYZ plot converts a value
+    methods: tuple[str, ...] = METHODS  # that use the setting
 
     @property
     def default(self) -> Any:
@@ -140,12 +140,12 @@ def _lora(name: str, label: str, help: str) -> Field:
 
 
 def _real(name: str, label: str, help: str, range: tuple[float, float, float], low: float, high: float) -> Field:
-    """A number; where the default is None, an empty value is read as None."""
+    """A number.  If the default is None, an empty value is read as None."""
 
     def read(value: Any) -> float | None:
         if DEFAULTS[name] is None and (value is None or value == ""):
             return None
-        return _number(value, low, high)
+        return _read_number(value, low, high)
 
     bounds = f"a number from {low:g} to {high:g}" + (", or empty" if DEFAULTS[name] is None and low < 0 else "")
     return Field(name, label, help, read, bounds, range=range, sweep=float)
@@ -154,7 +154,7 @@ def _real(name: str, label: str, help: str, range: tuple[float, float, float], l
 def _gamma(name: str, label: str, help: str) -> Field:
     def read(value: Any) -> str | float:
         word = value.strip().lower() if isinstance(value, str) else value
-        return word if word in GAMMAS else _number(word, math.ulp(0.0), 1e9)
+        return word if word in GAMMAS else _read_number(word, math.ulp(0.0), 1e9)
 
     return Field(name, label, help, read, "auto, mean-ratio or a number above 0", choices=GAMMAS)
 
@@ -162,14 +162,14 @@ def _gamma(name: str, label: str, help: str) -> Field:
 def _k(name: str, label: str, help: str) -> Field:
     def read(value: Any) -> str | int:
         word = value.strip().lower() if isinstance(value, str) else value
-        return "auto" if word == "auto" else _integer(word, 1, 2**53)
+        return "auto" if word == "auto" else _read_integer(word, 1, 2**53)
 
     return Field(name, label, help, read, "auto or a whole number above 0", choices=("auto",))
 
 
 def _whole(name: str, label: str, help: str, range: tuple[int, int, int]) -> Field:
     bounds = f"a whole number from {range[0]} to {range[1]}"
-    return Field(name, label, help, lambda v: _integer(v, range[0], range[1]), bounds, range=range, sweep=int)
+    return Field(name, label, help, lambda v: _read_integer(v, range[0], range[1]), bounds, range=range, sweep=int)
 
 
 WEIGHT: dict[str, Any] = dict(range=(-2, 2, 0.05), low=-100, high=100)
@@ -189,9 +189,10 @@ FIELDS: tuple[Field, ...] = (
     _real("style_te_weight", "Style text encoder weight",
           "How strongly the style LoRA acts on the text encoders; empty: the same as its weight.", **WEIGHT),
     _choice("method", METHODS, "Method", "How the LoRA of a layer and step is chosen; klora is the paper's rule."),
-    replace(_real("alpha", "α", "How much the threshold grows from the first step to the last: more is more style late.",
+    replace(_real("alpha", "α",
+                  "How much the threshold grows from the first step to the last; higher means more style late.",
                   (0, 5, 0.05), 0, 1e9), methods=WITH_SCALE),
-    replace(_real("beta", "β", "The threshold at the first step: more is more style; empty: 0.5, or 0.85·α with s*.",
+    replace(_real("beta", "β", "The threshold at the first step; higher means more style; empty: 0.5, or 0.85·α with s*.",
                   (0, 5, 0.005), 0, 1e9), methods=WITH_SCALE),
     replace(_gamma("gamma", "γ", "Balances two LoRAs of different strength: auto (the ratio of their sums), mean-ratio (the "
                    "mean of the layers' ratios without outliers), or a number above 0."), methods=("klora", "fixed")),
@@ -212,7 +213,7 @@ BY_NAME: Mapping[str, Field] = {f.name: f for f in FIELDS}
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Settings from names and raw values; names left out take their default. Raises SettingsError with all offenders."""
+    """Settings from names and raw values; other settings get their default.  Raises SettingsError with all offenders."""
     errors: list[KLoraError] = [
         SettingsError(f"is not a K-LoRA setting; there are {', '.join(BY_NAME)}", quote_value(name))
         for name in given
@@ -227,24 +228,24 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         except (ValueError, TypeError, OverflowError):
             errors.append(SettingsError(f"must be {BY_NAME[name].accepts}, not {quote_value(value)}", name))
     if errors:
-        raise all_offenders(errors)
+        raise join_errors(errors)
     return Settings(**values)
 
 
 def name_arguments(args: Sequence[Any]) -> dict[str, Any]:
-    """A script's arguments by name: a single dict (API), or one value per field in the order of FIELDS."""
+    """A script's arguments by name.  ``args``: a single dict (API), or one value per field in the order of FIELDS."""
     if args and isinstance(args[0], Mapping):
         return dict(args[0])
     return {f.name: value for f, value in zip(FIELDS, args)}
 
 
 def quote_value(value: Any) -> str:
-    """A user's value inside a sentence: short, one line, and safe to put into JSON."""
+    """A user's value for use in a sentence: one line, at most 60 characters, valid in JSON."""
     try:
         text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
+    except ValueError:  # Python does not print integers with very many digits
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-assert [f.name for f in fields(Settings)] == [f.name for f in FIELDS]  # the drift a reader would trip over
+assert [f.name for f in fields(Settings)] == [f.name for f in FIELDS]  # both must have the same fields in the same order

@@ -194,5 +194,5 @@ def test_anything_at_all_is_read_or_refused_in_a_sentence_that_can_be_sent(given
 def test_refusals_are_of_one_tree() -> None:
     assert issubclass(SettingsError, KLoraError)
     assert str(SettingsError("must be odd", "k")) == "k: must be odd"
-    assert str(SettingsError("must be odd").about("k")) == "k: must be odd"
-    assert type(SettingsError("must be odd").about("k")) is SettingsError
+    assert str(SettingsError("must be odd").blame("k")) == "k: must be odd"
+    assert type(SettingsError("must be odd").blame("k")) is SettingsError

@@ -42,7 +42,7 @@ def run_report(args: argparse.Namespace) -> None:
         raise SettingsError(f"{str(args.document)!r} is no UTF-8 text", "document") from None
     check_marks(text)
     files.write_file(args.document, text.encode())  # raises now if it cannot be written
-    known = read_scores(args.csv) if args.resume else {}
+    scored = read_scores(args.csv) if args.resume else {}
     model, began = pipelines.import_toy(), time.monotonic()
     pairs, samplers = toy.list_pairs(), dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
     make = {sampler: partial(toy.make_worker, sampler) for sampler in samplers}
@@ -50,7 +50,7 @@ def run_report(args: argparse.Namespace) -> None:
         sampler: make_ray_workers(one, args.ray) if args.ray else make_local_workers(one) for sampler, one in make.items()
     }
     with open_csv(args.csv, args.resume) as file:
-        drawn = measure_tables(TABLES, pairs, seeds, workers, known, lambda images: append_scores(file, images))
+        drawn = measure_tables(TABLES, pairs, seeds, workers, scored, lambda images: append_scores(file, images))
     spent = "" if args.resume else f", {(time.monotonic() - began) / 60:.0f} minutes"
     sampled = f"{model.STEPS} steps, guidance {model.GUIDANCE:g}"
     setting = f"{len(pairs)} pairs × {seeds} seeds a row, {sampled}; torch {torch.__version__}{spent}.\n"
@@ -75,15 +75,16 @@ def append_scores(file: IO[str], images: Sequence[ScoredImage]) -> None:
 
 def read_scores(path: Path) -> dict[tuple[str, str, str], list[ScoredImage]]:
     """Read what `append_scores` wrote: scored images by the row's key, content and style.  Raises SettingsError."""
-    known: dict[tuple[str, str, str], list[ScoredImage]] = {}
+    scored: dict[tuple[str, str, str], list[ScoredImage]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
                 method, content, style, seed = (line.pop(name) for name in ("method", "content", "style", "seed"))
                 scores = {column: float(value) for column, value in line.items()}
-                known.setdefault((method, content, style), []).append(ScoredImage(method, content, style, int(seed), scores))
+                image = ScoredImage(method, content, style, int(seed), scores)
+                scored.setdefault((method, content, style), []).append(image)
     except OSError as e:
         raise SettingsError(f"{str(path)!r} cannot be read: {e.strerror}", "csv") from None
     except (UnicodeDecodeError, KeyError, ValueError, TypeError):
         raise SettingsError(f"{str(path)!r} is no table of scores", "csv") from None
-    return known
+    return scored

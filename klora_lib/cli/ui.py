@@ -15,7 +15,7 @@ import torch
 from ..diffusers import klora
 from ..drawing import pipelines
 from ..drawing.draw import draw_images
-from ..errors import KLoraError, SettingsError, first_line
+from ..errors import KLoraError, SettingsError, quote_first_line
 from ..map import draw_plan
 from ..rule.cache import Library
 from ..settings import BY_NAME, name_arguments, read_settings
@@ -46,7 +46,7 @@ def run_ui(args: argparse.Namespace) -> None:
     try:
         made.launch(server_name=LOCALHOST, server_port=port, show_api=False)
     except (OSError, ValueError) as e:
-        raise KLoraError(f"the page cannot be served: {first_line(e)}") from None
+        raise KLoraError(f"the page cannot be served: {quote_first_line(e)}") from None
 
 
 def check_port(port: int) -> None:

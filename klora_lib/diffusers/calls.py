@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..patching import replaced
+from ..patching import replace_attribute
 
 MARK = "klora_acts"  # an attribute of the hooks that we set on a denoiser
 Act = Callable[[Mapping[str, Any]], None]
@@ -49,7 +49,7 @@ def count_steps(scheduler: Any) -> Iterator[list[None]]:
         steps.append(None)
         return original(*args, **kwargs)
 
-    with replaced(scheduler, "step", step):
+    with replace_attribute(scheduler, "step", step):
         yield steps
 
 

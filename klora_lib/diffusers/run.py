@@ -211,8 +211,8 @@ def prepare(
         run.notes += file.notes
         if file.bundled:
             run.notes.append(f"{file.name!r} has embeddings in it, which are not loaded: {', '.join(file.bundled[:3])}")
-    told = [describe_missing(missing, f"the {type(unwrap(denoiser)).__name__}") for denoiser, _, missing in opened]
-    run.notes += dict.fromkeys([*opened[0][1].plan.notes, *(note for notes in told for note in notes)])
+    sentences = [describe_missing(missing, f"the {type(unwrap(denoiser)).__name__}") for denoiser, _, missing in opened]
+    run.notes += dict.fromkeys([*opened[0][1].plan.notes, *(note for notes in sentences for note in notes)])
     return run
 
 

@@ -15,7 +15,7 @@ from ..engine.fit import loads, refuse_other_shapes
 from ..engine.memory import MemoryBudget, sampling_bytes
 from ..engine.session import Placed, make_actor
 from ..engine.site import Actor, Site
-from ..errors import KLoraError, LoraFileError, all_offenders, count
+from ..errors import KLoraError, LoraFileError, format_count, join_errors
 from ..lora.build import build_delta
 from ..lora.deltas import Delta, overflows
 from ..lora.file import LoraFile
@@ -55,7 +55,7 @@ def read_text_deltas(file: LoraFile) -> dict[tuple[str, str], Delta]:
         except KLoraError as e:
             errors.append(type(e)(f"{file.name!r} cannot be used: {e.message}"))
     if errors:
-        raise all_offenders(errors[:3])
+        raise join_errors(errors[:3])
     return deltas
 
 
@@ -67,7 +67,7 @@ def pair_text_layers(pair: Pair, weights: tuple[float, float]) -> dict[str, list
         try:
             found.append(read_text_deltas(file) if weight else {})
         except KLoraError as e:
-            raise e.about(role) from None
+            raise e.blame(role) from None
     units: dict[str, list[Unit]] = {}
     for role, layer in dict.fromkeys([*found[0], *found[1]]):
         units.setdefault(role, []).append(Unit(layer, *(each.get((role, layer)) for each in found)))
@@ -119,4 +119,4 @@ def make_text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.de
 
 def describe_missing(missing: list[str], where: str) -> list[str]:
     """A list with one sentence about the missing layers; empty if none is missing."""
-    return [f"{count(len(missing), 'layer')} of the pair not in {where}, {missing[0]} among them"] if missing else []
+    return [f"{format_count(len(missing), 'layer')} of the pair not in {where}, {missing[0]} among them"] if missing else []

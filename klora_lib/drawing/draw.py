@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ..devices import out_of_memory
-from ..errors import HostError, KLoraError, first_line
+from ..devices import is_out_of_memory
+from ..errors import HostError, KLoraError, quote_first_line
 
 
 def draw_images(pipe: Any, block: AbstractContextManager[Any], **given: Any) -> tuple[list[Any], Any]:
@@ -20,6 +20,6 @@ def draw_images(pipe: Any, block: AbstractContextManager[Any], **given: Any) -> 
     except KLoraError:
         raise
     except Exception as e:  # noqa: BLE001  pipelines raise many types of exceptions
-        if out_of_memory(e):
+        if is_out_of_memory(e):
             raise HostError("there is not enough memory for this model and size", "size") from e
-        raise HostError(f"the {type(pipe).__name__} cannot draw this: {first_line(e)}") from e
+        raise HostError(f"the {type(pipe).__name__} cannot draw this: {quote_first_line(e)}") from e

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..diffusers.clock import is_flow
-from ..errors import KLoraError, SettingsError, first_line
+from ..errors import KLoraError, SettingsError, quote_first_line
 from ..lora.container import read_header
 from ..settings import quote_value
 
@@ -84,7 +84,7 @@ def find_lora(name: str, model: str, role: str) -> Path:
     try:
         return Path(import_toy().find_lora(name, role))
     except KLoraError as e:
-        raise e.about(role) from None
+        raise e.blame(role) from None
 
 
 def find_kind(path: Path, field: str) -> str:
@@ -131,7 +131,7 @@ def load_pipeline(model: str, device: str | None, dtype: str | None) -> Any:
     try:
         return pipe.to(where)
     except (RuntimeError, AssertionError) as e:
-        raise SettingsError(f"{where!r} cannot be used: {first_line(e)}", "device") from None
+        raise SettingsError(f"{where!r} cannot be used: {quote_first_line(e)}", "device") from None
 
 
 def choose_device(device: str | None) -> str:
@@ -153,7 +153,7 @@ def read_pipeline(model: str, dtype: torch.dtype) -> Any:
     try:
         pipe = getattr(cls, loader)(os.fspath(path), torch_dtype=dtype, local_files_only=True)
     except Exception as e:  # noqa: BLE001  a damaged model leads to many types of exceptions
-        raise SettingsError(f"{model!r} cannot be loaded without a download: {first_line(e)}", "model") from None
+        raise SettingsError(f"{model!r} cannot be loaded without a download: {quote_first_line(e)}", "model") from None
     parameters = inspect.signature(type(pipe).__call__).parameters
     if "prompt" not in parameters:
         raise SettingsError(f"{model!r} is a {type(pipe).__name__}, which draws nothing from a prompt", "model")
@@ -182,7 +182,7 @@ def find_pipeline_class(path: Path) -> str:
     except OSError as e:
         raise SettingsError(f"{path.name!r} cannot be opened ({e.strerror})", "model") from None
     except KLoraError as e:
-        raise e.about("model") from None
+        raise e.blame("model") from None
     found = next((name for part, name in CHECKPOINTS if any(part in key for key in keys)), None)
     if found is None:
         raise SettingsError(

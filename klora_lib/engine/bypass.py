@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..devices import moved
+from ..devices import move
 from ..lora.deltas import Delta
 from ..numerics import exact_math
 from .memory import Claims, MemoryBudget
@@ -122,16 +122,16 @@ class Bypassed:
         if low_rank is None:
             base = self.site.numbers(device).reshape(self.site.shape[0], -1)
             return (self.kernel(delta.update(base[:, : self.loads.columns]) * w),)
-        up, down = (moved(t, device, torch.float32) for t in low_rank[:2])
+        up, down = (move(t, device, torch.float32) for t in low_rank[:2])
         up = up * (low_rank[2] * w)
         return self.kernel(down), (up[:, :, None, None] if isinstance(self.site.module, nn.Conv2d) else up)
 
     def bias(self, delta: Delta, w: float, device: torch.device) -> Tensor | None:
         own = getattr(self.site.module, "bias", None)
-        bias = None if delta.bias is None else moved(delta.bias, device, torch.float32) * w
+        bias = None if delta.bias is None else move(delta.bias, device, torch.float32) * w
         if delta.bias_factor is not None and own is not None:
-            scaled = moved(self.site.part(own.detach()), device, torch.float32)
-            scaled = scaled * moved(delta.bias_factor, device, torch.float32) * w
+            scaled = move(self.site.part(own.detach()), device, torch.float32)
+            scaled = scaled * move(delta.bias_factor, device, torch.float32) * w
             bias = scaled if bias is None else scaled + bias
         return bias[:, None, None] if bias is not None and isinstance(self.site.module, nn.Conv2d) else bias
 

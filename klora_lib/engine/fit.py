@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ..errors import SHOWN, PairError
+from ..errors import MAX_LISTED, PairError
 from ..lora.keys import members
 from ..lora.rows import rows_of
 from ..rule.pairing import Pair, Unit, agree, flat, sizes_text
@@ -114,9 +114,9 @@ def refuse_other_shapes(units: Sequence[Unit], sites: Sites, names: tuple[str, s
     bad = [(unit, shape) for unit, shape in there if shape is not None and not fits(unit, shape)]
     if not bad:
         return
-    both = [(unit.name, sizes_text(unit.shape), sizes_text(shape)) for unit, shape in bad[:SHOWN]]
+    both = [(unit.name, sizes_text(unit.shape), sizes_text(shape)) for unit, shape in bad[:MAX_LISTED]]
     told = [f"{name} is {ours} in the LoRAs, {theirs} in the model" for name, ours, theirs in both]
-    more = f", and {len(bad) - SHOWN} layers more" if len(bad) > SHOWN else ""
+    more = f", and {len(bad) - MAX_LISTED} layers more" if len(bad) > MAX_LISTED else ""
     raise PairError(f"{names[0]!r} and {names[1]!r} are not made for the model of {checkpoint!r}: {'; '.join(told)}{more}")
 
 

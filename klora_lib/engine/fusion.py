@@ -82,4 +82,4 @@ def roles_named() -> Iterator[None]:
     try:
         yield
     except PairError as e:
-        raise e if e.field else e.about("content and style") from None
+        raise e if e.field else e.blame("content and style") from None

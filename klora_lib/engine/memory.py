@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..devices import free_bytes, out_of_memory
+from ..devices import is_out_of_memory, measure_free_bytes
 from ..errors import HostError
 
 BASE, PER_PIXEL = 1 << 30, 64 << 10  # bytes that a denoiser's forward needs: at all, and for a pixel of the latent image
@@ -27,7 +27,7 @@ class MemoryBudget:
     @classmethod
     def on(cls, device: torch.device, reserve: float) -> MemoryBudget:
         """What is free on ``device`` now, less ``reserve`` bytes that sampling needs; host memory has no bound here."""
-        return cls(free_bytes(device) - reserve, PINNED if device.type == "cuda" else 0)
+        return cls(measure_free_bytes(device) - reserve, PINNED if device.type == "cuda" else 0)
 
 
 class Claims:
@@ -74,7 +74,7 @@ def memory_told(device: torch.device, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if out_of_memory(e):
+        if is_out_of_memory(e):
             raise HostError(
                 f"{device} has no memory left {what}; take a smaller image or batch, or the engine bypass"
             ) from e

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..devices import carried, mapped, moved, pinned, same_device, size_of
+from ..devices import copy_to_pinned, count_bytes, is_same_device, list_dtypes, map_tensors, move
 from .memory import Claims, MemoryBudget
 from .site import Load, Loads, Site
 
@@ -20,10 +20,11 @@ class Factors:
         self.device = device
         delta, low_rank = load.delta, load.delta.factors()
         parts = (delta if low_rank is None else None, low_rank, delta.bias)
-        if device.type == "cpu" or claims.take(size_of(parts)):
-            parts = mapped(parts, lambda t: moved(t, device, t.dtype if t.dtype in carried(device) else torch.float32))
-        elif device.type == "cuda" and claims.pin(size_of(parts)):
-            parts = mapped(parts, pinned)
+        if device.type == "cpu" or claims.take(count_bytes(parts)):
+            dtypes = list_dtypes(device)
+            parts = map_tensors(parts, lambda t: move(t, device, t.dtype if t.dtype in dtypes else torch.float32))
+        elif device.type == "cuda" and claims.pin(count_bytes(parts)):
+            parts = map_tensors(parts, copy_to_pinned)
         self.delta, self.low_rank, self.bias = parts
 
     def add_to(self, total: Tensor, base: Tensor, out: Tensor) -> None:
@@ -33,7 +34,7 @@ class Factors:
             torch.add(total, self.delta.update(base.float()), alpha=self.load.weight, out=out)
             return
         up, down, scale = self.low_rank  # up: [out, rank], down: [rank, in·kh·kw]
-        up, down = moved(up, self.device, base.dtype), moved(down, self.device, base.dtype)
+        up, down = move(up, self.device, base.dtype), move(down, self.device, base.dtype)
         torch.addmm(total, up, down, alpha=scale * self.load.weight, out=out)
 
 
@@ -69,11 +70,11 @@ class Merged:
         Updates that ask for the base come first: only a second one of these needs a base that nothing has been added to.
         """
         target, source = self.site.part(self.site.module.weight.detach()), backup
-        here = same_device(target.device, self.device)
-        if here and not same_device(backup.device, target.device):
+        here = is_same_device(target.device, self.device)
+        if here and not is_same_device(backup.device, target.device):
             put_back(target, backup)  # which needs no memory of the device's beside it
             source = target
-        wide = moved(source.contiguous(), self.device, wide_type(target))
+        wide = move(source.contiguous(), self.device, wide_type(target))
         base, columns = wide.view(target.shape[0], -1), self.loads.columns
         whole = columns in (None, base.shape[1])
         in_place = here and target.dtype == base.dtype and target.is_contiguous() and whole
@@ -90,14 +91,14 @@ class Merged:
 
     def write_bias(self, chosen: list[Load], backup: Tensor) -> None:
         target = self.site.part(self.site.module.bias.detach())
-        total = moved(backup, self.device, wide_type(backup))
+        total = move(backup, self.device, wide_type(backup))
         for load in chosen:
             factors = self.ready(load)
             if factors.bias is not None:
-                total = total + load.weight * moved(factors.bias, self.device, total.dtype)
+                total = total + load.weight * move(factors.bias, self.device, total.dtype)
             if load.delta.bias_factor is not None:
-                own = moved(backup, self.device, total.dtype)
-                total = total + load.weight * moved(load.delta.bias_factor, self.device, total.dtype) * own
+                own = move(backup, self.device, total.dtype)
+                total = total + load.weight * move(load.delta.bias_factor, self.device, total.dtype) * own
         put(target, total)
 
     def ready(self, load: Load) -> Factors:
@@ -122,7 +123,7 @@ class Merged:
         if tensor.device.type == "cpu" or self.claims.take(tensor.nbytes):
             return tensor.clone()
         if tensor.device.type == "cuda" and self.claims.pin(tensor.nbytes):
-            return pinned(tensor)
+            return copy_to_pinned(tensor)
         return tensor.to("cpu", copy=True)
 
     def wait(self) -> None:
@@ -156,7 +157,7 @@ class Merged:
 
 def put(target: Tensor, result: Tensor) -> None:
     """Where the weight is on another device the result is rounded before it goes there: half of it has to cross."""
-    there = target.device.type == result.device.type or target.dtype not in carried(result.device)
+    there = target.device.type == result.device.type or target.dtype not in list_dtypes(result.device)
     target.copy_(result if there else result.to(target.dtype))
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
-from ..errors import HostError, count
+from ..errors import HostError, format_count
 from ..rule.plan import Plan
 from .session import Session
 
@@ -83,7 +83,7 @@ class SamplingPass:
 
     def refuse_altered(self) -> None:
         if altered := self.session.altered():
-            raise HostError(f"something else rewrote {count(len(altered), 'layer')} of those that carried the pair, "
+            raise HostError(f"something else rewrote {format_count(len(altered), 'layer')} of those that carried the pair, "
                             f"{altered[0]} among them, before the sampling pass ended")  # fmt: skip
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from threading import RLock
 import torch
 from torch import Tensor, nn
 
-from ..devices import resolved, same_device
+from ..devices import is_same_device, resolve_device
 from ..errors import HostError
 from ..numerics import exact_math
 from ..rule.plan import Plan
@@ -37,10 +37,10 @@ def make_actor(placed: Placed, engine: str, device: torch.device, budget: Memory
     A weight in host memory is on its way to the device at every forward (or about to be, when asked before a pass).
     Norms have no product to add beside them and are always merged.  Raises HostError for "merge" on packed weights.
     """
-    site, weight, device = placed.site, placed.site.module.weight, resolved(device)
+    site, weight, device = placed.site, placed.site.module.weight, resolve_device(device)
     packed = site.packed.kind if site.packed else foreign(weight)
     plain = not packed and weight.dtype in PLAIN and weight.device.type != "meta"
-    there = engine == "merge" or same_device(weight.device, device)
+    there = engine == "merge" or is_same_device(weight.device, device)
     norm = len(site.shape) == 1
     has_bias = getattr(site.module, "bias", None) is not None
     if engine == "merge" and not plain:
@@ -68,7 +68,7 @@ class Session:
     ):
         """Args: device: where the model computes.  reserve: bytes of it to leave to the sampling."""
         self.plan = plan
-        self.device = resolved(device)
+        self.device = resolve_device(device)
         self.lock = RLock()
         self.budget = MemoryBudget.on(self.device, reserve)
         self.actors = [make_actor(p, engine, self.device, self.budget) for p in placed]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..devices import moved
+from ..devices import move
 from ..lora.deltas import Delta
 from ..rule.selectors import CONTENT, STYLE
 
@@ -43,7 +43,7 @@ class Site:
     def numbers(self, device: torch.device) -> Tensor:
         """This site's part of the weight, fp32 on ``device``.  Plain weights cross in their own type."""
         plain = self.read is stored_weight
-        return moved(self.part(self.module.weight.detach() if plain else self.read(self.module)), device, torch.float32)
+        return move(self.part(self.module.weight.detach() if plain else self.read(self.module)), device, torch.float32)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import SettingsError, first_line
+from ..errors import SettingsError, quote_first_line
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH = 32  # images that are encoded at once
@@ -90,7 +90,7 @@ class Encoder:
             self.processor: Any = AutoImageProcessor.from_pretrained(name, local_files_only=True)
             self.model: Any = AutoModel.from_pretrained(name, local_files_only=True).to(device).eval()
         except Exception as e:  # noqa: BLE001  a damaged model leads to many types of exceptions
-            raise SettingsError(f"no model can be loaded from {name!r} ({first_line(e)})", field) from None
+            raise SettingsError(f"no model can be loaded from {name!r} ({quote_first_line(e)})", field) from None
         self.is_clip = hasattr(self.model, "get_image_features")
         if self.is_clip != (field == "clip"):
             kind = f"{name!r} is a {type(self.model).__name__}"

@@ -95,22 +95,22 @@ def measure_tables(
     pairs: Sequence[tuple[Lora, Lora]],
     seeds: int,
     workers: Mapping[str | None, Workers],
-    known: dict[tuple[str, str, str], list[ScoredImage]],
+    scored: dict[tuple[str, str, str], list[ScoredImage]],
     save: Callable[[Sequence[ScoredImage]], None] = lambda images: None,
 ) -> dict[str, list[ScoredImage]]:
     """The scored images of each table's rows.  Rows that draw the same images are drawn once.
 
-    Args: workers: by sampler.  known: the images already scored, by the row's key, content and style; new ones are added.
+    Args: workers: by sampler.  scored: the images already scored, by the row's key, content and style; new ones are added.
         save: called with the new images of each task.
     """
     different = {row.key: row for rows in tables.values() for row in rows.values()}
     for sampler, work in workers.items():
         rows = [row for row in different.values() if row.sampler == sampler]
         wanted = [task for row in rows for task in make_tasks(row, pairs, seeds)]
-        todo = [task for task in wanted if len(known.get(make_key(task), ())) != seeds]
+        todo = [task for task in wanted if len(scored.get(make_key(task), ())) != seeds]
         began = time.monotonic()
         for number, (task, images) in enumerate(zip(todo, work(todo)), 1):
-            known[make_key(task)] = images
+            scored[make_key(task)] = images
             save(images)
             if number == len(todo) or todo[number].method != task.method:
                 done = f"{number}/{len(todo)}, {time.monotonic() - began:.0f} s"
@@ -118,7 +118,7 @@ def measure_tables(
     return {
         table: [
             replace(image, method=name) for name, row in rows.items() for task in make_tasks(row, pairs, seeds)
-            for image in known[make_key(task)]
+            for image in scored[make_key(task)]
         ]
         for table, rows in tables.items()
     }  # fmt: skip

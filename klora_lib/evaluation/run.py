@@ -13,7 +13,7 @@ import torch
 from ..diffusers import klora
 from ..drawing.draw import draw_images
 from ..drawing.pipelines import make_arguments
-from ..errors import HostError, KLoraError, SettingsError, first_line
+from ..errors import HostError, KLoraError, SettingsError, quote_first_line
 from ..rule.cache import Library
 from .metrics import Metric
 from .table import ScoredImage
@@ -141,7 +141,7 @@ def make_ray_workers(make: Callable[[], Worker], address: str) -> Workers:
     try:
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as e:
-        raise SettingsError(f"no Ray cluster answers at {address!r} ({first_line(e)})", "ray") from None
+        raise SettingsError(f"no Ray cluster answers at {address!r} ({quote_first_line(e)})", "ray") from None
 
     class Remote:
         """A worker in another process.  It returns refusals as values, because Ray would change an exception's type."""
@@ -168,6 +168,6 @@ def make_ray_workers(make: Callable[[], Worker], address: str) -> Workers:
                     raise answer
                 yield answer
         except ray.exceptions.RayError as e:
-            raise HostError(f"a worker of the Ray cluster failed: {first_line(e)}") from e
+            raise HostError(f"a worker of the Ray cluster failed: {quote_first_line(e)}") from e
 
     return run_tasks

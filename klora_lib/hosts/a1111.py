@@ -19,7 +19,7 @@ from torch import nn
 from ..engine.layers import sites_of
 from ..engine.site import Site
 from ..errors import HostError
-from ..patching import replaced
+from ..patching import replace_attribute
 from .contract import PutAside, TextPart
 from .family import Family
 
@@ -120,8 +120,8 @@ class A1111(Family):
                     restore(layer)
 
         with (
-            replaced(networks, "network_apply_weights", apply_aside),
-            replaced(networks, "network_restore_weights_from_backup", restore_aside),
+            replace_attribute(networks, "network_apply_weights", apply_aside),
+            replace_attribute(networks, "network_restore_weights_from_backup", restore_aside),
         ):
             yield
 

@@ -12,7 +12,7 @@ import torch
 
 from ..engine.memory import sampling_bytes
 from ..errors import HostError, SettingsError
-from ..patching import inside
+from ..patching import wrap_functions
 from ..rule.schedule import noise_progress
 from ..settings import BY_NAME
 from .contract import DenoiserCall, Entry, PutAside, Tag, TextPart
@@ -143,7 +143,7 @@ class Family:
             return
         from modules import sd_models
 
-        with inside(sd_models, (self.reload_function,), run_first(lambda *_, **__: act())):
+        with wrap_functions(sd_models, (self.reload_function,), run_first(lambda *_, **__: act())):
             yield
 
     @contextmanager
@@ -157,7 +157,7 @@ class Family:
             if model is None or model is ours:
                 act()
 
-        with inside(sd_models, MOVERS, run_first(act_if_ours)):
+        with wrap_functions(sd_models, MOVERS, run_first(act_if_ours)):
             yield
 
     def wrap_rewrites(self, put_aside: PutAside) -> AbstractContextManager[None]:
@@ -168,7 +168,7 @@ class Family:
         """Wraps ``process_images_inner``, which ``process_images`` calls: other modules hold ``process_images`` itself."""
         from modules import processing
 
-        return inside(processing, ("process_images_inner",), lambda *_, **__: context())
+        return wrap_functions(processing, ("process_images_inner",), lambda *_, **__: context())
 
     def read_call(self, params: Any) -> DenoiserCall:
         denoiser = params.denoiser

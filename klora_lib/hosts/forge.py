@@ -13,7 +13,7 @@ import torch
 from ..engine.layers import sites_of
 from ..engine.site import Site
 from ..errors import HostError
-from ..patching import inside
+from ..patching import wrap_functions
 from .contract import PutAside, TextPart
 from .forge_weights import find_packing, read_weight
 from .forges import Forges
@@ -100,7 +100,7 @@ class Forge(Forges):
     def wrap_rewrites(self, put_aside: PutAside) -> AbstractContextManager[None]:
         """Fooocus inpaint loads a patcher with other LoRAs during a pass: the host then restores the weights and merges."""
         loader = self.get_model().forge_objects.unet.lora_loader
-        return inside(loader, ("refresh",), lambda *_, **__: put_aside())
+        return wrap_functions(loader, ("refresh",), lambda *_, **__: put_aside())
 
 
 def drop_patches(patcher: Any, paths: set[str]) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import HostError
-from ..patching import inside
+from ..patching import wrap_functions
 from ..rule.schedule import noise_progress
 from .contract import PutAside
 from .family import Family, find_largest_size
@@ -82,8 +82,8 @@ def wrap_patching(unet: Any, put_aside: PutAside) -> Iterator[None]:
 
     with ExitStack() as stack:
         for owner in type(unet).__mro__:
-            own = tuple(name for name in PATCHING if name in vars(owner))
-            stack.enter_context(inside(owner, own, context))
+            names = tuple(name for name in PATCHING if name in vars(owner))
+            stack.enter_context(wrap_functions(owner, names, context))
         yield
 
 

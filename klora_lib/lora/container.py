@@ -13,7 +13,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ..errors import LoraFileError, count, listed
+from ..errors import LoraFileError, format_count, list_offenders
 
 DISGUISES = {b"PK": "a pickle", b"\x80": "a pickle", b"version https://git-lfs": "a Git LFS pointer"}
 
@@ -41,7 +41,7 @@ def parse(path: Path, data: bytearray, name: str) -> tuple[dict[str, Tensor], Ma
     header, metadata = read_header(data, name)
     empty = [key for key, entry in header.items() if 0 in entry.shape]
     if empty:
-        raise LoraFileError(f"{name!r} holds {count(len(empty), 'empty tensor')}: {listed(empty)}")
+        raise LoraFileError(f"{name!r} holds {format_count(len(empty), 'empty tensor')}: {list_offenders(empty)}")
     try:
         with safetensors.safe_open(path, "pt"):  # the library's own look at the file: nothing overlaps, nothing is missing
             pass
@@ -89,5 +89,5 @@ def read_header(data: bytearray, name: str) -> tuple[dict[str, Entry], Mapping[s
                     f"{name!r} is {what} under the name .safetensors: convert or download it again"
                 ) from None
         raise LoraFileError(
-            f"{name!r} is truncated or not a safetensors file ({count(len(data), 'byte')}, no readable header)"
+            f"{name!r} is truncated or not a safetensors file ({format_count(len(data), 'byte')}, no readable header)"
         ) from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..devices import moved
+from ..devices import move
 from ..errors import LoraFileError
 
 Device = torch.device | str | None
@@ -22,7 +22,7 @@ UNKNOWN = 0  # a size that the file does not tell: OFT and IA3 know one side of 
 
 def wide(tensor: Tensor, device: Device = None) -> Tensor:
     """`tensor` as fp32 on `device` (where it is, when None)."""
-    return moved(tensor, device, torch.float32)
+    return move(tensor, device, torch.float32)
 
 
 def columns(shape: Sequence[int]) -> int:

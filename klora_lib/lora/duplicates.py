@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ..devices import tensors_in
+from ..devices import find_tensors
 from ..errors import PairError
 from .build import kind
 from .deltas import Delta, Norm
@@ -90,7 +90,7 @@ def alike(one: Delta, other: Delta) -> bool:
     if (isinstance(one, Norm), flat(one)) != (isinstance(other, Norm), flat(other)):
         return False
     if one.relative or other.relative:  # their shapes do not tell of which weight
-        both = list(tensors_in(one)), list(tensors_in(other))
+        both = list(find_tensors(one)), list(find_tensors(other))
         return type(one) is type(other) and len(both[0]) == len(both[1]) and all(map(torch.equal, *both))
     base = torch.randn(flat(one), generator=torch.Generator().manual_seed(0))
     return close(one.update(base.clone()), other.update(base)) and close(bias(one), bias(other))

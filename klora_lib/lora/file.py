@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from ..errors import LoraFileError, count, listed
+from ..errors import LoraFileError, format_count, list_offenders
 from .build import build_delta, finite
 from .container import parse, read_whole
 from .deltas import Delta, Norm
@@ -54,7 +54,8 @@ class LoraFile:
             return []
         n = len(self.unknown)
         are = "is" if n == 1 else "are"
-        return [f"{count(n, 'tensor')} of {self.name!r} {are} of no LoRA dialect that is read, {self.unknown[0]} among them"]
+        tensors = f"{format_count(n, 'tensor')} of {self.name!r}"
+        return [f"{tensors} {are} of no LoRA dialect that is read, {self.unknown[0]} among them"]
 
 
 def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile:
@@ -135,7 +136,7 @@ def lora_file(
     wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
     text, differing = kohya_named(texts, deltas)
     if wrong := wrong + differing:
-        raise LoraFileError(f"{name!r} cannot be used: {listed(wrong)}")
+        raise LoraFileError(f"{name!r} cannot be used: {list_offenders(wrong)}")
     added = {layer: delta for layer, delta in deltas.items() if isinstance(delta, Norm)}
     modules = {layer: delta for layer, delta in deltas.items() if layer not in added}
     return LoraFile(
@@ -193,7 +194,7 @@ def refuse_other_files(
 
 def nothing_to_use(texts: int, unknown: list[str]) -> str:
     if texts:
-        return f"has no denoiser layers, only {count(texts, 'text-encoder tensor')}"
+        return f"has no denoiser layers, only {format_count(texts, 'text-encoder tensor')}"
     if unknown:
         return f"has no key of any LoRA dialect, the first of its {len(unknown)} being {unknown[0]}"
     return "has no denoiser layers, only embeddings"

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from ..errors import KLoraError, LoraFileError, PairError, all_offenders
+from ..errors import KLoraError, LoraFileError, PairError, join_errors
 from ..lora.file import LoraFile, read_lora
 from ..lora.peft import CONFIG, weights_in
 from .pairing import Pair, make_pair
@@ -63,9 +63,9 @@ class Library:
             try:
                 files.append(self.read(path, name))
             except LoraFileError as e:
-                errors.append(e.about(role))
+                errors.append(e.blame(role))
         if errors:
-            raise all_offenders(errors)
+            raise join_errors(errors)
         content, style = files
         return content, style
 

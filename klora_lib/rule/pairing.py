@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import SHOWN, PairError
+from ..errors import MAX_LISTED, PairError
 from ..lora.deltas import UNKNOWN, Delta, fuse
 from ..lora.file import LoraFile
 from ..lora.keys import fused_name, is_attention, members
@@ -129,8 +129,8 @@ def refuse_two_shapes(content: str, style: str, units: tuple[Unit, ...]) -> None
     bad = [u for u in units if u.content and u.style and not agree(flat(u.content.shape), flat(u.style.shape))]
     if not bad:
         return
-    facts = "; ".join(f"{u.name} is {shape_text(u.content)} and {shape_text(u.style)}" for u in bad[:SHOWN])
-    more = f", and {len(bad) - SHOWN} layers more" if len(bad) > SHOWN else ""
+    facts = "; ".join(f"{u.name} is {shape_text(u.content)} and {shape_text(u.style)}" for u in bad[:MAX_LISTED])
+    more = f", and {len(bad) - MAX_LISTED} layers more" if len(bad) > MAX_LISTED else ""
     raise PairError(f"{content!r} and {style!r} are made for different models: {facts}{more}")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import PairError, count
+from ..errors import PairError, format_count
 from ..settings import Settings
 from .pairing import Pair, Unit
 from .scoring import Scores, largest, vanishes
@@ -99,7 +99,7 @@ def refuse_nothing_left(pair: Pair, scores: Scores, present: Tensor, layers: str
         if not (present & bit).any():
             raise PairError(f"{file.name!r} has no attention layer, and layers is {layers!r}", role)
         if float(size.sum()) == 0:
-            raise zero_error(role, file.name, pair.units, f"in all its {count(len(file.modules), 'layer')}")
+            raise zero_error(role, file.name, pair.units, f"in all its {format_count(len(file.modules), 'layer')}")
 
 
 def zero_error(role: str, name: str, units: Sequence[Unit], where: str) -> PairError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..devices import moved, out_of_memory, tensors_in
+from ..devices import find_tensors, is_out_of_memory, move
 from ..errors import LoraFileError, PairError
 from ..lora.deltas import Delta, wide
 from ..numerics import exact_math
@@ -72,7 +72,7 @@ def absolute(delta: Delta, scratch: Tensor, base: Tensor | None) -> Tensor:
         return delta.dense(scratch.device).abs_()
     up, down, scale = low_rank  # up: [out, rank], down: [rank, in·kh·kw]
     product = scratch[: up.shape[0] * down.shape[1]].view(up.shape[0], down.shape[1])
-    up, down = (moved(t, scratch.device, torch.float32) for t in (up, down))
+    up, down = (move(t, scratch.device, torch.float32) for t in (up, down))
     torch.mm(up * scale, down, out=product)
     return product.abs_()
 
@@ -91,12 +91,12 @@ def magnitude(delta: Delta, k: int, scratch: Tensor, base: Tensor | None = None)
 
 def largest(delta: Delta) -> float:
     """The largest absolute number of a module's tensors."""
-    return max((float(wide(t).abs().max()) for t in tensors_in(delta)), default=0.0)
+    return max((float(wide(t).abs().max()) for t in find_tensors(delta)), default=0.0)
 
 
 def vanishes(delta: Delta) -> bool:
     """Whether ΔW is zero in fp32 only because its numbers are so small: none of its tensors is all zero."""
-    return not delta.relative and all(bool(wide(t).any()) for t in tensors_in(delta)) and not bool(delta.dense().any())
+    return not delta.relative and all(bool(wide(t).any()) for t in find_tensors(delta)) and not bool(delta.dense().any())
 
 
 def score(
@@ -120,12 +120,12 @@ def score(
         try:
             return score_on(units, k, device, weights)
         except RuntimeError as e:
-            if not out_of_memory(e):
+            if not is_out_of_memory(e):
                 raise
     try:
         return score_on(units, k, cpu, weights)
     except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e):
+        if not is_out_of_memory(e):
             raise
         raise PairError(f"there is no memory to compare the two LoRAs: {bytes_needed >> 20} MB are needed for "
                         f"{max(units, key=lambda u: u.elements).name}") from e  # fmt: skip

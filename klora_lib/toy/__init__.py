@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import KLoraError, first_line
+from ..errors import KLoraError, quote_first_line
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -41,7 +41,7 @@ def load_pipeline() -> StableDiffusionPipeline:
     try:
         pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32, local_files_only=True)
     except Exception as error:  # noqa: BLE001  a damaged file leads to many types of exceptions
-        raise KLoraError(f"the toy's weights cannot be loaded ({first_line(error)})") from None
+        raise KLoraError(f"the toy's weights cannot be loaded ({quote_first_line(error)})") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

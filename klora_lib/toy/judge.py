@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import KLoraError, first_line
+from ..errors import KLoraError, quote_first_line
 from . import shapes, styles
 
 THINGS, LOOKS = list(shapes.OBJECTS), list(styles.STYLES)
@@ -51,7 +51,7 @@ def read_judge(path: Path) -> Judge:
     try:
         judge.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise KLoraError(f"the toy's judge cannot be loaded ({first_line(error)})") from None
+        raise KLoraError(f"the toy's judge cannot be loaded ({quote_first_line(error)})") from None
     return judge.float().eval()
 
 

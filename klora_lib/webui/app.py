@@ -9,7 +9,7 @@ from typing import Any
 from .. import infotext
 from ..errors import HostError, KLoraError
 from ..hosts import detect
-from ..patching import unwrap_own, wrap_own
+from ..patching import unwrap_instance_function, wrap_instance_function
 from ..rule.cache import Library
 from ..settings import Settings, name_arguments, read_settings
 from . import xyz
@@ -31,7 +31,7 @@ class App:
         """``process``: undo what a crashed job left behind.  Then, if K-LoRA is on, prepare the job or refuse it."""
         before = vars(p).pop(JOB, None)
         copied = before is not None and before is find_job(self.enabled_p)  # ADetailer begins a copy of p for every image
-        unwrap_own(p, "sample")
+        unwrap_instance_function(p, "sample")
         try:
             self.clean(keep=lambda job: job.current is not None)
             if not copied and not self.sampling_jobs:
@@ -41,7 +41,7 @@ class App:
                 host = detect()
                 host.refuse_script(p)
                 job = prepare(host, self.library, settings, p)
-                wrap_own(p, "sample", lambda: require_pass(job))
+                wrap_instance_function(p, "sample", lambda: require_pass(job))
                 setattr(p, JOB, job)
                 if not copied:
                     self.enabled_p = p

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..engine.fusion import Fusion, Target, fuse_files, roles_named
 from ..engine.sampling import SamplingPass
-from ..errors import HostError, KLoraError, SettingsError, all_offenders
+from ..errors import HostError, KLoraError, SettingsError, join_errors
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..rule.cache import Library
 from ..rule.pairing import Pair
@@ -236,7 +236,7 @@ def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
         elif entry is None:
             errors.append(SettingsError(f"there is no LoRA named {name!r} among the {len(host.list_loras())} listed", role))
     if errors:
-        raise all_offenders(errors)
+        raise join_errors(errors)
     content, style = found
     assert content is not None and style is not None
     if content == style:

@@ -177,7 +177,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "mem_get_info is not asked": lambda: mock.patch("klora_lib.engine.memory.free_bytes", asks_nobody),
     "there is always room": lambda: mock.patch.object(MemoryBudget, "on", lambda *_: MemoryBudget(float("inf"))),
     "backups are always beside": lambda: mock.patch.object(Merged, "kept", lambda self, tensor: tensor.clone()),
-    "TF32 is left on": lambda: mock.patch.object(numerics, "products", lambda device: []),
+    "TF32 is left on": lambda: mock.patch.object(numerics, "find_precision_switches", lambda device: []),
     "the device is asked as it came": lambda: as_it_came(),
 }
 
@@ -186,7 +186,8 @@ CAUGHT = {"TF32 is left on": "beyond one rounding", "the device is asked as it c
 
 @contextmanager
 def as_it_came() -> Iterator[None]:
-    with mock.patch.object(devices, "resolved", torch.device), mock.patch.object(session, "resolved", torch.device):
+    name = "resolve_device"
+    with mock.patch.object(devices, name, torch.device), mock.patch.object(session, name, torch.device):
         yield
 
 

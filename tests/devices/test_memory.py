@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from klora_lib import devices
-from klora_lib.devices import free_bytes, moved, out_of_memory, pinned, resolved, same_device
+from klora_lib.devices import (
+    copy_to_pinned,
+    is_out_of_memory,
+    is_same_device,
+    measure_free_bytes,
+    move,
+    resolve_device,
+)
 from klora_lib.engine.memory import MemoryBudget
 from klora_lib.engine.merge import Merged
 from klora_lib.engine.site import Load, Loads, Site
@@ -93,7 +100,7 @@ def test_the_base_is_copied_only_where_a_second_update_asks_for_it() -> None:
 def test_pinned_memory_that_cannot_be_had_is_plain_memory() -> None:
     tensor = rand(3, 4, seed=1)
     with mock.patch.object(torch, "empty_like", side_effect=RuntimeError("CUDA error: out of memory")):
-        copy = pinned(tensor)
+        copy = copy_to_pinned(tensor)
     assert torch.equal(copy, tensor) and copy.data_ptr() != tensor.data_ptr()
 
 
@@ -102,11 +109,13 @@ def test_pinned_memory_that_cannot_be_had_is_plain_memory() -> None:
 
 def test_a_device_without_an_index_is_the_current_one() -> None:
     with pretend("cuda") as device:
-        assert resolved("cuda") == resolved(torch.device("cuda", 0)) == device.device
-        assert same_device(torch.device("cuda"), device.device) and not same_device(device.device, CPU)
+        assert resolve_device("cuda") == resolve_device(torch.device("cuda", 0)) == device.device
+        assert is_same_device(torch.device("cuda"), device.device) and not is_same_device(device.device, CPU)
         with mock.patch.object(torch.cuda, "current_device", lambda: 1):
-            assert resolved("cuda") == torch.device("cuda", 1) and not same_device(torch.device("cuda"), device.device)
-    assert resolved("cpu") == CPU and resolved("mps") == torch.device("mps", 0) and resolved("meta") == torch.device("meta")
+            assert resolve_device("cuda") == torch.device("cuda", 1)
+            assert not is_same_device(torch.device("cuda"), device.device)
+    assert resolve_device("cpu") == CPU and resolve_device("mps") == torch.device("mps", 0)
+    assert resolve_device("meta") == torch.device("meta")
 
 
 def test_the_fast_way_is_taken_on_a_device_by_its_name_alone() -> None:
@@ -127,21 +136,21 @@ def test_what_is_free(kind: str) -> None:
         pytest.skip(f"this torch has no torch.{kind}")
     with pretend(kind, capacity=1 << 20, cached=1 << 10) as device:
         keep = torch.zeros(1 << 10, device=kind)
-        assert free_bytes(torch.device(kind)) == free_bytes(keep.device) == (1 << 20) - device.live
+        assert measure_free_bytes(torch.device(kind)) == measure_free_bytes(keep.device) == (1 << 20) - device.live
 
 
 def test_a_device_that_does_not_tell_is_taken_to_have_little() -> None:
-    assert free_bytes(torch.device("privateuseone")) == devices.UNKNOWN < 1 << 30
+    assert measure_free_bytes(torch.device("privateuseone")) == devices.UNKNOWN_FREE < 1 << 30
     with pretend("xpu"), mock.patch.object(torch, "xpu", SimpleNamespace(current_device=lambda: 0), create=True):
-        assert free_bytes(torch.device("xpu")) == devices.UNKNOWN
-    assert free_bytes(CPU) == float("inf")
+        assert measure_free_bytes(torch.device("xpu")) == devices.UNKNOWN_FREE
+    assert measure_free_bytes(CPU) == float("inf")
 
 
 def test_numbers_cross_in_the_narrower_type() -> None:
     with pretend("cuda") as device:
         for own, wanted in ((torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float16)):
             x = rand(5, seed=1).to(own)
-            assert torch.equal(numbers(moved(x, "cuda", wanted)), x.to(wanted))
+            assert torch.equal(numbers(move(x, "cuda", wanted)), x.to(wanted))
         assert {min(there.itemsize, here.itemsize) for _, there, here in device.copied} == {2}
         assert [size for size, *_ in device.copied] == [10, 10, 10]
 
@@ -161,7 +170,7 @@ def test_scores_are_the_same_where_the_device_has_no_room(kind: str, capacity: i
     with pretend(kind, capacity=capacity) as device:
         asked = torch.device(kind)
         got = score(units(), "auto", asked, MemoryBudget.on(asked, 0).free)
-        silent = free_bytes(asked) == devices.UNKNOWN
+        silent = measure_free_bytes(asked) == devices.UNKNOWN_FREE
         assert (device.peak > 0) == (capacity == 1 << 40 or (silent and capacity > 100))
         assert device.live == 0
     for name in ("content_topk", "style_topk", "content_abs", "style_abs"):
@@ -186,9 +195,9 @@ def test_what_an_allocator_says_is_known() -> None:
     for text in ("CUDA out of memory. Tried to allocate 2.00 GiB", "MPS backend out of memory (MPS allocated: 9 GB)",
                  "XPU out of memory. Tried", "Could not allocate tensor with 9 bytes. There is not enough GPU video memory",
                  "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", "CUDA error: out of memory", "STATUS_ALLOC_FAILED"):  # fmt: skip
-        assert out_of_memory(RuntimeError(text)), text
-    assert out_of_memory(OutOfMemory("full")) and out_of_memory(MemoryError())
-    assert not out_of_memory(RuntimeError("shapes do not fit")) and not out_of_memory(ValueError("out of memory"))
+        assert is_out_of_memory(RuntimeError(text)), text
+    assert is_out_of_memory(OutOfMemory("full")) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not fit")) and not is_out_of_memory(ValueError("out of memory"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -18,7 +18,7 @@ import diffusers
 import torch
 
 from klora_lib import __version__
-from klora_lib.errors import KLoraError, first_line
+from klora_lib.errors import KLoraError, quote_first_line
 
 from .models import Model, random_sdxl, the_toy
 from .rows import Bench, Row, check, rows
@@ -53,7 +53,7 @@ def find_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         how = "`make gpu DEVICE=cpu GPU=--quick` tries the program out without one"
-        raise KLoraError(f"torch {torch.__version__} finds no device {name!r} ({first_line(e)}); {how}") from None
+        raise KLoraError(f"torch {torch.__version__} finds no device {name!r} ({quote_first_line(e)}); {how}") from None
     return device
 
 
@@ -77,7 +77,7 @@ def run_row(row: Row, bench: Bench) -> tuple[dict[str, str], str]:
     try:
         cells, wrong = check(row, bench)
     except Exception as e:  # noqa: BLE001  whatever a device, diffusers or a compiler raises is this row's result
-        return {}, f"**{type(e).__name__}: {first_line(e)}**"
+        return {}, f"**{type(e).__name__}: {quote_first_line(e)}**"
     finally:
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
