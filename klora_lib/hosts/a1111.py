@@ -171,11 +171,11 @@ def fix_weights(network: Any, **weights: float) -> Any:
     Regional Prompter sets the weights of each network that a region's prompt does not name to 0.
     """
 
-    def fixed(weight: float) -> property:
+    def make_fixed(weight: float) -> property:
         return property(lambda self: weight, lambda self, other: None)
 
     cls = type(network)
-    network.__class__ = type(cls.__name__, (cls,), {name: fixed(weight) for name, weight in weights.items()})
+    network.__class__ = type(cls.__name__, (cls,), {name: make_fixed(weight) for name, weight in weights.items()})
     return network
 
 

@@ -36,7 +36,7 @@ def band(x: float, y: float, outer: float, inner: float, start: float, end: floa
     return np.concatenate([ellipse(x, y, outer, None, start, end), ellipse(x, y, inner, None, start, end)[::-1]])
 
 
-def points(n: int, outer: float, inner: float, turn: float = -90) -> Polygon:
+def make_star(n: int, outer: float, inner: float, turn: float = -90) -> Polygon:
     """A star with n points.  ``turn``: the angle of the first point in degrees."""
     return np.array(
         [
@@ -64,7 +64,7 @@ def box() -> list[Part]:
 
 
 def star() -> list[Part]:
-    return [(MAIN, points(5, 1.05, 0.45)), (LIGHT, points(5, 0.5, 0.22))]
+    return [(MAIN, make_star(5, 1.05, 0.45)), (LIGHT, make_star(5, 0.5, 0.22))]
 
 
 def house() -> list[Part]:
