@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..engine.layers import sites_of
 from ..engine.site import Site
@@ -73,9 +75,16 @@ class Forge(Forges):
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
         """Clone the patchers without the pair's patches, and add the pair's text part to the clone of the text encoders'.
 
-        The hash with which the host remembers what is loaded is changed, so that it loads again for the next job.
+        The text with which the host remembers what is loaded is changed, so that it loads again for the next job.
         """
         parts, model = list(parts), self.get_model()
+        if not is_loaded_for(p, model.current_lora_hash):
+            self.replace_patchers(model, parts)
+            model.current_lora_hash = LoadedWithoutPair(p, model.current_lora_hash)
+        self.key_prompt_cache(network_data, parts)
+        self.add_hashes(p, parts)
+
+    def replace_patchers(self, model: Any, parts: list[TextPart]) -> None:
         paths = {part.entry.path for part in parts}
         after = model.forge_objects_after_applying_lora
         after.unet, after.clip = reserve_memory(drop_patches(after.unet, paths), parts), drop_text_patches(after.clip, paths)
@@ -86,9 +95,11 @@ class Forge(Forges):
                     None, after.clip, dict(part.file.text), 0.0, part.te, filename=name, online_mode=self.is_online()
                 )
         model.forge_objects.unet, model.forge_objects.clip = after.unet, after.clip
-        model.current_lora_hash = f"K-LoRA {id(p)} {model.current_lora_hash}"
-        self.key_prompt_cache(network_data, parts)
-        self.add_hashes(p, parts)
+
+    def finish_merging(self, modules: Iterable[nn.Module]) -> None:
+        """Nothing is left to merge: the host does it before it launches a sampler.  Counts the passes of the job."""
+        if isinstance(loaded := self.get_model().current_lora_hash, LoadedWithoutPair):
+            loaded.passes += 1
 
     def is_online(self) -> bool:
         """Whether the host adds LoRAs at every forward ("fp16 LoRA").  It never does so with plain weights."""
@@ -101,6 +112,42 @@ class Forge(Forges):
         """Fooocus inpaint loads a patcher with other LoRAs during a pass: the host then restores the weights and merges."""
         loader = self.get_model().forge_objects.unet.lora_loader
         return wrap_functions(loader, ("refresh",), lambda *_, **__: put_aside())
+
+
+class LoadedWithoutPair(str):
+    """The host's list of loaded LoRAs, as text, while the pair is not among them although the host loaded it.
+
+    The host loads LoRAs if this text differs from the list that it wants.  It is to differ always, but for one moment:
+    between the two passes of hires fix.  If the tags are the same there, the host keeps what is loaded, and with it what an
+    extension changed in the first pass (the ``stop=`` of lora-block-weight).
+    """
+
+    job: Any
+    host_text: str
+    passes: int
+
+    def __new__(cls, job: Any, host_text: Any) -> LoadedWithoutPair:
+        own = host_text.host_text if isinstance(host_text, LoadedWithoutPair) else str(host_text)
+        new = super().__new__(cls, f"K-LoRA {id(job)} {own}")
+        new.job, new.host_text, new.passes = weakref.ref(job), own, 0
+        return new
+
+    @property
+    def is_between_passes(self) -> bool:
+        return self.passes == 1 and bool(getattr(self.job(), "is_hr_pass", False))
+
+    def __eq__(self, other: object) -> bool:
+        return self.is_between_passes and other == self.host_text
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def is_loaded_for(p: Any, loaded: Any) -> bool:
+    """Whether the host did not load again because ``p`` goes on with its second pass."""
+    return isinstance(loaded, LoadedWithoutPair) and loaded.job() is p and loaded.is_between_passes
 
 
 def drop_patches(patcher: Any, paths: set[str]) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import operator
 import sys
 import types
 from collections.abc import Iterator
@@ -68,6 +70,15 @@ def key(path: str) -> tuple[str, float, float, bool]:
     return path, 1.0, 1.0, False
 
 
+class Job:
+    """A job of the host, as far as it is looked at."""
+
+    is_hr_pass = False
+
+    def __init__(self) -> None:
+        self.extra_generation_params: dict[str, str] = {}
+
+
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A model whose patchers carry both LoRAs of the pair and one more."""
@@ -121,7 +132,7 @@ def parts(text: bool = True) -> list[TextPart]:
 def test_the_pair_is_out_of_the_denoiser_and_the_other_lora_is_not(host: Any) -> None:
     model = host.test_model
     before = model.forge_objects.unet
-    host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts())
+    host.load_text_parts(Job(), {}, parts())
     after = model.forge_objects_after_applying_lora
     assert [k[0] for k in after.unet.lora_patches] == ["/loras/other.safetensors"]
     assert model.forge_objects.unet is after.unet and model.forge_objects.clip is after.clip
@@ -129,7 +140,7 @@ def test_the_pair_is_out_of_the_denoiser_and_the_other_lora_is_not(host: Any) ->
 
 
 def test_text_encoders_carry_the_text_part_alone(host: Any) -> None:
-    host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts())
+    host.load_text_parts(Job(), {}, parts())
     names = [k[0] for k in host.test_model.forge_objects.clip.patcher.lora_patches]
     assert names[0] == "/loras/other.safetensors" and "style" in names[1] and len(names) == 2
     ((unet, keys, strength, te, online),) = host.networks.loads
@@ -143,7 +154,7 @@ def test_text_parts_are_added_as_the_host_adds_loras(host: Any, chosen: bool, st
     """With "fp16 LoRA" at every forward where weights are packed: some gguf types cannot be packed again."""
     sys.modules["backend.args"].dynamic_args["online_lora"] = chosen  # type: ignore[attr-defined]
     host.test_model.forge_objects.unet.model.storage_dtype = storage
-    host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts())
+    host.load_text_parts(Job(), {}, parts())
     assert [load[-1] for load in host.networks.loads] == [online]
 
 
@@ -152,14 +163,46 @@ def test_gpu_memory_for_the_factors_is_asked_of_the_host_once_a_job(host: Any) -
     before = host.test_model.forge_objects.unet
     for _ in range(2):
         host.test_model.forge_objects_after_applying_lora.unet = before
-        host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts(text=False))
+        host.load_text_parts(Job(), {}, parts(text=False))
         assert host.test_model.forge_objects.unet.preserved == 2 * (8 + 8) * 2
     assert before.preserved == 0
 
 
 def test_the_host_loads_afresh_for_the_next_job(host: Any) -> None:
-    host.load_text_parts(types.SimpleNamespace(extra_generation_params={}), {}, parts(text=False))
+    host.load_text_parts(Job(), {}, parts(text=False))
     assert host.test_model.current_lora_hash != "hash" and host.networks.loads == []
+
+
+def test_the_second_pass_of_a_job_keeps_what_is_loaded(host: Any) -> None:
+    """The text equals the host's own in one moment: between the passes of the job that loaded.  There nothing is loaded."""
+    model, job = host.test_model, Job()
+    host.load_text_parts(job, {}, parts())
+    text, patchers, loads = model.current_lora_hash, vars(model.forge_objects).copy(), len(host.networks.loads)
+    assert text != "hash" and operator.ne("hash", text)
+    host.finish_merging([])  # the first pass
+    assert text != "hash"
+    job.is_hr_pass = True
+    assert text == "hash" and operator.eq("hash", text) and text != "other tags"
+    host.load_text_parts(job, {}, parts())
+    assert model.current_lora_hash is text and vars(model.forge_objects) == patchers and len(host.networks.loads) == loads
+    assert job.extra_generation_params["Lora hashes"]
+    host.finish_merging([])  # the second pass
+    assert text != "hash"
+    job.is_hr_pass = False
+    assert text != "hash"
+    del job
+    gc.collect()
+    assert text != "hash"
+
+
+def test_another_job_between_the_passes_loads_afresh(host: Any) -> None:
+    job, other = Job(), Job()
+    host.load_text_parts(job, {}, parts())
+    host.finish_merging([])
+    job.is_hr_pass = other.is_hr_pass = True
+    text, unet = host.test_model.current_lora_hash, host.test_model.forge_objects.unet
+    host.load_text_parts(other, {}, parts())
+    assert host.test_model.current_lora_hash is not text and host.test_model.forge_objects.unet is not unet
 
 
 def test_what_the_host_merges_within_a_pass_it_merges_aside(host: Any) -> None:
@@ -186,7 +229,7 @@ def test_what_the_host_merges_within_a_pass_it_merges_aside(host: Any) -> None:
 
 
 def test_the_prompt_cache_and_the_infotext_know(host: Any) -> None:
-    p, data = types.SimpleNamespace(extra_generation_params={}), {}
+    p, data = Job(), {}
     host.load_text_parts(p, data, parts())
     assert [t.items for t in data["lora"]] == [["subject", "0.5", "0"], ["style", "0.5", "0"]]
     assert p.extra_generation_params["Lora hashes"] == "subject: ab, style: ab"

@@ -36,7 +36,6 @@ def test_another_loras_blocks_and_steps(witness: Witness, words: str, engine: st
     assert_combines(witness, model.uneven, {"engine": engine}, without=without(model), **fields)
 
 
-@pytest.mark.hosts("a1111")  # on Forge what has stopped stays off in the second pass, but begins anew with K-LoRA
 def test_in_both_passes_of_hires_fix(witness: Witness):
     fields = used(witness.model) | HIRES
     assert_combines(witness, witness.model.uneven, without=without(witness.model) | HIRES, passes=2, **fields)
