@@ -17,7 +17,7 @@ from ..errors import SettingsError
 from ..evaluation.metrics import ClipAndDino, Metric, read_pictures
 from ..evaluation.run import Lora, Sampling, Task, Worker, Workers, make_local_workers, make_ray_workers
 from ..evaluation.table import ScoredImage, format_csv, format_markdown, make_table
-from ..lora.peft import name_of
+from ..lora.peft import name_file
 from ..rule.cache import Library
 from ..settings import METHODS, quote_value
 from . import files
@@ -124,7 +124,7 @@ def read_loras(args: argparse.Namespace, role: str) -> list[Lora]:
     for text in given:
         name, words = split_words(text)
         path = pipelines.find_lora(name, args.model, role).absolute()
-        loras.append(Lora(name_of(path), path, words or name_of(path)))
+        loras.append(Lora(name_file(path), path, words or name_file(path)))
     if len({lora.name for lora in loras}) < len(loras):
         raise SettingsError("two of the files have the same name, and so would their rows and pictures", role)
     return loras

@@ -13,9 +13,9 @@ import torch
 
 from ..engine.memory import MemoryBudget
 from ..errors import SettingsError
-from ..lora.peft import name_of, weights_in
+from ..lora.peft import find_weights, name_file
 from ..rule.cache import Library
-from ..rule.plan import Plan, letters, make_plan
+from ..rule.plan import Plan, format_row, make_plan
 from ..settings import Settings
 from .files import encode_png, write_file
 from .options import add_settings, read_given_settings, read_whole_number
@@ -46,9 +46,9 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
     settings = Settings(**read_given_settings(args, RULE))
     steps, seed = read_whole_number(args.steps, "steps", 1, 10000), read_whole_number(args.seed, "seed", 0, 2**63 - 1)
     library = Library()
-    if os.path.realpath(weights_in(args.content)) == os.path.realpath(weights_in(args.style)):
+    if os.path.realpath(find_weights(args.content)) == os.path.realpath(find_weights(args.style)):
         raise SettingsError(f"must be another LoRA than content, both are {args.content!r}", "style")
-    files = library.read_both(*((path, name_of(path)) for path in (args.content, args.style)))
+    files = library.read_both(*((path, name_file(path)) for path in (args.content, args.style)))
     pair = library.pair(*files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores = library.score(pair, settings.k, device, MemoryBudget.on(device, 0).free)
@@ -82,7 +82,7 @@ def describe_plan(plan: Plan, steps: int, notes: Sequence[str] = ()) -> dict[str
             "style_rank": unit.style.rank if unit.style else 0,
             "k": s.k[i],
             **{name: float(column[i]) for name, column in zip(names, columns)},
-            "selection": letters(table[i]),
+            "selection": format_row(table[i]),
         }
         for i, unit in enumerate(plan.units)
     ]

@@ -17,7 +17,7 @@ from ..diffusers import Run, klora
 from ..drawing import pipelines
 from ..drawing.draw import draw_images
 from ..errors import SettingsError
-from ..lora.peft import name_of
+from ..lora.peft import name_file
 from ..map import draw_plan
 from ..rule.cache import Library
 from ..settings import FIELDS, METHODS, quote_value
@@ -77,7 +77,7 @@ class ImageRequest:
 
     @property
     def name(self) -> str:
-        return "_".join(name_of(path) for path in self.paths)
+        return "_".join(name_file(path) for path in self.paths)
 
 
 def read_image_request(args: argparse.Namespace) -> ImageRequest:
@@ -107,7 +107,7 @@ class ImageMaker:
 
     def __init__(self, args: argparse.Namespace, request: ImageRequest):
         self.library = Library()
-        self.library.read_both(*((path, name_of(path)) for path in request.paths))  # bad files are refused first
+        self.library.read_both(*((path, name_file(path)) for path in request.paths))  # bad files are refused first
         self.request = request
         self.pipe = pipelines.load_pipeline(request.model, args.device, args.dtype)
         self.sampler = pipelines.use_sampler(self.pipe, args.sampler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import HostError, SettingsError
-from ..rule.schedule import noise_progress, step_progress, whole_steps
+from ..rule.schedule import compute_noise_progress, compute_step_progress, count_whole_steps
 
 
 class Clock:
@@ -74,15 +74,17 @@ class Clock:
     def full_steps(self) -> int:
         """Sampler steps of a full schedule."""
         order = int(getattr(self.scheduler, "order", 1))
-        return whole_steps(-(-self.call_count // order), self.start)
+        return count_whole_steps(-(-self.call_count // order), self.start)
 
     def find_progress(self, by: str) -> float:
-        return self.find_noise_progress() if by == "noise" else step_progress(self.call_index, self.call_count, self.start)
+        if by == "noise":
+            return self.find_noise_progress()
+        return compute_step_progress(self.call_index, self.call_count, self.start)
 
     def find_noise_progress(self) -> float:
         """1 − timestep/(N−1) of a discrete schedule, 1 − σ of a flow's, whose timesteps are N·σ."""
         n = read_train_timesteps(self.scheduler)
-        return noise_progress(self.values[self.index], n + 1 if is_flow(self.scheduler) else n)
+        return compute_noise_progress(self.values[self.index], n + 1 if is_flow(self.scheduler) else n)
 
 
 def is_alike(one: float, other: float) -> bool:

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.bypass import Bypassed
-from ..engine.layers import sites_from
-from ..engine.memory import sampling_bytes
+from ..engine.layers import collect_sites
+from ..engine.memory import estimate_sampling_bytes
 from ..engine.site import Actor, Packed, Site
 from ..errors import HostError
-from ..lora.architectures import canonical
-from ..lora.deltas import Delta
-from ..lora.keys import members
-from ..lora.rows import LUMINA_LAST, MAKERS_LAST, swapped, two_parts
+from ..lora.architectures import make_canonical
+from ..lora.keys import list_members
+from ..lora.rows import LUMINA_LAST, MAKERS_LAST, has_two_parts, swap_halves
 from ..rule.pairing import Pair, Unit
 
 DENOISERS = ("unet", "transformer", "transformer_2")  # Wan 2.2 uses the last one at low noise levels
@@ -76,9 +75,9 @@ def estimate_sampling_memory(given: Mapping[str, Any]) -> int:
     """Memory that a denoiser call with these arguments needs beside the weights, in bytes."""
     sample = next((given[name] for name in ("sample", "hidden_states") if torch.is_tensor(given.get(name))), None)
     if sample is None:
-        return sampling_bytes(IMAGE_PIXELS)
+        return estimate_sampling_bytes(IMAGE_PIXELS)
     pixels = math.prod(sample.shape[2:]) if sample.dim() > 3 else 4 * sample.shape[1]  # a patch is 2 × 2 latent pixels
-    return sampling_bytes(sample.shape[0] * pixels)
+    return estimate_sampling_bytes(sample.shape[0] * pixels)
 
 
 def list_layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -94,9 +93,9 @@ def find_sites(denoiser: nn.Module) -> dict[str, Site]:
     """Every layer of the denoiser by canonical name.  Raises HostError if layers are hidden in fused projections."""
     layers = list(list_layers(unwrap(denoiser)))
     for path, module in layers:
-        if getattr(module, "fused_projections", False) and not members(canonical(f"{path}.to_qkv")):
+        if getattr(module, "fused_projections", False) and not list_members(make_canonical(f"{path}.to_qkv")):
             raise HostError(f"the projections of {path} are fused; call unfuse_qkv_projections() first")
-    found = sites_from(layers, read_weight, find_packing)
+    found = collect_sites(layers, read_weight, find_packing)
     return {name: replace_streamed_norm(site) for name, site in found.items()}
 
 
@@ -174,11 +173,7 @@ def reorder_unit(unit: Unit, names: dict[str, str]) -> Unit:
     """
     name = names.get(unit.name, unit.name)
     if name == LAST_NORM != unit.name:
-        return Unit(name, *(swap_halves(delta) for delta in (unit.content, unit.style)))
+        return Unit(name, *(swap_halves(d) if d else None for d in (unit.content, unit.style)))
     if name.endswith(".norm1_context.linear"):
-        return Unit(name, *(swap_halves(d) if d and two_parts(d) else d for d in (unit.content, unit.style)))
+        return Unit(name, *(swap_halves(d) if d and has_two_parts(d) else d for d in (unit.content, unit.style)))
     return replace(unit, name=name)
-
-
-def swap_halves(delta: Delta | None) -> Delta | None:
-    return swapped(delta) if delta is not None else None

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import infotext
-from ..engine.fusion import Fusion, Target, fuse_files, roles_named
-from ..engine.memory import sampling_bytes
+from ..engine.fusion import Fusion, Target, blame_both, fuse_files
+from ..engine.memory import estimate_sampling_bytes
 from ..engine.sampling import SamplingPass
 from ..engine.session import Session
-from ..engine.standing import standing
+from ..engine.standing import apply_throughout
 from ..errors import HostError, SettingsError
-from ..lora.peft import name_of, weights_in
+from ..lora.peft import find_weights, name_file
 from ..rule.cache import Library
 from ..settings import Settings, quote_value, read_settings
 from .calls import count_steps, is_occupied, run_before_forward, wrap_calls
@@ -128,7 +128,7 @@ class Run:
             self.current_denoiser = denoiser
 
     def make_session(
-        self, denoiser: nn.Module, steps: int, reserve: int = sampling_bytes(IMAGE_PIXELS)
+        self, denoiser: nn.Module, steps: int, reserve: int = estimate_sampling_bytes(IMAGE_PIXELS)
     ) -> tuple[Session, list[str]]:
         """A session for a pass of ``steps`` on ``denoiser``, and the pair's layers that it does not have.  Changes nothing.
 
@@ -167,7 +167,7 @@ def klora(
     Raises a KLoraError, before anything is changed, if settings, files and model do not fit together.
     """
     paths = read_path(content, "content"), read_path(style, "style")
-    names = {"content": name_of(paths[0]), "style": name_of(paths[1])}
+    names = {"content": name_file(paths[0]), "style": name_file(paths[1])}
     chosen = read_settings({"enabled": True, **settings, **names})
     run = prepare(pipe, paths, chosen, seed, callback, library or Library())
     if not chosen.enabled:
@@ -178,7 +178,7 @@ def klora(
     run.notes += describe_missing(missing, "the text encoders")
     for note in run.notes:
         logging.getLogger(__name__).warning("K-LoRA: %s", note)
-    with standing(texts, device), ExitStack() as hooks, wrap_calls(pipe, run.run_call):
+    with apply_throughout(texts, device), ExitStack() as hooks, wrap_calls(pipe, run.run_call):
         for denoiser in run.denoisers:
             act = partial(run.advance, denoiser)
             hooks.enter_context(run_before_forward(denoiser, act, type(unwrap(denoiser)).forward))
@@ -199,13 +199,13 @@ def prepare(
         read_train_timesteps(pipe.scheduler)
     if any(is_occupied(denoiser) for denoiser in denoisers):
         raise HostError("a klora block is already open on this pipeline; close it first")
-    if weights_in(paths[0]).resolve() == weights_in(paths[1]).resolve():
-        raise SettingsError(f"must be another LoRA than content, both are {name_of(paths[0])!r}", "style")
+    if find_weights(paths[0]).resolve() == find_weights(paths[1]).resolve():
+        raise SettingsError(f"must be another LoRA than content, both are {name_file(paths[0])!r}", "style")
     loaded = read_target(pipe, denoisers[0])
-    content, style = ((path, name_of(path)) for path in paths)
+    content, style = ((path, name_file(path)) for path in paths)
     fusion = fuse_files(library, (content, style), settings, loaded, lambda pair: use_diffusers_order(pair, loaded.sites))
     run = Run(pipe, fusion, seed, callback)
-    with roles_named():  # only checks that the pair fits and the engine works; these sessions are not used
+    with blame_both():  # only checks that the pair fits and the engine works; these sessions are not used
         opened = [(denoiser, *run.make_session(denoiser, 1)) for denoiser in denoisers]
     for file in (fusion.pair.content, fusion.pair.style):
         run.notes += file.notes
@@ -216,7 +216,7 @@ def prepare(
     return run
 
 
-def read_target(pipe: Any, denoiser: nn.Module, reserve: int = sampling_bytes(IMAGE_PIXELS)) -> Target:
+def read_target(pipe: Any, denoiser: nn.Module, reserve: int = estimate_sampling_bytes(IMAGE_PIXELS)) -> Target:
     return Target(find_sites(denoiser), name_model(pipe), find_device(pipe, denoiser), reserve)
 
 

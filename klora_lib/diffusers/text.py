@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.fit import loads, refuse_other_shapes
-from ..engine.memory import MemoryBudget, sampling_bytes
+from ..engine.fit import refuse_other_shapes, weigh_deltas
+from ..engine.memory import MemoryBudget, estimate_sampling_bytes
 from ..engine.session import Placed, make_actor
 from ..engine.site import Actor, Site
 from ..errors import KLoraError, LoraFileError, format_count, join_errors
@@ -97,7 +97,7 @@ def make_text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.de
     """
     weights = settings.weights[0][0], settings.weights[1][0]
     engine = "bypass" if settings.engine == "bypass" else "auto"
-    budget = MemoryBudget.on(device, sampling_bytes(IMAGE_PIXELS))
+    budget = MemoryBudget.on(device, estimate_sampling_bytes(IMAGE_PIXELS))
     actors: list[Actor] = []
     missing: list[str] = []
     by_encoder: dict[str, dict[str, Site]] = {}
@@ -111,7 +111,7 @@ def make_text_actors(pipe: Any, pair: Pair, settings: Settings, device: torch.de
                 missing.append(f"{role}.{unit.name}")
                 continue
             refuse_other_shapes([unit], sites, (pair.content.name, pair.style.name), name_model(pipe))
-            actor = make_actor(Placed(None, BOTH, sites[unit.name], loads(unit, weights)), engine, device, budget)
+            actor = make_actor(Placed(None, BOTH, sites[unit.name], weigh_deltas(unit, weights)), engine, device, budget)
             refuse_hooks([actor], found[1])
             actors.append(actor)
     return actors, missing

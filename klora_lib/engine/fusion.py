@@ -1,4 +1,4 @@
-"""A pair, ready to act on a model: what a WebUI's job and a pipeline's block have in common."""
+"""A pair that is ready to act on a model: what a job of a WebUI and a block around a diffusers pipeline share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..errors import PairError
 from ..rule.cache import Library
 from ..rule.pairing import Pair
 from ..rule.plan import make_plan
-from ..rule.scoring import Scores, score
+from ..rule.scoring import Scores, score_units
 from ..settings import Settings
-from .fit import place, refuse_misfit, weights_of
+from .fit import make_weight_reader, place_units, refuse_misfit
 from .memory import MemoryBudget
 from .session import Session
 from .site import Site
@@ -28,7 +28,7 @@ class Target:
     """The loaded denoiser, as it is now."""
 
     sites: Mapping[str, Site]  # its layers by canonical name
-    name: str  # what messages call it
+    name: str  # in messages
     device: torch.device  # where it computes
     reserve: int  # bytes of the device to leave to the sampling
 
@@ -49,13 +49,13 @@ class Fusion:
         Raises PairError where the pair does not fit, HostError where the engine cannot act there.
         """
         plan = make_plan(self.pair, self.scores, self.settings, steps, seed)
-        placed, missing = place(plan, self.pair, target.sites, weights, target.name)
+        placed, missing = place_units(plan, self.pair, target.sites, weights, target.name)
         return Session(plan, placed, self.settings.engine, target.device, target.reserve), missing
 
     def score_again(self, target: Target) -> Fusion:
         """The same pair with the scores of ``target``'s weights, for OFT, BOFT and IA3."""
         free = MemoryBudget.on(target.device, target.reserve).free
-        scores = score(self.pair.units, self.settings.k, target.device, free, weights_of(target.sites))
+        scores = score_units(self.pair.units, self.settings.k, target.device, free, make_weight_reader(target.sites))
         return replace(self, scores=scores)
 
 
@@ -68,17 +68,17 @@ def fuse_files(
     Raises LoraFileError and PairError that name the role: before the scoring where the pair does not fit the target.
     """
     content, style = library.read_both(*files)
-    with roles_named():
+    with blame_both():
         pair = arrange(library.pair(content, style))
         refuse_misfit(pair, target.sites, target.name)
         free = MemoryBudget.on(target.device, target.reserve).free
-        scores = library.score(pair, settings.k, target.device, free, weights_of(target.sites))
+        scores = library.score(pair, settings.k, target.device, free, make_weight_reader(target.sites))
         return Fusion(pair, scores, settings)
 
 
 @contextmanager
-def roles_named() -> Iterator[None]:
-    """A PairError that blames no setting blames both LoRAs."""
+def blame_both() -> Iterator[None]:
+    """While open, a PairError without a field gets the field "content and style"."""
     try:
         yield
     except PairError as e:

@@ -1,4 +1,4 @@
-"""From the module tree of a denoiser to sites by canonical name; shared by every host that keeps the original layout."""
+"""The layers of a denoiser as sites by canonical name."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..lora.architectures import canonical
-from ..lora.keys import members
-from .site import Packed, Site, stored_weight
+from ..lora.architectures import make_canonical
+from ..lora.keys import list_members
+from .site import Packed, Site, read_stored_weight
 
 
-def never(module: nn.Module) -> Packed | None:
-    """No weight of this host is packed."""
+def find_no_packing(module: nn.Module) -> Packed | None:
+    """For hosts without packed weights: None for every layer."""
     return None
 
 
-def sites_of(
+def list_sites(
     denoiser: nn.Module,
-    read: Callable[[nn.Module], object] = stored_weight,
-    packing: Callable[[nn.Module], Packed | None] = never,
+    read: Callable[[nn.Module], object] = read_stored_weight,
+    packing: Callable[[nn.Module], Packed | None] = find_no_packing,
 ) -> dict[str, Site]:
-    """Every module with a weight, under its diffusers-style name; a fused projection also under its members' names."""
-    return sites_from(denoiser.named_modules(), read, packing)
+    """Every module with a weight by its canonical name; a fused projection also by its members' names."""
+    return collect_sites(denoiser.named_modules(), read, packing)
 
 
-def sites_from(
+def collect_sites(
     layers: Iterable[tuple[str, nn.Module]],
-    read: Callable[[nn.Module], object] = stored_weight,
-    packing: Callable[[nn.Module], Packed | None] = never,
+    read: Callable[[nn.Module], object] = read_stored_weight,
+    packing: Callable[[nn.Module], Packed | None] = find_no_packing,
 ) -> dict[str, Site]:
-    """The same of (path, module); a fused projection that comes behind its members takes their names over."""
+    """The same for pairs of (path, module).  If a fused projection comes after its members, it replaces them."""
     sites: dict[str, Site] = {}
     for path, module in layers:
         weight = getattr(module, "weight", None)
         if weight is None or path == "":
             continue
-        name = canonical(path)
+        name = make_canonical(path)
         sites[name] = Site(module, None, read, packing(module))  # type: ignore[arg-type]
-        sites.update(slices(name, sites[name]))
+        sites.update(split_fused(name, sites[name]))
     return sites
 
 
-def slices(name: str, site: Site) -> dict[str, Site]:
-    """The members of a fused projection as rows of its weight.
+def split_fused(name: str, site: Site) -> dict[str, Site]:
+    """The members of a fused projection, each with its rows of the weight.
 
-    q is as tall as the layer is wide; so are k and v where an mlp follows, and otherwise they share what is left
-    (Lumina 2 has fewer heads there).
+    q has as many rows as the layer has inputs.  So have k and v if an mlp follows; else they have half of the remaining
+    rows each (Lumina 2 has fewer heads there).
     """
-    parts = members(name)
+    parts = list_members(name)
     if not parts:
         return {}
     out, width = site.shape[:2]

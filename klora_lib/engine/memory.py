@@ -1,4 +1,4 @@
-"""How much of a device's memory we may use, and of the host's memory that a device reads by itself."""
+"""How much memory of a device, and how much pinned host memory, we may use."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PINNED = 1 << 30  # bytes; the system cannot use pinned memory for anything else
 
 
 class MemoryBudget:
-    """How many bytes of a device may hold backups and updates; what no longer fits stays in host memory.
+    """How many bytes of a device may hold backups and updates; the rest stays in host memory.
 
-    pinned: how many bytes of host memory may be pinned, so that a CUDA device reads them without the host waiting.
+    pinned: how many bytes of host memory may be pinned.  A CUDA device reads pinned memory while the CPU goes on.
     """
 
     def __init__(self, free: float, pinned: float = 0):
@@ -26,19 +26,19 @@ class MemoryBudget:
 
     @classmethod
     def on(cls, device: torch.device, reserve: float) -> MemoryBudget:
-        """What is free on ``device`` now, less ``reserve`` bytes that sampling needs; host memory has no bound here."""
+        """The free memory of ``device`` now, minus ``reserve`` bytes for sampling.  Host memory is not limited."""
         return cls(measure_free_bytes(device) - reserve, PINNED if device.type == "cuda" else 0)
 
 
 class Claims:
-    """What one actor has taken of a budget.  All of it is given back at once."""
+    """The part of a budget that one actor uses.  It gives all of it back at once."""
 
     def __init__(self, budget: MemoryBudget):
         self.budget = budget
         self.taken = self.locked = 0  # bytes of the device, of pinned memory
 
     def take(self, size: int) -> bool:
-        """Claim ``size`` bytes of the device; False where they do not fit."""
+        """Claim ``size`` bytes of the device; False if they do not fit."""
         if size > self.budget.free:
             return False
         self.budget.free -= size
@@ -46,7 +46,7 @@ class Claims:
         return True
 
     def pin(self, size: int) -> bool:
-        """The same of pinned host memory."""
+        """The same for pinned host memory."""
         if size > self.budget.pinned:
             return False
         self.budget.pinned -= size
@@ -59,18 +59,19 @@ class Claims:
         self.taken = self.locked = 0
 
 
-def sampling_bytes(pixels: int) -> int:
-    """What a denoiser's forward needs beside its weights, for ``pixels`` of all latent images that it takes at once.
+def estimate_sampling_bytes(pixels: int) -> int:
+    """Bytes that a denoiser's forward needs in addition to its weights.
 
-    With guidance an image is there twice.  1.5 GiB for a picture of 512×512 (64×64 in the latent space), 3 GiB for
-    1024×1024: about what SD1.5 and SDXL take in half precision without an attention that saves memory.
+    Args: pixels: of all latent images in one call; guidance doubles them.
+    An image of 512×512 (64×64 latent pixels) gives 1.5 GiB, 1024×1024 gives 3 GiB: about what SD1.5 and SDXL need in half
+    precision with plain attention.
     """
     return BASE + PER_PIXEL * pixels
 
 
 @contextmanager
-def memory_told(device: torch.device, what: str) -> Iterator[None]:
-    """While open, memory that ends is raised as a HostError: one sentence that says what there is no memory for."""
+def report_no_memory(device: torch.device, what: str) -> Iterator[None]:
+    """While open, an out-of-memory error becomes a HostError whose sentence says what the memory was needed for."""
     try:
         yield
     except Exception as e:

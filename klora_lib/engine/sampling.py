@@ -1,4 +1,4 @@
-"""One sampling pass from outside: is it ours from its first denoiser call to its last?"""
+"""One sampling pass, and the check that our choice acted in all of its denoiser calls."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .session import Session
 
 
 class SamplingPass:
-    """A session on the loaded model, and what a sampler made of it.
+    """A session on the loaded model, and the denoiser calls of the sampler so far.
 
-    progress: in [0, 1), at each denoiser call that we were told of.  It belongs to the thread that opened it.
+    progress: in [0, 1), of each denoiser call that was reported to us.  A pass belongs to the thread that opened it.
     """
 
     def __init__(self, session: Session):
@@ -35,7 +35,7 @@ class SamplingPass:
 
     @property
     def at_home(self) -> bool:
-        """Whether the running thread is the one that samples."""
+        """Whether the current thread is the one that samples."""
         return threading.get_ident() == self.thread
 
     def advance(self, progress: float, again: bool = False) -> None:
@@ -51,23 +51,23 @@ class SamplingPass:
         return self.session.aside(modules)
 
     def move(self, session: Session) -> None:
-        """The following denoiser calls are another model's (Wan 2.2 has two): the pass goes on there.
+        """Continue the pass on another denoiser (Wan 2.2 has two).
 
-        Raises HostError where the first one's choice did not act until now.
+        Raises HostError if our choice did not act on the first one until now.
         """
         self.refuse_altered()
         self.session.close()
         self.session = session
 
     def end_early(self) -> None:
-        """The rest of the pass is another model's (refiner): give this one back."""
+        """The rest of the pass uses another model (the refiner): restore this one."""
         self.ended_early = True
         self.session.close()
 
     def check(self, calls: int, stopped: bool) -> None:
-        """Raise HostError where the sampler drew without our choice, in part or in all: that image is not K-LoRA's.
+        """Raise HostError if the sampler made some or all of its denoiser calls without our choice.
 
-        Args: calls: how many denoiser calls the sampler made.  stopped: whether the user interrupted or skipped it.
+        Args: calls: the number of denoiser calls.  stopped: whether the user interrupted or skipped the pass.
         """
         heard = len(self.progress)
         if heard == 0 and not stopped:
@@ -82,14 +82,14 @@ class SamplingPass:
         self.refuse_altered()
 
     def refuse_altered(self) -> None:
-        if altered := self.session.altered():
+        if altered := self.session.find_altered():
             raise HostError(f"something else rewrote {format_count(len(altered), 'layer')} of those that carried the pair, "
                             f"{altered[0]} among them, before the sampling pass ended")  # fmt: skip
 
     def close(self) -> None:
-        """The model as it was; safe to call again."""
+        """Restore the model; may be called twice."""
         self.session.close()
 
     def table(self) -> Tensor:
-        """What acted: masks, uint8 [units, denoiser calls]."""
+        """Which LoRA acted: masks, uint8 [units, denoiser calls]."""
         return self.plan.over(self.progress)

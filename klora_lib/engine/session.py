@@ -15,52 +15,52 @@ from ..errors import HostError
 from ..numerics import exact_math
 from ..rule.plan import Plan
 from .bypass import Bypassed
-from .memory import MemoryBudget, memory_told
+from .memory import MemoryBudget, report_no_memory
 from .merge import PLAIN, Merged
-from .site import Actor, Loads, Site
+from .site import Actor, Site, SiteDeltas
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A row of the plan (or None: always as ``mask`` says) on a site of the loaded model."""
+    """A row of the plan on a site of the loaded model.  If ``row`` is None, ``mask`` holds at every step."""
 
     row: int | None
     mask: int
     site: Site
-    loads: Loads
+    deltas: SiteDeltas
     name: str = ""  # of the layer, for messages
 
 
 def make_actor(placed: Placed, engine: str, device: torch.device, budget: MemoryBudget) -> Actor:
-    """Merge where the weight is plain numbers where it computes, bypass elsewhere, or as ``engine`` says.
+    """The actor that ``engine`` names; for "auto" merge if the weight is a plain tensor on ``device``, else bypass.
 
-    A weight in host memory is on its way to the device at every forward (or about to be, when asked before a pass).
-    Norms have no product to add beside them and are always merged.  Raises HostError for "merge" on packed weights.
+    A weight in host memory is copied to the device at every forward, so it must not be written.  Norms are always merged:
+    a norm has no product to which bypass could add.  Raises HostError for "merge" on packed weights.
     """
     site, weight, device = placed.site, placed.site.module.weight, resolve_device(device)
-    packed = site.packed.kind if site.packed else foreign(weight)
+    packed = site.packed.kind if site.packed else name_foreign_type(weight)
     plain = not packed and weight.dtype in PLAIN and weight.device.type != "meta"
     there = engine == "merge" or is_same_device(weight.device, device)
     norm = len(site.shape) == 1
     has_bias = getattr(site.module, "bias", None) is not None
     if engine == "merge" and not plain:
         raise HostError(f"merge cannot write {packed or f'{weight.dtype} weights'}; choose auto or bypass", "engine")
-    if placed.loads.scales_bias and has_bias and site.module.bias.device.type == "meta":
+    if placed.deltas.scales_bias and has_bias and site.module.bias.device.type == "meta":
         raise HostError("an IA3 that scales a layer's bias cannot act where the layer is streamed from host memory")
-    if norm or (engine != "bypass" and plain and there and (has_bias or not placed.loads.with_bias)):
-        return Merged(site, placed.loads, device, budget)
-    return Bypassed(site, placed.loads, budget)
+    if norm or (engine != "bypass" and plain and there and (has_bias or not placed.deltas.with_bias)):
+        return Merged(site, placed.deltas, device, budget)
+    return Bypassed(site, placed.deltas, budget)
 
 
-def foreign(weight: Tensor) -> str:
-    """A tensor of a type of its own may say that it is bfloat16 and be packed all the same: what to call it; or ""."""
+def name_foreign_type(weight: Tensor) -> str:
+    """The name of a tensor subclass, or "" for a plain tensor.  A subclass may be packed and still report bfloat16."""
     return "" if type(weight) in (Tensor, nn.Parameter) else f"{type(weight).__name__} weights"
 
 
 class Session:
-    """The plan at work on a model.  After ``close`` every weight is bit for bit what it was, and no hook is left.
+    """A plan that acts on a model.  After ``close`` every weight is bit for bit what it was, and no hook is left.
 
-    Another thread may close it at any time (another request, a reload of the UI); everything else is for one thread.
+    Another thread may close it at any time (another request, a reload of the UI).  All other methods are for one thread.
     """
 
     def __init__(
@@ -84,40 +84,40 @@ class Session:
         self.closed = False
 
     def advance(self, progress: float) -> None:
-        """Bring every site to the plan's choice at ``progress``; only sites whose choice changes are touched."""
+        """Apply the plan's choice at ``progress``.  Only sites whose choice changes are written."""
         with self.lock:
             if not self.closed:
-                self.switches += self.show(self.wanted(progress))
+                self.switches += self.show(self.choose_masks(progress))
 
     def show(self, wanted: Tensor) -> int:
-        """Every site as ``wanted`` says; how many had to change."""
+        """Apply these masks, and return how many sites changed."""
         changed = (wanted != self.masks).nonzero().flatten().tolist()
         if not changed:
             return 0
         with exact_math(self.device):
             for i in changed:
                 what = f"to change {self.names[i] or 'a layer'}, one of {len(changed)} that were to change in this step"
-                with memory_told(self.device, what):
+                with report_no_memory(self.device, what):
                     self.actors[i].show(int(wanted[i]))
                 self.masks[i] = wanted[i]
-        self.versions |= {id(t): (t, version(t)) for i in changed for t in self.actors[i].written()}
+        self.versions |= {id(t): (t, read_version(t)) for i in changed for t in self.actors[i].list_written()}
         return len(changed)
 
-    def wanted(self, progress: float) -> Tensor:
+    def choose_masks(self, progress: float) -> Tensor:
         return torch.where(self.rows < 0, self.fixed, self.plan.at(progress)[self.rows])
 
-    def altered(self) -> list[str]:
-        """Names of the layers on which our choice no longer acts: somebody wrote the weight, or took our hook away."""
+    def find_altered(self) -> list[str]:
+        """Names of the layers on which our choice no longer acts: the weight was rewritten or our hook was removed."""
         acting = self.masks.nonzero().flatten().tolist()
-        return [self.names[i] for i in acting if not self.intact(self.actors[i])]
+        return [self.names[i] for i in acting if not self.is_intact(self.actors[i])]
 
-    def intact(self, actor: Actor) -> bool:
-        return actor.attached() and all(
-            id(t) in self.versions and self.versions[id(t)][1] == version(t) for t in actor.written()
+    def is_intact(self, actor: Actor) -> bool:
+        return actor.is_attached() and all(
+            id(t) in self.versions and self.versions[id(t)][1] == read_version(t) for t in actor.list_written()
         )
 
     def close(self) -> None:
-        """Undo everything; safe to call again.  A site that fails does not keep the others from being restored."""
+        """Undo everything; may be called twice.  If one site fails, the others are still restored."""
         with self.lock:
             self.closed = True
             self.undo()
@@ -130,7 +130,7 @@ class Session:
         return self.closed and not self.actors
 
     def undo(self, which: Sequence[int] | None = None) -> None:
-        """The sites (or ``which`` of them) as they were, ready to act again."""
+        """Restore the sites (or ``which`` of them); they can act again afterwards."""
         which = range(len(self.actors)) if which is None else which
         with exact_math(self.device):
             errors = list(close_all(self.actors[i] for i in reversed(which)))
@@ -139,9 +139,9 @@ class Session:
 
     @contextmanager
     def aside(self, modules: Collection[nn.Module] | None = None) -> Iterator[None]:
-        """While open the model (or these ``modules`` of it) is as it was; then the choice acts again.
+        """While open, the model (or only ``modules``) has its own weights; afterwards our choice acts again.
 
-        For whatever rewrites weights within a pass: a host that merges another LoRA, a job within this one.
+        Used when somebody else writes weights within the pass: the host merges another LoRA, or runs a job of its own.
         """
         which = None if modules is None else [i for module in modules for i in self.of_module.get(id(module), ())]
         with self.lock:
@@ -156,13 +156,13 @@ class Session:
                     self.show(shown)
 
 
-def version(tensor: Tensor) -> int | None:
-    """Torch's count of writes to ``tensor``; it keeps none for tensors that were made in inference mode."""
+def read_version(tensor: Tensor) -> int | None:
+    """Torch's count of writes to ``tensor``; None for tensors made in inference mode, which have no count."""
     return None if tensor.is_inference() else tensor._version
 
 
 def close_all(actors: Iterable[Actor]) -> Iterator[BaseException]:
-    """What goes wrong in closing them.  One interrupted by the keyboard is closed again: it was not at fault."""
+    """Close all actors and yield the errors.  One that a keyboard interrupt stopped is closed a second time."""
     for actor in actors:
         try:
             try:

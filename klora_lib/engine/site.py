@@ -15,16 +15,16 @@ from ..lora.deltas import Delta
 from ..rule.selectors import CONTENT, STYLE
 
 
-def stored_weight(module: nn.Module) -> Tensor:
-    """The weight as numbers, fp32.  Right for every float storage; hosts with packed weights bring their own reader."""
+def read_stored_weight(module: nn.Module) -> Tensor:
+    """The weight in fp32.  Works for every float type; hosts with packed weights have a reader of their own."""
     return module.weight.detach().float()  # type: ignore[operator]
 
 
 class Packed(NamedTuple):
-    """What a host tells of a weight that is not plain numbers of its own shape: such a weight is read, never written."""
+    """A weight that the host stores packed (quantised): we read it and never write it."""
 
-    kind: str  # as a refusal calls it, "bitsandbytes nf4 weights"
-    shape: tuple[int, ...]  # of the numbers
+    kind: str  # its name in messages: "bitsandbytes nf4 weights"
+    shape: tuple[int, ...]  # of the unpacked weight
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Site:
 
     module: Any  # an nn.Module with a weight; torch types its attributes as Tensor | Module
     rows: tuple[int, int] | None = None
-    read: Callable[[nn.Module], Tensor] = stored_weight
+    read: Callable[[nn.Module], Tensor] = read_stored_weight
     packed: Packed | None = None
 
-    def part(self, tensor: Tensor) -> Tensor:
+    def take_part(self, tensor: Tensor) -> Tensor:
         """The rows of ``tensor`` ([out, …]) that belong to this site, as a view."""
         return tensor if self.rows is None else tensor[self.rows[0] : self.rows[1]]
 
-    def numbers(self, device: torch.device) -> Tensor:
-        """This site's part of the weight, fp32 on ``device``.  Plain weights cross in their own type."""
-        plain = self.read is stored_weight
-        return move(self.part(self.module.weight.detach() if plain else self.read(self.module)), device, torch.float32)
+    def read_weight(self, device: torch.device) -> Tensor:
+        """This site's part of the weight, fp32 on ``device``.  A plain weight is copied to it in its own type."""
+        plain = self.read is read_stored_weight
+        return move(self.take_part(self.module.weight.detach() if plain else self.read(self.module)), device, torch.float32)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,47 +53,50 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one LoRA of the pair brings to a site: its module, and the user's weight for it."""
+class WeightedDelta:
+    """One LoRA's update of a site, and the user's weight for it."""
 
     delta: Delta
     weight: float
 
 
 @dataclass(frozen=True)
-class Loads:
-    """Content's and style's load on one site; either may be absent."""
+class SiteDeltas:
+    """The updates of content and style on one site; either may be absent."""
 
-    content: Load | None
-    style: Load | None
+    content: WeightedDelta | None
+    style: WeightedDelta | None
 
-    def chosen(self, mask: int) -> list[Load]:
-        """The loads that a mask of the plan lets act."""
+    @property
+    def present(self) -> list[Delta]:
+        return [weighted.delta for weighted in (self.content, self.style) if weighted is not None]
+
+    def choose(self, mask: int) -> list[WeightedDelta]:
+        """The updates that act under a mask of the plan."""
         pairs = ((CONTENT, self.content), (STYLE, self.style))
-        return [load for bit, load in pairs if mask & bit and load is not None]
+        return [weighted for bit, weighted in pairs if mask & bit and weighted is not None]
 
     @property
     def columns(self) -> int | None:
-        """in·kh·kw of ΔW.  A first layer may have more (see ``fit.widened``): its further channels get no update.
+        """in·kh·kw of ΔW; None where no file tells it (OFT of the output, IA3), which means all columns of the weight.
 
-        None where no file tells it (OFT of the output, IA3): all of them.
+        A first layer may have more input channels than ΔW (see ``fit.is_widened``); those get no update.
         """
-        loads = [load for load in (self.content, self.style) if load is not None]
-        return max(math.prod(load.delta.shape[1:]) for load in loads) or None
+        return max(math.prod(delta.shape[1:]) for delta in self.present) or None
 
     @property
     def with_weight(self) -> bool:
         """False for biases alone (1-D, on a layer with a matrix)."""
-        return any(load is not None and len(load.delta.shape) > 1 for load in (self.content, self.style))
+        return any(len(delta.shape) > 1 for delta in self.present)
 
     @property
     def scales_bias(self) -> bool:
-        """Whether a load multiplies the layer's bias, if that has one."""
-        return any(load is not None and load.delta.bias_factor is not None for load in (self.content, self.style))
+        """Whether an update multiplies the layer's bias, if it has one."""
+        return any(delta.bias_factor is not None for delta in self.present)
 
     @property
     def with_bias(self) -> bool:
-        return any(load is not None and load.delta.bias is not None for load in (self.content, self.style))
+        return any(delta.bias is not None for delta in self.present)
 
 
 class Actor(Protocol):
@@ -105,8 +108,8 @@ class Actor(Protocol):
 
     def close(self) -> None: ...
 
-    def written(self) -> list[Tensor]:
-        """The model's tensors that carry our choice now."""
+    def list_written(self) -> list[Tensor]:
+        """The model's tensors that we have written."""
 
-    def attached(self) -> bool:
-        """Whether what we hung on the layer is still there."""
+    def is_attached(self) -> bool:
+        """Whether our hook is still on the layer."""

@@ -1,4 +1,4 @@
-"""Updates that stand for as long as a block is open, whatever the progress: the text encoders'."""
+"""Updates that act at every step: those of the text encoders."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 from ..numerics import exact_math
 from ..rule.selectors import BOTH
-from .memory import memory_told
+from .memory import report_no_memory
 from .session import close_all, raise_first
 from .site import Actor
 
 
 @contextmanager
-def standing(actors: Sequence[Actor], device: torch.device) -> Iterator[None]:
-    """While open, every site carries all its loads; afterwards the model is bit for bit what it was."""
+def apply_throughout(actors: Sequence[Actor], device: torch.device) -> Iterator[None]:
+    """While open, every site carries all its updates; afterwards the model is bit for bit what it was."""
     try:
-        with memory_told(device, "for the pair's text encoder parts"), exact_math(device):
+        with report_no_memory(device, "for the pair's text encoder parts"), exact_math(device):
             for actor in actors:
                 actor.show(BOTH)
         yield

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..engine.layers import sites_of
+from ..engine.layers import list_sites
 from ..engine.site import Site
 from ..errors import HostError
 from ..patching import replace_attribute
@@ -82,7 +82,7 @@ class A1111(Family):
         if sd_unet.current_unet is not None:
             label = sd_unet.current_unet.option.label
             raise HostError(f"the SD Unet option replaces the model by {label!r}; set it to None")
-        return sites_of(shared.sd_model.model.diffusion_model)
+        return list_sites(shared.sd_model.model.diffusion_model)
 
     def finish_merging(self, modules: Iterable[nn.Module]) -> None:
         """The host merges its LoRAs into a layer at the layer's first forward.  We write the weight, so this is done before.

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..engine.memory import sampling_bytes
+from ..engine.memory import estimate_sampling_bytes
 from ..errors import HostError, SettingsError
 from ..patching import wrap_functions
-from ..rule.schedule import noise_progress
+from ..rule.schedule import compute_noise_progress
 from ..settings import BY_NAME
 from .contract import DenoiserCall, Entry, PutAside, Tag, TextPart
 
@@ -49,7 +49,7 @@ class Family:
     def estimate_sampling_memory(self, p: Any) -> int:
         """For the largest image of the job: that of the hires pass if there is one."""
         width, height = find_largest_size(p)
-        return sampling_bytes(2 * p.batch_size * (width // 8) * (height // 8))  # guidance stacks two halves
+        return estimate_sampling_bytes(2 * p.batch_size * (width // 8) * (height // 8))  # guidance stacks two halves
 
     def get_checkpoint_name(self) -> str:
         from modules import shared
@@ -180,8 +180,8 @@ class Family:
         """Progress by noise, in [0, 1).  A1111's DDIM, PLMS and UniPC pass a timestep as ``sigma``."""
         wrap = denoiser.inner_model
         if not hasattr(wrap, "sigma_to_t"):
-            return noise_progress(float(sigma), len(denoiser.alphas))
-        return noise_progress(float(wrap.sigma_to_t(sigma.to(wrap.sigmas), quantize=False)), len(wrap.sigmas))
+            return compute_noise_progress(float(sigma), len(denoiser.alphas))
+        return compute_noise_progress(float(wrap.sigma_to_t(sigma.to(wrap.sigmas), quantize=False)), len(wrap.sigmas))
 
     def find_start(self, p: Any) -> float:
         """The denoiser has an initial latent only if the pass begins from an image."""

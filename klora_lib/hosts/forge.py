@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engine.layers import sites_of
+from ..engine.layers import list_sites
 from ..engine.site import Site
 from ..errors import HostError
 from ..patching import wrap_functions
@@ -70,7 +70,7 @@ class Forge(Forges):
 
     def find_sites(self) -> Mapping[str, Site]:
         denoiser = self.get_model().forge_objects.unet.model.diffusion_model
-        return sites_of(denoiser, partial(read_weight, device=self.get_device()), find_packing)
+        return list_sites(denoiser, partial(read_weight, device=self.get_device()), find_packing)
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
         """Clone the patchers without the pair's patches, and add the pair's text part to the clone of the text encoders'.

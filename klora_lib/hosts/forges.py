@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import HostError
 from ..patching import wrap_functions
-from ..rule.schedule import noise_progress
+from ..rule.schedule import compute_noise_progress
 from .contract import PutAside
 from .family import Family, find_largest_size
 
@@ -90,10 +90,10 @@ def wrap_patching(unet: Any, put_aside: PutAside) -> Iterator[None]:
 def find_noise_progress(predictor: Any, sigma: torch.Tensor) -> float:
     """Progress by noise, in [0, 1): from the table of a discrete model, or from the formula of a flow model."""
     if hasattr(predictor, "log_sigmas"):
-        return noise_progress(interpolate_timestep(predictor.log_sigmas, sigma), len(predictor.log_sigmas))
+        return compute_noise_progress(interpolate_timestep(predictor.log_sigmas, sigma), len(predictor.log_sigmas))
     most = predictor.sigma_max() if callable(predictor.sigma_max) else predictor.sigma_max
     last = float(predictor.timestep(torch.as_tensor(most).reshape(1)).max())
-    return noise_progress(float(predictor.timestep(sigma.reshape(1)).max()), last + 1)
+    return compute_noise_progress(float(predictor.timestep(sigma.reshape(1)).max()), last + 1)
 
 
 def interpolate_timestep(log_sigmas: torch.Tensor, sigma: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from ..engine.layers import sites_of
+from ..engine.layers import list_sites
 from ..engine.site import Site
 from .contract import TextPart
 from .forges import Forges, read_loaded_loras
@@ -50,7 +50,7 @@ class LdmPatched(Forges):
     name = NAME
 
     def find_sites(self) -> Mapping[str, Site]:
-        return sites_of(self.get_model().forge_objects.unet.model.diffusion_model)
+        return list_sites(self.get_model().forge_objects.unet.model.diffusion_model)
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
         """Have the host's patchers hold all LoRAs that it loaded except the pair, and then the pair's text parts.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.layers import sites_of
+from ..engine.layers import list_sites
 from ..engine.site import Site
 from ..errors import HostError
 from . import forge
@@ -54,7 +54,7 @@ class Neo(Forges):
         denoiser = unet.model.diffusion_model
         refuse_packed(denoiser)
         refuse_unknown(unet)
-        return sites_of(denoiser, partial(read_weight, device=self.get_device()), find_packing)
+        return list_sites(denoiser, partial(read_weight, device=self.get_device()), find_packing)
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
         """Leave the pair out of what the host has loaded, and add its text part to clones of the text encoders.

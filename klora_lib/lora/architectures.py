@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .unet import compvis_unet
+from .unet import translate_compvis
 
 
 class Architecture(NamedTuple):
@@ -25,22 +25,22 @@ class Architecture(NamedTuple):
     names: Mapping[tuple[str, str], Mapping[str, str]] = {}
 
 
-def renamed(old: str, new: str) -> dict[str, str]:
+def map_names(old: str, new: str) -> dict[str, str]:
     return dict(zip(old.split(), new.split(), strict=True))
 
 
 EVERYWHERE = "", ""  # for layers outside the blocks
 JOINT = r"(?:double_blocks|joint_blocks)\.(\d+)\.", r"transformer_blocks.\1."
 SINGLE = r"single_blocks\.(\d+)\.", r"single_transformer_blocks.\1."
-KREA_BLOCK = renamed(
+KREA_BLOCK = map_names(
     "attn.wq attn.wk attn.wv attn.gate attn.wo mlp.gate mlp.up mlp.down",
     "attn.to_q attn.to_k attn.to_v attn.to_gate attn.to_out.0 ff.gate ff.up ff.down",
 )
-WAN_ATTENTION = renamed(
+WAN_ATTENTION = map_names(
     "to_q to_k to_v to_out.0 norm_q norm_k add_k_proj add_v_proj norm_added_k",
     "q k v o norm_q norm_k k_img v_img norm_k_img",
 )
-ANIMA_ATTENTION = renamed("q_proj k_proj v_proj output_proj q_norm k_norm", "to_q to_k to_v to_out.0 norm_q norm_k")
+ANIMA_ATTENTION = map_names("q_proj k_proj v_proj output_proj q_norm k_norm", "to_q to_k to_v to_out.0 norm_q norm_k")
 
 ARCHITECTURES: dict[str, Architecture] = {
     "UNet": Architecture(
@@ -275,10 +275,10 @@ BLOCKS = tuple(
 )
 
 
-def canonical(path: str) -> str:
+def make_canonical(path: str) -> str:
     """The canonical name of a dotted denoiser module path in any scheme; unknown paths stay as they are."""
     path = path.replace(".processor", "")
-    if unet := compvis_unet(path):
+    if unet := translate_compvis(path):
         return unet
     for block, new_block, names in BLOCKS:
         found = block.match(path)

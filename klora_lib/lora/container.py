@@ -18,14 +18,14 @@ from ..errors import LoraFileError, format_count, list_offenders
 DISGUISES = {b"PK": "a pickle", b"\x80": "a pickle", b"version https://git-lfs": "a Git LFS pointer"}
 
 
-NUMBERS = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
-def read_whole(path: Path) -> bytearray:
+def read_bytes(path: Path) -> bytearray:
     """The file's bytes, once: the tensors are views of them."""
     with open(path, "rb") as file:
         data = bytearray(os.fstat(file.fileno()).st_size)
@@ -34,7 +34,7 @@ def read_whole(path: Path) -> bytearray:
     return data[:filled] if filled < len(data) else data
 
 
-def parse(path: Path, data: bytearray, name: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def parse_tensors(path: Path, data: bytearray, name: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     """The tensors, as views of ``data``, and the metadata of a safetensors file; LoraFileError where it is none."""
     if not data:
         raise LoraFileError(f"{name!r} is an empty file")
@@ -60,9 +60,9 @@ class Entry(NamedTuple):
 
     def view(self, data: bytearray) -> Tensor:
         """The tensor, in the file's own memory where its numbers are aligned there."""
-        if self.dtype not in NUMBERS:
+        if self.dtype not in DTYPES:
             raise ValueError(f"numbers of type {self.dtype}")
-        dtype, numel = NUMBERS[self.dtype], math.prod(self.shape)
+        dtype, numel = DTYPES[self.dtype], math.prod(self.shape)
         if self.first % dtype.itemsize:
             data, first = data[self.first : self.first + numel * dtype.itemsize], 0
         else:

@@ -20,12 +20,12 @@ Device = torch.device | str | None
 UNKNOWN = 0  # a size that the file does not tell: OFT and IA3 know one side of their weight
 
 
-def wide(tensor: Tensor, device: Device = None) -> Tensor:
+def widen(tensor: Tensor, device: Device = None) -> Tensor:
     """`tensor` as fp32 on `device` (where it is, when None)."""
     return move(tensor, device, torch.float32)
 
 
-def columns(shape: Sequence[int]) -> int:
+def count_columns(shape: Sequence[int]) -> int:
     """in·kh·kw of a weight's shape; 1 for a norm's."""
     return math.prod(shape[1:])
 
@@ -84,7 +84,7 @@ class Lora(Delta):
         return self.down.shape[0]
 
     def dense(self, device: Device = None) -> Tensor:
-        return (wide(self.up, device) * self.scale) @ wide(self.down, device)
+        return (widen(self.up, device) * self.scale) @ widen(self.down, device)
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
         return self.up, self.down, self.scale
@@ -104,7 +104,7 @@ class Full(Delta):
         return min(self.diff.shape)
 
     def dense(self, device: Device = None) -> Tensor:
-        return wide(self.diff, device) * self.scale
+        return widen(self.diff, device) * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class Norm(Delta):
         """fp32 [n, 1]; zeros for a bias alone."""
         if self.weight is None:
             return torch.zeros(self.shape[0], 1, device=device)
-        return wide(self.weight, device).reshape(-1, 1).clone()
+        return widen(self.weight, device).reshape(-1, 1).clone()
 
     def update(self, base: Tensor) -> Tensor:
         return torch.zeros_like(base) if self.weight is None else self.dense(base.device).reshape(base.shape)
@@ -160,17 +160,17 @@ class Dora(Delta):
 
     def update(self, base: Tensor) -> Tensor:
         turned = self.inner.update(base).add_(base).contiguous()  # W + ΔW: [out, in·kh·kw]
-        magnitude = wide(self.magnitude, base.device)
+        magnitude = widen(self.magnitude, base.device)
         if magnitude.shape[0] != 1 or self.shape[0] == magnitude.numel() == 1:
             norm = turned.norm(dim=1, keepdim=True)  # [out, 1]
-            return turned.mul_(magnitude / positive(norm)).sub_(base)
+            return turned.mul_(magnitude / avoid_zero(norm)).sub_(base)
         by_input = turned.view(turned.shape[0], magnitude.numel(), -1)  # [out, in, kh·kw]
         norm = by_input.norm(dim=(0, 2), keepdim=True)  # [1, in, 1]
-        by_input.mul_(magnitude.view(1, -1, 1) / positive(norm))
+        by_input.mul_(magnitude.view(1, -1, 1) / avoid_zero(norm))
         return turned.sub_(base)
 
 
-def positive(norm: Tensor) -> Tensor:
+def avoid_zero(norm: Tensor) -> Tensor:
     """A norm that can be divided by: a weight of zeros stays zero instead of becoming NaN."""
     return norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
@@ -216,7 +216,7 @@ class Fused(Delta):
 
     def stacked(self, vectors: Sequence[Tensor | None]) -> Tensor | None:
         """One vector of them, zeros where a part has none; None where no part has one."""
-        known = [wide(vector) for vector in vectors if vector is not None]
+        known = [widen(vector) for vector in vectors if vector is not None]
         if not known:
             return None
         whole, row = known[0].new_zeros(sum(self.rows)), 0
@@ -227,7 +227,7 @@ class Fused(Delta):
         return whole
 
     def dense(self, device: Device = None) -> Tensor:
-        empty = columns(self.shape)
+        empty = count_columns(self.shape)
         return torch.cat(
             [
                 torch.zeros(rows, empty, device=device) if part is None else part.dense(device)
@@ -238,8 +238,8 @@ class Fused(Delta):
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
         """Block-diagonal up, stacked down, scales folded into up; fp32."""
         each = [part.factors() for part in self.known]
-        ups = [wide(triple[0]) * triple[2] for triple in each if triple is not None]
-        downs = [wide(triple[1]) for triple in each if triple is not None]
+        ups = [widen(triple[0]) * triple[2] for triple in each if triple is not None]
+        downs = [widen(triple[1]) for triple in each if triple is not None]
         if len(ups) < len(each):
             return None
         up = ups[0].new_zeros(sum(self.rows), self.rank)
@@ -273,7 +273,7 @@ def overflows(delta: Delta) -> bool:
     return not bool(delta.dense().isfinite().all())
 
 
-def fuse(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
+def fuse_parts(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
     """One module for a fused weight: `parts` from the top row down, each rows[i] tall, None for one that is absent.
 
     Raises LoraFileError where a part is not rows[i] tall, widths differ, or no part is there.
@@ -284,7 +284,7 @@ def fuse(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
     for part, height in known:
         if part.shape[0] not in (height, UNKNOWN):
             raise LoraFileError(f"a part of a fused weight has {part.shape[0]} rows where {height} are expected")
-    widths = sorted({columns(part.shape) for part, _ in known} - {UNKNOWN})
+    widths = sorted({count_columns(part.shape) for part, _ in known} - {UNKNOWN})
     if len(widths) > 1:
         raise LoraFileError(f"the parts of a fused weight differ in width: {' and '.join(map(str, widths))} columns")
     return Fused(tuple(parts), tuple(rows))

@@ -34,56 +34,56 @@ AROUND_FLAT = r"_*(?:(?:base_model_model|(?:model_)?diffusion_model|module|net)_
 INSIDE = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|(?<=_)_orig_mod_")
 
 
-def flat(words: str, role: str) -> Prefix:
+def make_flat_prefix(words: str, role: str) -> Prefix:
     return Prefix(re.compile(rf"(?:{words})_{AROUND_FLAT}(.+)"), role)
 
 
-def dotted(words: str, role: str) -> Prefix:
+def make_dotted_prefix(words: str, role: str) -> Prefix:
     return Prefix(re.compile(rf"{AROUND}(?:(?:{words})\.{AROUND})+(.+)"), role)
 
 
-def starting(words: str, role: str) -> Prefix:
+def make_bare_prefix(words: str, role: str) -> Prefix:
     """No prefix at all: the path itself tells whose it is."""
     return Prefix(re.compile(rf"{AROUND}((?:{words})(?:\..+)?)"), role)
 
 
 DIALECTS: tuple[Dialect, ...] = (
     Dialect("kohya", True, (
-        flat("lora_unet", "denoiser"),
-        flat("lora_te1?", "text_encoder"),
-        flat("lora_te2", "text_encoder_2"),
-        flat("lora_te3", "text_encoder_3"),
+        make_flat_prefix("lora_unet", "denoiser"),
+        make_flat_prefix("lora_te1?", "text_encoder"),
+        make_flat_prefix("lora_te2", "text_encoder_2"),
+        make_flat_prefix("lora_te3", "text_encoder_3"),
     )),
     Dialect("kohya OFT", True, (
-        flat("oft_unet", "denoiser"),
-        flat("oft_te1?", "text_encoder"),
-        flat("oft_te2", "text_encoder_2"),
-        flat("oft_te3", "text_encoder_3"),
+        make_flat_prefix("oft_unet", "denoiser"),
+        make_flat_prefix("oft_te1?", "text_encoder"),
+        make_flat_prefix("oft_te2", "text_encoder_2"),
+        make_flat_prefix("oft_te3", "text_encoder_3"),
     )),
-    Dialect("OneTrainer", True, (flat("lora_transformer", "denoiser"),)),  # its text encoders as kohya's
+    Dialect("OneTrainer", True, (make_flat_prefix("lora_transformer", "denoiser"),)),  # its text encoders as kohya's
     Dialect("LyCORIS", True, (
-        flat("lycoris_unet", "denoiser"),
-        flat("lycoris_te1?", "text_encoder"),
-        flat("lycoris_te2", "text_encoder_2"),
-        flat("lycoris_te3", "text_encoder_3"),
+        make_flat_prefix("lycoris_unet", "denoiser"),
+        make_flat_prefix("lycoris_te1?", "text_encoder"),
+        make_flat_prefix("lycoris_te2", "text_encoder_2"),
+        make_flat_prefix("lycoris_te3", "text_encoder_3"),
         Prefix(re.compile("lycoris_(text_model_.+)"), "text_encoder"),
-        flat("lycoris", "denoiser"),
+        make_flat_prefix("lycoris", "denoiser"),
     )),
     Dialect("diffusers", False, (  # OneTrainer's newer files too, with the makers' paths
-        dotted(r"lora_unet|lora_transformer|unet|transformer|(?:model\.)?diffusion_model", "denoiser"),
-        dotted(r"text_encoder|text_encoder_one|te1?|lora_te1?", "text_encoder"),
-        dotted(r"text_encoder_2|text_encoder_two|te2|lora_te2", "text_encoder_2"),
-        dotted(r"text_encoder_3|te3|lora_te3", "text_encoder_3"),
+        make_dotted_prefix(r"lora_unet|lora_transformer|unet|transformer|(?:model\.)?diffusion_model", "denoiser"),
+        make_dotted_prefix(r"text_encoder|text_encoder_one|te1?|lora_te1?", "text_encoder"),
+        make_dotted_prefix(r"text_encoder_2|text_encoder_two|te2|lora_te2", "text_encoder_2"),
+        make_dotted_prefix(r"text_encoder_3|te3|lora_te3", "text_encoder_3"),
     )),
     Dialect("ComfyUI", False, (  # its denoiser, `diffusion_model.`, is above: both may stand before one path
-        dotted(r"(?:text_encoders\.)?clip_[lh](?:\.transformer)?", "text_encoder"),
-        dotted(r"(?:text_encoders\.)?clip_g(?:\.transformer)?", "text_encoder_2"),
-        dotted(r"(?:text_encoders\.)?t5(?:xxl)?(?:\.transformer)?", "text_encoder_3"),
-        dotted(r"text_encoders", "language_model"),
+        make_dotted_prefix(r"(?:text_encoders\.)?clip_[lh](?:\.transformer)?", "text_encoder"),
+        make_dotted_prefix(r"(?:text_encoders\.)?clip_g(?:\.transformer)?", "text_encoder_2"),
+        make_dotted_prefix(r"(?:text_encoders\.)?t5(?:xxl)?(?:\.transformer)?", "text_encoder_3"),
+        make_dotted_prefix(r"text_encoders", "language_model"),
     )),
     Dialect("bare", False, (  # PEFT's and DiffSynth's
-        starting("|".join(sorted(TOPS)), "denoiser"),
-        starting("text_model", "text_encoder"),
+        make_bare_prefix("|".join(sorted(TOPS)), "denoiser"),
+        make_bare_prefix("text_model", "text_encoder"),
     )),
 )  # fmt: skip
 

@@ -10,24 +10,24 @@ from torch import Tensor
 
 from ..devices import find_tensors
 from ..errors import PairError
-from .build import kind
+from .build import find_type
 from .deltas import Delta, Norm
-from .keys import members
-from .rows import heights, rows_of
+from .keys import list_members
+from .rows import cut_rows, find_heights
 
 Parts = dict[str, Tensor]
 ROUNDING = 0.01  # of a norm: two writers of one module round to bf16 at different places
 
 
-def in_one_piece(spellings: Mapping[str, Parts]) -> Mapping[str, Parts]:
+def join_spellings(spellings: Mapping[str, Parts]) -> Mapping[str, Parts]:
     """A layer's tensors by the name that the file has for its module; as one, where together they make up one module."""
     together = {word: tensor for parts in spellings.values() for word, tensor in parts.items()}
-    if len(spellings) > 1 and (len(together) < sum(map(len, spellings.values())) or kind(together) is None):
+    if len(spellings) > 1 and (len(together) < sum(map(len, spellings.values())) or find_type(together) is None):
         return spellings
     return {next(iter(spellings)): together}
 
 
-def one_a_weight(modules: Iterable[tuple[str, str, Delta]]) -> tuple[dict[str, Delta], list[str]]:
+def drop_repeats(modules: Iterable[tuple[str, str, Delta]]) -> tuple[dict[str, Delta], list[str]]:
     """(layer -> its one module, what is wrong with others).
 
     Of modules that do the same, one is taken; members of a fused layer that are zero, or are its rows, are left out.
@@ -38,65 +38,65 @@ def one_a_weight(modules: Iterable[tuple[str, str, Delta]]) -> tuple[dict[str, D
     names: dict[str, str] = {}
     wrong: list[str] = []
     for layer, name, delta in modules:
-        if layer in deltas and not alike(deltas[layer], delta):
+        if layer in deltas and not act_alike(deltas[layer], delta):
             wrong.append(f"{layer} is in it twice, as {names[layer]} and as {name}, and the two differ")
         deltas.setdefault(layer, delta)
         names.setdefault(layer, name)
-    for whole in [layer for layer in deltas if members(layer)]:
-        parts = {name: deltas[name] for name in members(whole) if name in deltas}
+    for whole in [layer for layer in deltas if list_members(layer)]:
+        parts = {name: deltas[name] for name in list_members(whole) if name in deltas}
         if not parts:
             continue
-        if zero(deltas[whole]):
+        if is_placeholder(deltas[whole]):
             del deltas[whole]
             continue
-        rows = member_rows(whole, parts, deltas[whole])
+        rows = find_member_rows(whole, parts, deltas[whole])
         for name, part in parts.items():
-            if zero(part) or (name in rows and repeats(part, deltas[whole], rows[name])):
+            if is_placeholder(part) or (name in rows and is_repeat(part, deltas[whole], rows[name])):
                 del deltas[name]
             else:
                 wrong.append(f"{whole} is in it whole, and differs from {name}, which is a part of it")
     return deltas, wrong
 
 
-def member_rows(whole: str, parts: Mapping[str, Delta], fused: Delta) -> dict[str, tuple[int, int]]:
+def find_member_rows(whole: str, parts: Mapping[str, Delta], fused: Delta) -> dict[str, tuple[int, int]]:
     """Member -> [first, last) of it in the fused layer; none where they do not make it up."""
-    total, names = fused.shape[0], members(whole)
+    total, names = fused.shape[0], list_members(whole)
     if len(fused.shape) == 1:  # a bias alone: nothing tells how wide the layer is
         return {}
-    tall = heights([parts.get(name) for name in names], total, fused.shape[1])
+    tall = find_heights([parts.get(name) for name in names], total, fused.shape[1])
     if sum(tall) != total or min(tall) < 1:
         return {}
     return dict(zip(names, pairwise([0, *accumulate(tall)])))
 
 
-def repeats(part: Delta, whole: Delta, rows: tuple[int, int]) -> bool:
+def is_repeat(part: Delta, whole: Delta, rows: tuple[int, int]) -> bool:
     """Whether ``part`` does what ``whole`` does to these rows."""
     try:
-        same = rows_of(whole, *rows)
+        same = cut_rows(whole, *rows)
     except PairError:
         return False
-    return same is not None and alike(part, same)
+    return same is not None and act_alike(part, same)
 
 
-def zero(delta: Delta) -> bool:
+def is_placeholder(delta: Delta) -> bool:
     """Whether it is a placeholder: ΔW and bias are zero, whatever magnitude stands beside."""
     if delta.relative:  # no program writes such placeholders
         return False
     return not delta.dense().any() and (delta.bias is None or not delta.bias.any())
 
 
-def alike(one: Delta, other: Delta) -> bool:
+def act_alike(one: Delta, other: Delta) -> bool:
     """Whether both do the same to any weight: shown by one of random numbers, as DoRA and GLoRA ask for it."""
-    if (isinstance(one, Norm), flat(one)) != (isinstance(other, Norm), flat(other)):
+    if (isinstance(one, Norm), flatten_shape(one)) != (isinstance(other, Norm), flatten_shape(other)):
         return False
     if one.relative or other.relative:  # their shapes do not tell of which weight
         both = list(find_tensors(one)), list(find_tensors(other))
         return type(one) is type(other) and len(both[0]) == len(both[1]) and all(map(torch.equal, *both))
-    base = torch.randn(flat(one), generator=torch.Generator().manual_seed(0))
-    return close(one.update(base.clone()), other.update(base)) and close(bias(one), bias(other))
+    base = torch.randn(flatten_shape(one), generator=torch.Generator().manual_seed(0))
+    return are_close(one.update(base.clone()), other.update(base)) and are_close(widen_bias(one), widen_bias(other))
 
 
-def flat(delta: Delta) -> tuple[int, int]:
+def flatten_shape(delta: Delta) -> tuple[int, int]:
     """[out, in·kh·kw]."""
     columns = 1
     for n in delta.shape[1:]:
@@ -104,9 +104,9 @@ def flat(delta: Delta) -> tuple[int, int]:
     return delta.shape[0], columns
 
 
-def bias(delta: Delta) -> Tensor:
+def widen_bias(delta: Delta) -> Tensor:
     return torch.zeros(delta.shape[0]) if delta.bias is None else delta.bias.float()
 
 
-def close(one: Tensor, other: Tensor) -> bool:
+def are_close(one: Tensor, other: Tensor) -> bool:
     return float((one - other).norm()) <= ROUNDING * max(float(one.norm()), float(other.norm()))

@@ -12,14 +12,14 @@ from types import MappingProxyType
 from torch import Tensor
 
 from ..errors import LoraFileError, format_count, list_offenders
-from .build import build_delta, finite
-from .container import parse, read_whole
+from .build import build_delta, is_finite
+from .container import parse_tensors, read_bytes
 from .deltas import Delta, Norm
-from .duplicates import in_one_piece, one_a_weight
-from .keys import natural, read_key, split_word
-from .peft import CONFIG, PREFIX, Adapter, adapters, config_beside, name_of, weights_in
-from .rows import as_in_the_model
-from .text import Text, add_strengths, kohya_named
+from .duplicates import drop_repeats, join_spellings
+from .keys import make_natural_order, read_key, split_word
+from .peft import CONFIG, PREFIX, Adapter, find_weights, name_file, read_adapters, read_config_beside
+from .rows import arrange_rows
+from .text import Text, add_strengths, name_as_kohya
 
 Parts = dict[str, Tensor]
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
@@ -64,19 +64,19 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
     Args: path: of the file, or of a folder that PEFT saved.  name: how messages call it; see peft.name_of when None.
     Raises LoraFileError, one sentence with that name and never a path, for whatever is not a usable LoRA.
     """
-    name = name_of(path) if name is None else name
-    path = weights_in(path)
+    name = name_file(path) if name is None else name
+    path = find_weights(path)
     if path.suffix.lower() != ".safetensors":
-        raise LoraFileError(f"{name!r} {no_safetensors(path)}")
+        raise LoraFileError(f"{name!r} {describe_wrong_path(path)}")
     try:
-        data = read_whole(path)
+        data = read_bytes(path)
     except FileNotFoundError:
         raise LoraFileError(f"{name!r} does not exist") from None
     except OSError as error:
         raise LoraFileError(f"{name!r} cannot be opened ({error.strerror})") from None
-    tensors, metadata = parse(path, data, name)
+    tensors, metadata = parse_tensors(path, data, name)
     digest = hashlib.blake2b(data)
-    config = config_beside(path, tensors, name)
+    config = read_config_beside(path, tensors, name)
     if config is not None:
         digest.update(config)
         metadata = {**metadata, CONFIG: config.decode(errors="replace")}
@@ -86,7 +86,7 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
-def no_safetensors(path: Path) -> str:
+def describe_wrong_path(path: Path) -> str:
     """What is wrong with a path that does not end in .safetensors."""
     if path.suffix.lower() in PICKLES:
         return f"is a {path.suffix} file, which may run code when opened: convert it to .safetensors"
@@ -117,7 +117,7 @@ def lora_file(
     texts: list[Text] = []
     bundled: list[str] = []
     unknown: list[str] = []
-    for raw in sorted(tensors, key=natural):  # safetensors gives them in any order
+    for raw in sorted(tensors, key=make_natural_order):  # safetensors gives them in any order
         found, tensor = read_key(raw), tensors[raw]
         if found is None:
             unknown.append(raw)
@@ -130,11 +130,11 @@ def lora_file(
         else:
             texts.append(Text(raw, key, tensor))
     refuse_other_files(name, len(tensors), layers, len(texts), unknown)
-    known = adapters(metadata, name)
+    known = read_adapters(metadata, name)
     wrong = add_strengths(known, texts)
     deltas, misfits = build_all(layers, known.get("denoiser"))
-    wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not finite(text.tensor)]
-    text, differing = kohya_named(texts, deltas)
+    wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not is_finite(text.tensor)]
+    text, differing = name_as_kohya(texts, deltas)
     if wrong := wrong + differing:
         raise LoraFileError(f"{name!r} cannot be used: {list_offenders(wrong)}")
     added = {layer: delta for layer, delta in deltas.items() if isinstance(delta, Norm)}
@@ -156,14 +156,14 @@ def build_all(layers: Mapping[str, Mapping[str, Parts]], adapter: Adapter | None
     built: list[tuple[str, str, Delta]] = []
     wrong: list[str] = []
     for layer, spellings in layers.items():
-        for module, parts in in_one_piece(spellings).items():
+        for module, parts in join_spellings(spellings).items():
             try:
                 strength = adapter.strength(module.removeprefix(PREFIX), parts) if adapter else {}
                 built.append((layer, module, build_delta(layer, {**parts, **strength})))
             except LoraFileError as error:
                 wrong.append(error.message)
-    deltas, differing = one_a_weight(as_in_the_model(built))
-    return {layer: deltas[layer] for layer in sorted(deltas, key=natural)}, wrong + differing
+    deltas, differing = drop_repeats(arrange_rows(built))
+    return {layer: deltas[layer] for layer in sorted(deltas, key=make_natural_order)}, wrong + differing
 
 
 # --- what is no LoRA, or none of ours ---
@@ -184,7 +184,7 @@ def refuse_other_files(
             f"{name!r} is a checkpoint or another model's weights, not a LoRA: {plain[0]} is one of its {total} tensors"
         )
     if not layers:
-        raise LoraFileError(f"{name!r} {nothing_to_use(texts, unknown)}")
+        raise LoraFileError(f"{name!r} {describe_nothing_to_use(texts, unknown)}")
     if 2 * len(unknown) > total:
         raise LoraFileError(
             f"{name!r} is for the most part of no LoRA dialect that is read: {len(unknown)} of its {total} tensors, "
@@ -192,7 +192,7 @@ def refuse_other_files(
         )
 
 
-def nothing_to_use(texts: int, unknown: list[str]) -> str:
+def describe_nothing_to_use(texts: int, unknown: list[str]) -> str:
     if texts:
         return f"has no denoiser layers, only {format_count(texts, 'text-encoder tensor')}"
     if unknown:

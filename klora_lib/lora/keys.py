@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .architectures import canonical
+from .architectures import make_canonical
 from .dialects import DIALECTS, INSIDE, WORDS, Dialect
-from .words import dotted
+from .words import restore_dots
 
 
 class Key(NamedTuple):
@@ -40,14 +40,14 @@ def split_prefix(module: str) -> tuple[Dialect, str, str] | None:
         for pattern, role in dialect.prefixes:
             if found := pattern.fullmatch(module):
                 path = found[1]  # a dot in a flat path is where the writer forgot one
-                return dialect, role, ".".join(map(dotted, path.split("."))) if dialect.flat else path
+                return dialect, role, ".".join(map(restore_dots, path.split("."))) if dialect.flat else path
     return None
 
 
 TEXT_WORDS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
-def text_layer(path: str) -> str:
+def name_text_layer(path: str) -> str:
     """The transformers path of a text-encoder module: `text_model.encoder.layers.0.self_attn.q_proj`."""
     parent, _, last = path.rpartition(".")
     if parent.endswith("self_attn"):
@@ -67,7 +67,7 @@ def read_key(key: str) -> tuple[str, Key] | None:
     if split is None or found is None:
         return None
     _, role, path = found
-    return split[0], named(role, path, split[1])
+    return split[0], make_key(role, path, split[1])
 
 
 def parse_key(key: str) -> Key | None:
@@ -76,26 +76,26 @@ def parse_key(key: str) -> Key | None:
     return found and found[1]
 
 
-def dialect_of(key: str) -> str | None:
+def find_dialect(key: str) -> str | None:
     """The name of the dialect that reads ``key``."""
     split = split_word(key)
     found = split_prefix(split[0]) if split else None
     return found[0].name if found else None
 
 
-def named(role: str, path: str, part: str) -> Key:
+def make_key(role: str, path: str, part: str) -> Key:
     if role == "language_model" or path.startswith("llm_adapter."):  # Anima's adapter, filed under the denoiser
         return Key("language_model", path, part)
-    return Key(role, member(path) or canonical(path) if role == "denoiser" else text_layer(path), part)
+    return Key(role, find_member(path) or make_canonical(path) if role == "denoiser" else name_text_layer(path), part)
 
 
 NUMBERED = re.compile(r"(.+\.(?:qkv|linear1))\.(\d)")  # OneTrainer: qkv.0 is the query of a fused qkv, linear1.3 the mlp
 
 
-def member(path: str) -> str | None:
+def find_member(path: str) -> str | None:
     """`double_blocks.3.img_attn.qkv.1` -> `transformer_blocks.3.attn.to_k`; None where no slice is named."""
     found = NUMBERED.fullmatch(path)
-    names = members(canonical(found[1])) if found else ()
+    names = list_members(make_canonical(found[1])) if found else ()
     return names[int(found[2])] if found and int(found[2]) < len(names) else None
 
 
@@ -113,7 +113,7 @@ MEMBERS: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
-def members(layer: str) -> tuple[str, ...]:
+def list_members(layer: str) -> tuple[str, ...]:
     """The canonical layers a fused layer stacks, in row order; () for a layer that is not fused."""
     for block, fused, names in MEMBERS:
         found = block.match(layer)
@@ -122,7 +122,7 @@ def members(layer: str) -> tuple[str, ...]:
     return ()
 
 
-def fused_name(layer: str) -> str | None:
+def find_fused(layer: str) -> str | None:
     """The fused layer a split member belongs to (`...attn.to_k` -> `...attn.to_qkv`); None for any other."""
     for block, fused, names in MEMBERS:
         found = block.match(layer)
@@ -146,6 +146,6 @@ def is_attention(layer: str) -> bool:
     return ATTENTION.fullmatch(layer) is not None
 
 
-def natural(layer: str) -> tuple[tuple[int, int | str], ...]:
+def make_natural_order(layer: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key: numbers inside a name compare as numbers (`blocks.2` before `blocks.10`)."""
     return tuple((0, int(word)) if word.isdigit() else (1, word) for word in re.split(r"(\d+)", layer) if word)

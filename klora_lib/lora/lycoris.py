@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .deltas import Delta, Device, wide
+from .deltas import Delta, Device, widen
 
 
-def folded(core: Tensor, down: Tensor) -> Tensor:
+def fold_core(core: Tensor, down: Tensor) -> Tensor:
     """A CP (Tucker) core folded into the factor on its input side.
 
     core: [r, q, kh, kw], down: [q, in] -> [r, in·kh·kw]
     """
-    return torch.einsum("rqhw,qi->rihw", wide(core), wide(down)).flatten(1)
+    return torch.einsum("rqhw,qi->rihw", widen(core), widen(down)).flatten(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,8 @@ class Loha(Delta):
         return self.down1.shape[0]
 
     def dense(self, device: Device = None) -> Tensor:
-        one = wide(self.up1, device) @ wide(self.down1, device)
-        return one.mul_(wide(self.up2, device) @ wide(self.down2, device)).mul_(self.scale)
+        one = widen(self.up1, device) @ widen(self.down1, device)
+        return one.mul_(widen(self.up2, device) @ widen(self.down2, device)).mul_(self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,13 @@ class Lokr(Delta):
     bias: Tensor | None = None
 
     def dense(self, device: Device = None) -> Tensor:
-        return torch.kron(product(self.w1, device), product(self.w2, device)).mul_(self.scale)
+        return torch.kron(multiply_factors(self.w1, device), multiply_factors(self.w2, device)).mul_(self.scale)
 
 
-def product(factors: tuple[Tensor, ...], device: Device) -> Tensor:
+def multiply_factors(factors: tuple[Tensor, ...], device: Device) -> Tensor:
     """The only factor, or both multiplied."""
-    first = wide(factors[0], device)
-    return first if len(factors) == 1 else first @ wide(factors[1], device)
+    first = widen(factors[0], device)
+    return first if len(factors) == 1 else first @ widen(factors[1], device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +82,10 @@ class Glora(Delta):
 
     def dense(self, device: Device = None) -> Tensor:
         """Without a base only the B product, fp32 [out, in·kh·kw]; update(base) has both."""
-        return (wide(self.b_up, device) @ wide(self.b_down, device)).mul_(self.scale)
+        return (widen(self.b_up, device) @ widen(self.b_down, device)).mul_(self.scale)
 
     def update(self, base: Tensor) -> Tensor:
-        a_up, a_down = wide(self.a_up, base.device), wide(self.a_down, base.device)
+        a_up, a_down = widen(self.a_up, base.device), widen(self.a_down, base.device)
         w = base.reshape(base.shape[0], a_up.shape[0], -1)  # [out, in, kh·kw]
         wa = torch.einsum("oik,ir,rj->ojk", w, a_up, a_down)
         return wa.reshape(base.shape).mul_(self.scale).add_(self.dense(base.device))

@@ -11,9 +11,9 @@ class Misfit(Exception):
     """A fact about a module, still without its layer's name."""
 
 
-def times(shape: Sequence[int]) -> str:
+def format_shape(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
-def size(tensor: Tensor) -> str:
-    return times(tensor.shape)
+def format_size(tensor: Tensor) -> str:
+    return format_shape(tensor.shape)

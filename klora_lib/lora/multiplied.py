@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .deltas import UNKNOWN, Delta, wide
-from .misfit import Misfit, size
+from .deltas import UNKNOWN, Delta, widen
+from .misfit import Misfit, format_size
 
 Parts = Mapping[str, Tensor]
 NEUMANN_TERMS = 5  # of PEFT's series, where no configuration says how many
@@ -59,7 +59,7 @@ class Turned(Delta):
         change = change.T.contiguous() if self.on_input else change
         if self.rescale is None:
             return change
-        scale = wide(self.rescale, base.device)
+        scale = widen(self.rescale, base.device)
         return change.mul_(scale).add_(base * (scale - 1))
 
     def turned(self, turn: Tensor, stage: int, rows: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Scaled(Delta):
         return self.factor.numel() == shape[1 if self.on_input else 0]
 
     def update(self, base: Tensor) -> Tensor:
-        factor = wide(self.factor, base.device)
+        factor = widen(self.factor, base.device)
         if not self.on_input:
             return base * factor[:, None]
         by_channel = base.reshape(base.shape[0], factor.shape[0], -1)  # [out, in, kh·kw]
@@ -122,7 +122,7 @@ class Scaled(Delta):
 # --- R − I from what is stored ---
 
 
-def cayley(q: Tensor) -> Tensor:
+def apply_cayley(q: Tensor) -> Tensor:
     """(I + Q)(I − Q)⁻¹ − I = 2Q(I − Q)⁻¹ of skew matrices, without the cancellation.  [.., n, n]"""
     eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
     try:
@@ -132,7 +132,7 @@ def cayley(q: Tensor) -> Tensor:
     return turn
 
 
-def neumann(q: Tensor, terms: int) -> Tensor:
+def apply_neumann(q: Tensor, terms: int) -> Tensor:
     """PEFT's series for the same, less I: 2Q + 2Q² + … + Qᵏ, the last power once; k = ``terms`` − 1, and 3 at least.
 
     Two terms are 2Q, one is nothing.
@@ -144,11 +144,11 @@ def neumann(q: Tensor, terms: int) -> Tensor:
     return total
 
 
-def skew(parts: Parts, word: str) -> Tensor:
+def read_skew(parts: Parts, word: str) -> Tensor:
     """B − Bᵀ of stored blocks, within the norm that ``alpha`` allows: the constraint is alpha · out.  [.., n, n]"""
-    blocks = wide(parts[word])
+    blocks = widen(parts[word])
     if blocks.dim() not in (3, 4) or blocks.shape[-1] != blocks.shape[-2]:
-        raise Misfit(f"has {word} of {size(parts[word])}, which are no square blocks")
+        raise Misfit(f"has {word} of {format_size(parts[word])}, which are no square blocks")
     q = blocks - blocks.transpose(-1, -2)
     out = blocks.shape[-3] * blocks.shape[-1]
     most = float(parts["alpha"].to(torch.float64)) * out if "alpha" in parts else 0.0
@@ -159,54 +159,55 @@ def skew(parts: Parts, word: str) -> Tensor:
 # --- one builder a form ---
 
 
-def rescale_of(parts: Parts, out: int, word: str = "rescale") -> Tensor | None:
+def read_rescale(parts: Parts, out: int, word: str = "rescale") -> Tensor | None:
     """fp32 [out, 1], or None."""
     if word not in parts:
         return None
     if out != UNKNOWN and parts[word].numel() != out:
-        raise Misfit(f"has a {word} of {size(parts[word])} for {out} outputs")
-    return wide(parts[word]).reshape(-1, 1)
+        raise Misfit(f"has a {word} of {format_size(parts[word])} for {out} outputs")
+    return widen(parts[word]).reshape(-1, 1)
 
 
-def oft_blocks(parts: Parts) -> Turned | Scaled:
+def build_oft_blocks(parts: Parts) -> Turned | Scaled:
     """kohya's and LyCORIS' OFT (3-D), and LyCORIS' BOFT (4-D: stages first)."""
-    q = skew(parts, "oft_blocks")
+    q = read_skew(parts, "oft_blocks")
     out = q.shape[-3] * q.shape[-1]
-    shape, rescale = (out, UNKNOWN), rescale_of(parts, out)
+    shape, rescale = (out, UNKNOWN), read_rescale(parts, out)
     if q.dim() == 3:
-        return Turned(cayley(q).transpose(-1, -2)[None].contiguous(), None, rescale, False, shape)
+        return Turned(apply_cayley(q).transpose(-1, -2)[None].contiguous(), None, rescale, False, shape)
     half = q.shape[-1] // 2
     if q.shape[-1] % 2 or out % (2 ** q.shape[0] * half):
-        raise Misfit(f"has oft_blocks of {size(parts['oft_blocks'])}, which make no butterfly")
-    return Turned(cayley(q), torch.stack([strided(out, 2**i * half) for i in range(q.shape[0])]), rescale, False, shape)
+        raise Misfit(f"has oft_blocks of {format_size(parts['oft_blocks'])}, which make no butterfly")
+    orders = torch.stack([order_lycoris_butterfly(out, 2**i * half) for i in range(q.shape[0])])
+    return Turned(apply_cayley(q), orders, rescale, False, shape)
 
 
-def strided(rows: int, k: int) -> Tensor:
+def order_lycoris_butterfly(rows: int, k: int) -> Tensor:
     """LyCORIS' butterfly: row j of each 2k rows is followed by row j + k.  int64 [rows]"""
     return torch.arange(rows).reshape(-1, 2, k).transpose(1, 2).flatten()
 
 
-def oft_diag(parts: Parts) -> Turned | Scaled:
+def build_oft_diag(parts: Parts) -> Turned | Scaled:
     """LyCORIS' OFT before version 3: R itself, a rescale in it."""
-    r = wide(parts["oft_diag"])
+    r = widen(parts["oft_diag"])
     if r.dim() != 3 or r.shape[1] != r.shape[2]:
-        raise Misfit(f"has an oft_diag of {size(parts['oft_diag'])}, which are no square blocks")
+        raise Misfit(f"has an oft_diag of {format_size(parts['oft_diag'])}, which are no square blocks")
     turns = (r - torch.eye(r.shape[1])).transpose(1, 2)[None].contiguous()
     return Turned(turns, None, None, False, (r.shape[0] * r.shape[1], UNKNOWN))
 
 
-def oft_r(parts: Parts) -> Turned | Scaled:
+def build_oft_r(parts: Parts) -> Turned | Scaled:
     """OFT version 2 (PEFT, OneTrainer), on the input: the upper triangles of skew matrices, [blocks, n·(n − 1)/2].
 
     neumann_terms: of the series in the place of the inverse; 0: none, R is exact, and then of −Q.
     coft: the norm that each block may have.
     """
-    upper = wide(parts["oft_R"])
+    upper = widen(parts["oft_R"])
     if upper.dim() != 2:
-        raise Misfit(f"has an oft_R of {size(parts['oft_R'])} where two dimensions are expected")
+        raise Misfit(f"has an oft_R of {format_size(parts['oft_R'])} where two dimensions are expected")
     n = round((1 + (1 + 8 * upper.shape[1]) ** 0.5) / 2)
     if n * (n - 1) // 2 != upper.shape[1]:
-        raise Misfit(f"has an oft_R of {size(parts['oft_R'])}, which are no triangles")
+        raise Misfit(f"has an oft_R of {format_size(parts['oft_R'])}, which are no triangles")
     if "scaled_oft" in parts:  # OneTrainer's
         upper = upper / upper.shape[1] ** 0.5
     row, column = torch.triu_indices(n, n, 1)
@@ -219,27 +220,27 @@ def oft_r(parts: Parts) -> Turned | Scaled:
     terms = int(parts["neumann_terms"]) if "neumann_terms" in parts else NEUMANN_TERMS
     if not 0 <= terms <= MOST_TERMS:
         raise Misfit(f"is to be a series of {terms} terms, where at most {MOST_TERMS} are expected")
-    turns = neumann(q, terms) if terms else cayley(-q)
+    turns = apply_neumann(q, terms) if terms else apply_cayley(-q)
     columns = UNKNOWN if upper.shape[0] == 1 else upper.shape[0] * n  # one block may stand for all
     return Turned(turns[None], None, None, True, (UNKNOWN, columns))
 
 
-def boft_r(parts: Parts) -> Turned | Scaled:
+def build_boft_r(parts: Parts) -> Turned | Scaled:
     """PEFT's BOFT, on the input: blocks [stages, blocks, n, n], and a scale for every output row."""
-    blocks = wide(parts["boft_R"])
+    blocks = widen(parts["boft_R"])
     if blocks.dim() != 4 or blocks.shape[2] != blocks.shape[3]:
-        raise Misfit(f"has a boft_R of {size(parts['boft_R'])}, which are no stages of square blocks")
+        raise Misfit(f"has a boft_R of {format_size(parts['boft_R'])}, which are no stages of square blocks")
     stages, count, n, _ = blocks.shape
     if stages > 1 and (n % 2 or count % 2 ** (stages - 1)):
-        raise Misfit(f"has a boft_R of {size(parts['boft_R'])}, which make no butterfly")
+        raise Misfit(f"has a boft_R of {format_size(parts['boft_R'])}, which make no butterfly")
     q = 0.5 * (blocks.transpose(2, 3) - blocks)  # −Q
-    orders = torch.stack([halved(count * n, 2**i * n, n // 2) for i in range(stages)]) if stages > 1 else None
-    rescale = rescale_of(parts, UNKNOWN, "boft_s")
+    orders = torch.stack([order_peft_butterfly(count * n, 2**i * n, n // 2) for i in range(stages)]) if stages > 1 else None
+    rescale = read_rescale(parts, UNKNOWN, "boft_s")
     out = UNKNOWN if rescale is None else rescale.shape[0]
-    return Turned(cayley(q), orders, rescale, True, (out, count * n))
+    return Turned(apply_cayley(q), orders, rescale, True, (out, count * n))
 
 
-def halved(rows: int, group: int, half: int) -> Tensor:
+def order_peft_butterfly(rows: int, group: int, half: int) -> Tensor:
     """PEFT's butterfly: in each ``group`` of rows its halves of blocks, those that are even and odd, take turns.
 
     int64 [rows]
@@ -249,31 +250,32 @@ def halved(rows: int, group: int, half: int) -> Tensor:
     return pieces[:, torch.argsort(even_odd)].flatten()
 
 
-def ia3(parts: Parts) -> Turned | Scaled:
+def build_ia3(parts: Parts) -> Turned | Scaled:
     """LyCORIS': what is added to 1, on the output unless ``on_input`` is set."""
     if "on_input" not in parts or parts["on_input"].numel() != 1:
         raise Misfit("has a weight but not one on_input")
     return Scaled(parts["weight"].flatten(), bool(parts["on_input"]))
 
 
-def ia3_l(parts: Parts) -> Turned | Scaled:
+def build_ia3_l(parts: Parts) -> Turned | Scaled:
     """PEFT's: the whole factor, [out, 1] or [1, in]; [1, n, 1, 1] for a convolution, where the configuration says which."""
-    factor = wide(parts["ia3_l"])
+    factor = widen(parts["ia3_l"])
     if factor.dim() == 2 and 1 in factor.shape:
         on_input = factor.shape[0] == 1 and factor.shape[1] > 1
     elif "on_input" in parts:
         on_input = bool(parts["on_input"])
     else:
-        raise Misfit(f"has an ia3_l of {size(factor)}, which the adapter_config.json beside the file would explain")
+        raise Misfit(f"has an ia3_l of {format_size(factor)}, which the adapter_config.json beside the file would explain")
     return Scaled(factor.flatten() - 1, on_input, scales_bias=not on_input)
 
 
 FORMS: dict[str, Callable[[Parts], Turned | Scaled]] = {  # by the word that a module of each form has
-    "oft_blocks": oft_blocks, "oft_diag": oft_diag, "oft_R": oft_r, "boft_R": boft_r, "weight": ia3, "ia3_l": ia3_l,
+    "oft_blocks": build_oft_blocks, "oft_diag": build_oft_diag, "oft_R": build_oft_r, "boft_R": build_boft_r,
+    "weight": build_ia3, "ia3_l": build_ia3_l,
 }  # fmt: skip
 
 
-def multiplied(parts: Parts) -> Turned | Scaled:
+def build_multiplied(parts: Parts) -> Turned | Scaled:
     """The Delta of one OFT, BOFT or IA3 module.  Raises Misfit."""
     word = next((word for word in FORMS if word in parts), None)
     if word is None:

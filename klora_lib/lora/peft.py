@@ -71,7 +71,7 @@ class Adapter:
 
     def alpha_of(self, path: str, rank: int) -> float:
         """The alpha by which scale = alpha/rank is right: rank-stabilised LoRA means alpha/√rank (arXiv 2312.03732)."""
-        alpha = first_match(self.patterns, path, self.alpha)
+        alpha = find_first_match(self.patterns, path, self.alpha)
         return alpha * math.sqrt(rank) if self.rank_stabilised else alpha
 
     def scales_input(self, path: str) -> bool:
@@ -80,10 +80,10 @@ class Adapter:
         return path.endswith(self.on_input)
 
     def rank_of(self, path: str) -> int | None:
-        return None if self.rank is None else int(first_match(self.ranks, path, self.rank))
+        return None if self.rank is None else int(find_first_match(self.ranks, path, self.rank))
 
 
-def first_match(patterns: Mapping[str, float], path: str, default: float) -> float:
+def find_first_match(patterns: Mapping[str, float], path: str, default: float) -> float:
     return next((value for pattern, value in patterns.items() if matches(pattern, path)), default)
 
 
@@ -94,22 +94,22 @@ def matches(pattern: str, path: str) -> bool:
         return path == pattern or path.endswith("." + pattern)
 
 
-def adapters(metadata: Mapping[str, str], name: str) -> dict[str, Adapter]:
+def read_adapters(metadata: Mapping[str, str], name: str) -> dict[str, Adapter]:
     """Role → configuration; empty where there is none.
 
     Args: metadata: a safetensors file's own, and the text of the configuration beside it under CONFIG.
     Raises LoraFileError for a configuration beside the file that is not read. Metadata that cannot be read are as none.
     """
     if CONFIG in metadata:
-        return dict.fromkeys(COMPONENTS.values(), configured(metadata[CONFIG], name))
+        return dict.fromkeys(COMPONENTS.values(), read_config(metadata[CONFIG], name))
     try:
         entries = json.loads(metadata.get(ENTRY, "{}"))
-        return {role: adapter(entries, each) for each, role in COMPONENTS.items() if f"{each}.lora_alpha" in entries}
+        return {role: read_adapter(entries, each) for each, role in COMPONENTS.items() if f"{each}.lora_alpha" in entries}
     except (ValueError, TypeError, AttributeError):
         return {}
 
 
-def adapter(entries: Mapping[str, Any], component: str) -> Adapter:
+def read_adapter(entries: Mapping[str, Any], component: str) -> Adapter:
     patterns = entries.get(f"{component}.alpha_pattern") or {}
     return Adapter(
         float(entries[f"{component}.lora_alpha"]),
@@ -118,14 +118,14 @@ def adapter(entries: Mapping[str, Any], component: str) -> Adapter:
     )
 
 
-def configured(text: str, name: str) -> Adapter:
+def read_config(text: str, name: str) -> Adapter:
     """What an adapter_config.json says.  Raises LoraFileError."""
     try:
         config = json.loads(text)
         kind = str(config["peft_type"])
         start = config.get("init_lora_weights")
         if kind in MULTIPLIED:
-            return Adapter(1.0, turning=turning(config), on_input=feedforward(config))
+            return Adapter(1.0, turning=read_turning(config), on_input=read_feedforward(config))
         if kind not in ALPHA:
             raise LoraFileError(f"{name!r} is a PEFT adapter of type {kind}, which is not read")
         if isinstance(start, str) and start.startswith(CHANGES_THE_MODEL):
@@ -141,41 +141,41 @@ def configured(text: str, name: str) -> Adapter:
             {str(layer): int(rank) for layer, rank in (config.get("rank_pattern") or {}).items()},
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise unreadable(name, f"it has no {error}" if isinstance(error, KeyError) else error) from None
+        raise make_unreadable_error(name, f"it has no {error}" if isinstance(error, KeyError) else error) from None
 
 
-def turning(config: Mapping[str, Any]) -> dict[str, float]:
+def read_turning(config: Mapping[str, Any]) -> dict[str, float]:
     """How an OFT's matrices are made of what is stored: by a series unless that is switched off, within COFT's bound."""
     exact = not config.get("use_cayley_neumann", False)  # before there was a choice, it was none
     terms = {"neumann_terms": 0.0 if exact else float(config.get("num_cayley_neumann_terms", 5))}
     return {**terms, "coft": float(config.get("eps", 6e-5))} if config.get("coft") else terms
 
 
-def feedforward(config: Mapping[str, Any]) -> str | tuple[str, ...]:
+def read_feedforward(config: Mapping[str, Any]) -> str | tuple[str, ...]:
     modules = config.get("feedforward_modules") or ()
     return modules if isinstance(modules, str) else tuple(map(str, modules))
 
 
-def unreadable(name: str, reason: object) -> LoraFileError:
+def make_unreadable_error(name: str, reason: object) -> LoraFileError:
     return LoraFileError(f"{name!r} has an {CONFIG} beside it that cannot be read ({reason})")
 
 
 # --- folders ---
 
 
-def weights_in(path: str | os.PathLike[str]) -> Path:
+def find_weights(path: str | os.PathLike[str]) -> Path:
     """The file of weights in a folder that PEFT saved; any other path as it is."""
     weights = Path(path) / WEIGHTS
     return weights if os.path.isfile(weights) else Path(path)  # False too for a path that cannot be looked at
 
 
-def name_of(path: str | os.PathLike[str]) -> str:
+def name_file(path: str | os.PathLike[str]) -> str:
     """What a LoRA is called: its file's stem; a PEFT adapter's folder, whose file is always called the same."""
-    weights = weights_in(path)
+    weights = find_weights(path)
     return weights.absolute().parent.name if weights.name == WEIGHTS else weights.stem
 
 
-def config_beside(path: Path, keys: Iterable[str], name: str) -> bytes | None:
+def read_config_beside(path: Path, keys: Iterable[str], name: str) -> bytes | None:
     """The bytes of the adapter_config.json beside a file with these ``keys``; None where none is about that file.
 
     A folder of LoRAs may hold files of many trainers, and one adapter_config.json: it speaks of what PEFT wrote.
@@ -187,4 +187,4 @@ def config_beside(path: Path, keys: Iterable[str], name: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise unreadable(name, error.strerror) from None
+        raise make_unreadable_error(name, error.strerror) from None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import PairError
 from .deltas import UNKNOWN, Delta, Device, Dora, Full, Fused, Lora, Norm
-from .keys import QKV, members
+from .keys import QKV, list_members
 from .lycoris import Glora
 from .multiplied import Scaled, Turned
 
@@ -54,31 +54,31 @@ class Rows(Delta):
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        return None if self.inner.bias is None else taken(self.inner.bias, self.pieces)
+        return None if self.inner.bias is None else take_rows(self.inner.bias, self.pieces)
 
     @property
     def bias_factor(self) -> Tensor | None:
-        return None if self.inner.bias_factor is None else taken(self.inner.bias_factor, self.pieces)
+        return None if self.inner.bias_factor is None else take_rows(self.inner.bias_factor, self.pieces)
 
     def dense(self, device: Device = None) -> Tensor:
-        return taken(self.inner.dense(device), self.pieces)
+        return take_rows(self.inner.dense(device), self.pieces)
 
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
         low_rank = self.inner.factors()
-        return low_rank and (taken(low_rank[0], self.pieces), *low_rank[1:])
+        return low_rank and (take_rows(low_rank[0], self.pieces), *low_rank[1:])
 
     def update(self, base: Tensor) -> Tensor:
         if self.shape[0] < self.inner.shape[0]:
             return self.dense(base.device)
-        return taken(self.inner.update(taken(base, turned_back(self.pieces))), self.pieces)
+        return take_rows(self.inner.update(take_rows(base, invert_pieces(self.pieces))), self.pieces)
 
 
-def taken(tensor: Tensor, pieces: Pieces) -> Tensor:
+def take_rows(tensor: Tensor, pieces: Pieces) -> Tensor:
     """A copy of these rows."""
     return torch.cat([tensor[first:last] for first, last in pieces])
 
 
-def turned_back(pieces: Pieces) -> Pieces:
+def invert_pieces(pieces: Pieces) -> Pieces:
     """Where each of ``pieces``, in the order of its rows, stands when they are stacked."""
     ends = [0, *accumulate(last - first for first, last in pieces)]
     return tuple(place for _, place in sorted(zip(pieces, pairwise(ends))))
@@ -87,16 +87,16 @@ def turned_back(pieces: Pieces) -> Pieces:
 # --- some rows ---
 
 
-def rows_of(delta: Delta | None, first: int, last: int) -> Delta | None:
+def cut_rows(delta: Delta | None, first: int, last: int) -> Delta | None:
     """Output rows [first, last) of ``delta``; None where it has nothing there.
 
     Raises PairError for a DoRA whose norm runs over all rows, of which a model that has the layer split knows a part.
     """
-    if delta is None or (isinstance(delta, Fused) and absent(delta, first, last)):
+    if delta is None or (isinstance(delta, Fused) and is_absent(delta, first, last)):
         return None
-    shape, bias = (last - first, *delta.shape[1:]), cut(delta.bias, first, last)
+    shape, bias = (last - first, *delta.shape[1:]), cut_tensor(delta.bias, first, last)
     if isinstance(delta, Fused):
-        return member(delta, first, last)
+        return cut_member(delta, first, last)
     if isinstance(delta, Lora):
         return replace(delta, up=delta.up[first:last], shape=shape, bias=bias)
     if isinstance(delta, Full):
@@ -108,9 +108,9 @@ def rows_of(delta: Delta | None, first: int, last: int) -> Delta | None:
             raise PairError("an OFT over all rows of a fused layer cannot act on this model, which has the layer split")
         return part
     if isinstance(delta, Norm):
-        return Norm(cut(delta.weight, first, last), bias)
+        return Norm(cut_tensor(delta.weight, first, last), bias)
     if isinstance(delta, Dora) and delta.magnitude.shape[0] == delta.shape[0]:
-        inner = rows_of(delta.inner, first, last)
+        inner = cut_rows(delta.inner, first, last)
         return inner and Dora(inner, delta.magnitude[first:last])
     if isinstance(delta, Dora):
         raise PairError("a DoRA by input channel of a fused layer cannot act on this model, which has the layer split")
@@ -119,27 +119,27 @@ def rows_of(delta: Delta | None, first: int, last: int) -> Delta | None:
     return Rows(delta, ((first, last),))
 
 
-def absent(delta: Fused, first: int, last: int) -> bool:
-    return all(part is None for part, top, end in stacked(delta) if top < last and first < end)
+def is_absent(delta: Fused, first: int, last: int) -> bool:
+    return all(part is None for part, top, end in list_stacked(delta) if top < last and first < end)
 
 
-def member(delta: Fused, first: int, last: int) -> Delta | None:
+def cut_member(delta: Fused, first: int, last: int) -> Delta | None:
     """The one part that lies in [first, last): the members of a fused layer are as tall in every file and model."""
-    inside = [(part, top) for part, top, end in stacked(delta) if top <= first and last <= end]
+    inside = [(part, top) for part, top, end in list_stacked(delta) if top <= first and last <= end]
     if not inside:
         raise PairError(f"rows {first} to {last} of a fused layer are those of several of the LoRA's modules")
     part, top = inside[0]
     whole = part is not None and part.shape[0] == last - first
-    return part if whole else rows_of(part, first - top, last - top)
+    return part if whole else cut_rows(part, first - top, last - top)
 
 
-def stacked(delta: Fused) -> list[tuple[Delta | None, int, int]]:
+def list_stacked(delta: Fused) -> list[tuple[Delta | None, int, int]]:
     """(part, first row, row after its last)."""
     ends = [0, *accumulate(delta.rows)]
     return [(part, top, end) for part, (top, end) in zip(delta.parts, pairwise(ends))]
 
 
-def heights(parts: Sequence[Delta | None], rows: int, width: int) -> list[int]:
+def find_heights(parts: Sequence[Delta | None], rows: int, width: int) -> list[int]:
     """Output rows of each part of a fused weight of ``rows`` rows and ``width`` columns, None being one that is absent.
 
     k and v are equally tall, and less than q where they have fewer heads. With an mlp behind them, absent q, k and v are
@@ -163,7 +163,7 @@ def heights(parts: Sequence[Delta | None], rows: int, width: int) -> list[int]:
     return tall
 
 
-def cut(tensor: Tensor | None, first: int, last: int) -> Tensor | None:
+def cut_tensor(tensor: Tensor | None, first: int, last: int) -> Tensor | None:
     return None if tensor is None else tensor[first:last]
 
 
@@ -176,7 +176,7 @@ MAKERS_LAST = "final_layer.adaLN_modulation.1"
 LUMINA_LAST = {"norm_out.linear_1": MAKERS_LAST, "norm_out.linear_2": "proj_out"}  # diffusers' names
 
 
-def as_in_the_model(modules: Sequence[tuple[str, str, Delta]]) -> list[tuple[str, str, Delta]]:
+def arrange_rows(modules: Sequence[tuple[str, str, Delta]]) -> list[tuple[str, str, Delta]]:
     """``modules`` under the layers, and with the rows, of the makers' Flux, SD3 and Lumina 2.
 
     diffusers has scale above shift where the makers have shift above scale: in the last norm of Flux and SD3, and in the
@@ -189,38 +189,38 @@ def as_in_the_model(modules: Sequence[tuple[str, str, Delta]]) -> list[tuple[str
     out: list[tuple[str, str, Delta]] = []
     for layer, name, delta in modules:
         if layer == "norm_out.linear" and makers:
-            out.append((MAKERS_LAST, name, swapped(delta)))
+            out.append((MAKERS_LAST, name, swap_halves(delta)))
         elif layer in LUMINA_LAST and lumina:
             out.append((LUMINA_LAST[layer], name, delta))
-        elif layer.endswith(".norm1_context.linear") and two_parts(delta) and "norm1_context" in name:
-            out.append((layer, name, swapped(delta)))
+        elif layer.endswith(".norm1_context.linear") and has_two_parts(delta) and "norm1_context" in name:
+            out.append((layer, name, swap_halves(delta)))
         else:
             out += [(part, name, rows) for part, rows in split_single(layer, delta)]
     return out
 
 
-def two_parts(delta: Delta) -> bool:
+def has_two_parts(delta: Delta) -> bool:
     """Twice as many rows as columns."""
     return len(delta.shape) == 2 and delta.shape[0] == 2 * delta.shape[1]
 
 
-def swapped(delta: Delta) -> Delta:
+def swap_halves(delta: Delta) -> Delta:
     """``delta`` with the halves of its rows the other way round: scale and shift, shift and scale."""
     if isinstance(delta, Rows) and delta.shape == delta.inner.shape:
         return delta.inner
     half, whole = delta.shape[0] // 2, delta.shape[0]
     pieces = (half, whole), (0, half)
     if isinstance(delta, Norm):  # here a bias alone
-        return replace(delta, bias=None if delta.bias is None else taken(delta.bias, pieces))
+        return replace(delta, bias=None if delta.bias is None else take_rows(delta.bias, pieces))
     return Rows(delta, pieces)
 
 
 def split_single(layer: str, delta: Delta) -> list[tuple[str, Delta]]:
     """The qkv of a Flux single block (XLabs', Flux.2's) as its three projections: no model has that weight."""
-    names = members(layer) if layer.startswith("single_") and layer.endswith(".to_qkv") else ()
+    names = list_members(layer) if layer.startswith("single_") and layer.endswith(".to_qkv") else ()
     by_input = isinstance(delta, Dora) and delta.magnitude.shape[0] != delta.shape[0]
     height = delta.shape[0] // 3
     if not names or delta.shape[0] % 3 or by_input:
         return [(layer, delta)]
-    parts = [rows_of(delta, i * height, (i + 1) * height) for i in range(3)]
+    parts = [cut_rows(delta, i * height, (i + 1) * height) for i in range(3)]
     return [(name, part) for name, part in zip(names, parts) if part is not None]

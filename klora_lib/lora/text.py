@@ -34,21 +34,21 @@ class Text(NamedTuple):
         return not self.raw.startswith(KOHYA_TEXT) or self.raw.startswith("lora_te_encoder_block_")
 
 
-def kohya_named(texts: list[Text], deltas: Mapping[str, Delta]) -> tuple[dict[str, Tensor], list[str]]:
+def name_as_kohya(texts: list[Text], deltas: Mapping[str, Delta]) -> tuple[dict[str, Tensor], list[str]]:
     """(text-encoder tensors under kohya's names, what is wrong with some); kohya's own keys stay as they are."""
     several = is_transformer(deltas) or is_sdxl(deltas) or any(text.key.role == "text_encoder_2" for text in texts)
     prefixes = {"text_encoder": "lora_te1_" if several else "lora_te_", "text_encoder_2": "lora_te2_"}
     named: dict[str, Tensor] = {}
     wrong: list[str] = []
     for text in texts:
-        name, tensor = kohya_name(text, prefixes) if text.foreign else (text.raw, text.tensor)
+        name, tensor = make_kohya_key(text, prefixes) if text.foreign else (text.raw, text.tensor)
         if name in named and not torch.equal(named[name], tensor):
             wrong.append(f"{name} is in it twice, once as {text.raw}, and the two differ")
         named[name] = tensor
     return named, wrong
 
 
-def kohya_name(text: Text, prefixes: Mapping[str, str]) -> tuple[str, Tensor]:
+def make_kohya_key(text: Text, prefixes: Mapping[str, str]) -> tuple[str, Tensor]:
     """kohya's key, and the tensor in kohya's shape."""
     _, layer, part = text.key
     t5 = layer.startswith("encoder.block.")  # diffusers' text_encoder_2 of Flux is kohya's third

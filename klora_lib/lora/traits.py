@@ -18,16 +18,16 @@ FROM_THE_TEXT = ("attn2.to_k", "attn2.to_v")  # of a UNet, as wide as what the t
 CROSS = (".attn2.", ".cross_attn.")  # of a transformer: some are as wide as the text, others as the picture
 
 
-def traits(layers: Mapping[str, Delta]) -> dict[str, set[object]]:
+def find_traits(layers: Mapping[str, Delta]) -> dict[str, set[object]]:
     """What a file's ``layers`` tell of the model that it is for, as far as they tell anything: trait → values."""
     found: dict[str, set[object]] = {}
     for layer, delta in layers.items():
-        for trait, value in traits_of(layer, delta.shape):
+        for trait, value in read_traits(layer, delta.shape):
             found.setdefault(trait, set()).add(value)
     return found
 
 
-def traits_of(layer: str, shape: tuple[int, ...]) -> Iterator[tuple[str, object]]:
+def read_traits(layer: str, shape: tuple[int, ...]) -> Iterator[tuple[str, object]]:
     first, _, rest = layer.partition(".")
     kind = KINDS.get(first)
     if kind is None:
@@ -45,17 +45,17 @@ def traits_of(layer: str, shape: tuple[int, ...]) -> Iterator[tuple[str, object]
         yield f"width of {level}", shape[1]
 
 
-def difference(one: Mapping[str, Delta], two: Mapping[str, Delta]) -> str | None:
+def find_difference(one: Mapping[str, Delta], two: Mapping[str, Delta]) -> str | None:
     """The first trait by which two files are for different models; None where nothing speaks against it.
 
     Layers that neither names nor shapes tell apart may be of two models: the loaded one then lacks them, and says so.
     """
-    of_one, of_two = traits(one), traits(two)
+    of_one, of_two = find_traits(one), find_traits(two)
     for trait in of_one:
         if trait in of_two and of_one[trait].isdisjoint(of_two[trait]):
-            return f"the {trait} is {listed(of_one[trait])} and {listed(of_two[trait])}"
+            return f"the {trait} is {format_values(of_one[trait])} and {format_values(of_two[trait])}"
     return None
 
 
-def listed(values: set[object]) -> str:
+def format_values(values: set[object]) -> str:
     return " or ".join(sorted(map(str, values)))

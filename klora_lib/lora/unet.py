@@ -29,7 +29,7 @@ COMPVIS_BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)\.(.+)")
 COMPVIS_MIDDLE = re.compile(r"middle_block\.([012])\.(.+)")
 
 
-def compvis_unet(path: str) -> str | None:
+def translate_compvis(path: str) -> str | None:
     """`input_blocks.4.1.proj_in` -> `down_blocks.1.attentions.0.proj_in`; None for a path of another scheme."""
     if path in COMPVIS_TOP:
         return COMPVIS_TOP[path]
@@ -40,11 +40,11 @@ def compvis_unet(path: str) -> str | None:
         return f"mid_block.resnets.{int(place) // 2}.{RESNET_PARTS.get(rest, rest)}"
     if block := COMPVIS_BLOCK.fullmatch(path):
         side, n, place, rest = block.groups()
-        return compvis_block(side == "input_blocks", int(n), place, rest)
+        return translate_block(side == "input_blocks", int(n), place, rest)
     return None
 
 
-def compvis_block(down: bool, n: int, place: str, rest: str) -> str:
+def translate_block(down: bool, n: int, place: str, rest: str) -> str:
     """One entry n of input_blocks (n >= 1) or output_blocks; place 0 is the resnet, 1 the attention."""
     level, j = divmod(n - 1 if down else n, 3)
     level_path = f"{'down' if down else 'up'}_blocks.{level}"

@@ -55,7 +55,7 @@ ATOMS = frozenset(word for words in VOCABULARY.values() for word in words.split(
 LONGEST = max(atom.count("_") + 1 for atom in ATOMS)
 
 
-def dotted(name: str) -> str:
+def restore_dots(name: str) -> str:
     """`down_blocks_0_attentions_1_proj_in` -> `down_blocks.0.attentions.1.proj_in`, longest known word first."""
     words = name.split("_")
     atoms: list[str] = []

@@ -12,9 +12,9 @@ import torch
 
 from ..errors import KLoraError, LoraFileError, PairError, join_errors
 from ..lora.file import LoraFile, read_lora
-from ..lora.peft import CONFIG, weights_in
+from ..lora.peft import CONFIG, find_weights
 from .pairing import Pair, make_pair
-from .scoring import Scores, Weights, score
+from .scoring import Scores, Weights, score_units
 
 T = TypeVar("T")
 FILES = 2 << 30  # bytes of files that are kept; the two last used always are
@@ -37,11 +37,11 @@ class Library:
     def read(self, path: str | os.PathLike[str], name: str) -> LoraFile:
         """The file or PEFT folder at ``path``, read again whenever size, time or identity of the file, or of an
         adapter_config.json beside it, changed.  Raises LoraFileError."""
-        weights = weights_in(path)
-        there = stamp(weights)
+        weights = find_weights(path)
+        there = read_stamp(weights)
         if there is None:
             return read_lora(path, name)  # which says what is wrong
-        key = os.path.realpath(weights), there, stamp(weights.parent / CONFIG), name
+        key = os.path.realpath(weights), there, read_stamp(weights.parent / CONFIG), name
         file = get_or_make(self.files, key, len(self.files) + 1, lambda: read_lora(path, name))
         self.sizes[key] = there.size
         self.let_go()
@@ -84,13 +84,13 @@ class Library:
         """
         if pair.relative:
             if weights is None:
-                raise without_a_model(pair)
-            return score(pair.units, k, device, free, weights)
+                raise make_model_needed_error(pair)
+            return score_units(pair.units, k, device, free, weights)
         key = pair.content.digest, pair.style.digest, k
-        return get_or_make(self.scores, key, SCORES, lambda: score(pair.units, k, device, free))
+        return get_or_make(self.scores, key, SCORES, lambda: score_units(pair.units, k, device, free))
 
 
-def without_a_model(pair: Pair) -> PairError:
+def make_model_needed_error(pair: Pair) -> PairError:
     role = "content" if any(u.content is not None and u.content.relative for u in pair.units) else "style"
     file = pair.content if role == "content" else pair.style
     return PairError(
@@ -108,7 +108,7 @@ class Stamp(NamedTuple):
     changed: int  # ns
 
 
-def stamp(path: str | os.PathLike[str]) -> Stamp | None:
+def read_stamp(path: str | os.PathLike[str]) -> Stamp | None:
     """None where there is no such file."""
     try:
         stat = os.stat(path)

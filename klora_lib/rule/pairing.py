@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import MAX_LISTED, PairError
-from ..lora.deltas import UNKNOWN, Delta, fuse
+from ..lora.deltas import UNKNOWN, Delta, fuse_parts
 from ..lora.file import LoraFile
-from ..lora.keys import fused_name, is_attention, members
-from ..lora.rows import heights
-from ..lora.traits import difference
+from ..lora.keys import find_fused, is_attention, list_members
+from ..lora.rows import find_heights
+from ..lora.traits import find_difference
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Unit:
         """Shape of ΔW as in the file: [out, in] or [out, in, kh, kw].  A size is UNKNOWN where neither LoRA tells it."""
         shapes = [delta.shape for delta in (self.content, self.style) if delta is not None]
         whole = next((shape for shape in shapes if UNKNOWN not in shape), None)
-        return whole or tuple(max(sizes) for sizes in zip(*map(flat, shapes)))
+        return whole or tuple(max(sizes) for sizes in zip(*map(flatten_shape, shapes)))
 
     @property
     def elements(self) -> int:
         """Of ΔW; 0 where its shape is not known."""
-        out, columns = flat(self.shape)
+        out, columns = flatten_shape(self.shape)
         return out * columns
 
 
@@ -73,7 +73,7 @@ def make_pair(content: LoraFile, style: LoraFile) -> Pair:
 
     Raises PairError where a common layer has two shapes, or where none is in common and they are for different models.
     """
-    one, two = to_shared_granularity(content.modules, style.modules), to_shared_granularity(style.modules, content.modules)
+    one, two = match_granularity(content.modules, style.modules), match_granularity(style.modules, content.modules)
     units = tuple(Unit(name, one.get(name), two.get(name)) for name in dict.fromkeys([*one, *two]))
     added = tuple(
         Unit(name, content.added.get(name), style.added.get(name)) for name in dict.fromkeys([*content.added, *style.added])
@@ -88,58 +88,59 @@ def make_pair(content: LoraFile, style: LoraFile) -> Pair:
 def refuse_two_architectures(content: LoraFile, style: LoraFile) -> None:
     """Raise PairError where two LoRAs without a common layer (as B-LoRA's halves are) cannot be for one model."""
     one, two = {**content.modules, **content.added}, {**style.modules, **style.added}
-    if what := difference(one, two):
+    if what := find_difference(one, two):
         raise PairError(
             f"{content.name!r} and {style.name!r} have no denoiser layer in common and are made for different models, "
             f"{what}: {len(one)} layers like {next(iter(one))}, and {len(two)} like {next(iter(two))}"
         )
 
 
-def to_shared_granularity(own: Mapping[str, Delta], other: Mapping[str, Delta]) -> dict[str, Delta]:
+def match_granularity(own: Mapping[str, Delta], other: Mapping[str, Delta]) -> dict[str, Delta]:
     """``own`` with split projections stacked wherever ``other`` has the fused weight (Flux, SD3: qkv in one)."""
     out: dict[str, Delta] = {}
     for name, delta in own.items():
-        whole = fused_name(name)
+        whole = find_fused(name)
         if whole is None or whole not in other:
             out[name] = delta
         elif whole not in out:
-            out[whole] = stack(whole, own, flat(other[whole].shape))
+            out[whole] = stack_members(whole, own, flatten_shape(other[whole].shape))
     return out
 
 
-def stack(whole: str, own: Mapping[str, Delta], size: tuple[int, int]) -> Delta:
+def stack_members(whole: str, own: Mapping[str, Delta], size: tuple[int, int]) -> Delta:
     """The members of ``whole`` that ``own`` has, as one module; absent members are zero.
 
     Args: size: rows and columns of the fused weight, as far as the other LoRA tells them.
     """
-    parts = [own.get(m) for m in members(whole)]
+    parts = [own.get(m) for m in list_members(whole)]
     known = [p.shape for p in parts if p is not None]
-    widths = {flat(shape)[1] for shape in known} - {UNKNOWN}
+    widths = {flatten_shape(shape)[1] for shape in known} - {UNKNOWN}
     if len(widths) > 1:
-        raise PairError(f"the parts of {whole} are of different widths: {', '.join(map(shape_text, filter(None, parts)))}")
+        raise PairError(f"the parts of {whole} are of different widths: {', '.join(map(format_shape, filter(None, parts)))}")
     rows, width = size[0], max(widths, default=size[1])
-    tall = heights(parts, rows, width)
+    tall = find_heights(parts, rows, width)
     rows = rows or sum(tall)
     if sum(tall) != rows or min(tall) < 1:
         raise PairError(f"the parts of {whole} have {sum(tall)} rows together, the other LoRA's fused weight has {rows}")
-    return fuse(parts, tall)
+    return fuse_parts(parts, tall)
 
 
 def refuse_two_shapes(content: str, style: str, units: tuple[Unit, ...]) -> None:
-    bad = [u for u in units if u.content and u.style and not agree(flat(u.content.shape), flat(u.style.shape))]
+    shared = [(u, u.content, u.style) for u in units if u.content and u.style]
+    bad = [u for u, one, two in shared if not sizes_agree(flatten_shape(one.shape), flatten_shape(two.shape))]
     if not bad:
         return
-    facts = "; ".join(f"{u.name} is {shape_text(u.content)} and {shape_text(u.style)}" for u in bad[:MAX_LISTED])
+    facts = "; ".join(f"{u.name} is {format_shape(u.content)} and {format_shape(u.style)}" for u in bad[:MAX_LISTED])
     more = f", and {len(bad) - MAX_LISTED} layers more" if len(bad) > MAX_LISTED else ""
     raise PairError(f"{content!r} and {style!r} are made for different models: {facts}{more}")
 
 
-def agree(one: tuple[int, int], two: tuple[int, int]) -> bool:
+def sizes_agree(one: tuple[int, int], two: tuple[int, int]) -> bool:
     """The same sizes, as far as both are known."""
     return all(n == m or UNKNOWN in (n, m) for n, m in zip(one, two))
 
 
-def flat(shape: tuple[int, ...]) -> tuple[int, int]:
+def flatten_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """[out, in·kh·kw]: a 1×1 convolution and a linear layer of the same sizes agree."""
     columns = 1
     for n in shape[1:]:
@@ -147,9 +148,9 @@ def flat(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], columns
 
 
-def shape_text(delta: Delta | None) -> str:
-    return sizes_text(delta.shape) if delta is not None else "absent"
+def format_shape(delta: Delta | None) -> str:
+    return format_sizes(delta.shape) if delta is not None else "absent"
 
 
-def sizes_text(shape: tuple[int, ...]) -> str:
+def format_sizes(shape: tuple[int, ...]) -> str:
     return "×".join("?" if n == UNKNOWN else str(n) for n in shape)

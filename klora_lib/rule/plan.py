@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import PairError, format_count
 from ..settings import Settings
 from .pairing import Pair, Unit
-from .scoring import Scores, largest, vanishes
+from .scoring import Scores, find_largest, vanishes
 from .selectors import CONTENT, LETTERS, STYLE, Facts, select
 
 
@@ -75,7 +75,7 @@ def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: 
         raise PairError(f"{both} have no attention layer in common, and layers is {settings.layers!r}")
     else:
         refuse_zero(pair, scores, decided)
-    gamma = balance(scores, decided, settings.gamma, names)
+    gamma = compute_gamma(scores, decided, settings.gamma, names)
     star = settings.scale == "s*"
     facts = Facts(scores, gamma, present, decided, settings.alpha, settings.offset, star, steps, settings.switch_every, seed)
     return Plan(pair.units, facts, settings.method, settings.layers)
@@ -87,7 +87,7 @@ def refuse_zero(pair: Pair, scores: Scores, decided: Tensor) -> None:
     where = f"in all {len(shared)} layers that it shares with the other LoRA"
     for role, file, sums in (("content", pair.content, scores.content_abs), ("style", pair.style, scores.style_abs)):
         if float(sums[decided].sum()) == 0:
-            raise zero_error(role, file.name, shared, where)
+            raise make_zero_error(role, file.name, shared, where)
 
 
 def refuse_nothing_left(pair: Pair, scores: Scores, present: Tensor, layers: str) -> None:
@@ -99,19 +99,19 @@ def refuse_nothing_left(pair: Pair, scores: Scores, present: Tensor, layers: str
         if not (present & bit).any():
             raise PairError(f"{file.name!r} has no attention layer, and layers is {layers!r}", role)
         if float(size.sum()) == 0:
-            raise zero_error(role, file.name, pair.units, f"in all its {format_count(len(file.modules), 'layer')}")
+            raise make_zero_error(role, file.name, pair.units, f"in all its {format_count(len(file.modules), 'layer')}")
 
 
-def zero_error(role: str, name: str, units: Sequence[Unit], where: str) -> PairError:
+def make_zero_error(role: str, name: str, units: Sequence[Unit], where: str) -> PairError:
     """Says whether a LoRA is zero because its numbers are too small for fp32."""
     small = [delta for unit in units if (delta := getattr(unit, role)) is not None and vanishes(delta)]
     if small:
-        most = max(largest(delta) for delta in small)
+        most = max(find_largest(delta) for delta in small)
         return PairError(f"{name!r} is zero in fp32 {where}: its numbers are too small, at most {most:.3g}", role)
     return PairError(f"{name!r} is zero {where}; was it trained?", role)
 
 
-def balance(scores: Scores, decided: Tensor, gamma: str | float, names: tuple[str, str]) -> float:
+def compute_gamma(scores: Scores, decided: Tensor, gamma: str | float, names: tuple[str, str]) -> float:
     """γ over the ``decided`` units: Σ Σ|ΔW_c| / Σ Σ|ΔW_s| ("auto", paper equation 7), the trimmed mean of the
     per-layer ratios ("mean-ratio": those under 3 times their mean), or the number given.  1 where no unit is decided."""
     if not decided.any():
@@ -127,6 +127,6 @@ def balance(scores: Scores, decided: Tensor, gamma: str | float, names: tuple[st
     return float(ratios[ratios < 3 * ratios.mean()].mean())
 
 
-def letters(row: Tensor) -> str:
+def format_row(row: Tensor) -> str:
     """A row of masks as text: one of C, S, B (both), N (none) a step."""
     return "".join(LETTERS[m] for m in row.tolist())

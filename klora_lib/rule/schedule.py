@@ -16,7 +16,7 @@ def scale_s_star(progress: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.remainder(scale_s(progress, alpha, beta), alpha)
 
 
-def step_progress(t: int, total: int, start: float = 0.0) -> float:
+def compute_step_progress(t: int, total: int, start: float = 0.0) -> float:
     """Progress of model call ``t`` of ``total``, from ``start`` (1 − denoising strength; 0 for txt2img), below 1.
 
     Calls past the plan (UniPC and PLMS make one more than they announce) count as the last one.
@@ -25,7 +25,7 @@ def step_progress(t: int, total: int, start: float = 0.0) -> float:
     return min(start + (1.0 - start) * (t / total), BELOW_ONE)
 
 
-def whole_steps(steps: int, start: float) -> int:
+def count_whole_steps(steps: int, start: float) -> int:
     """How many steps a full schedule would have of which a pass makes the last ``steps``, beginning at ``start``.
 
     Every step of a pass that begins late is then a step of its own for the methods that count steps.
@@ -33,7 +33,7 @@ def whole_steps(steps: int, start: float) -> int:
     return max(1, round(steps / (1.0 - start))) if start < 1 else steps
 
 
-def noise_progress(timestep: float, timesteps: float) -> float:
+def compute_noise_progress(timestep: float, timesteps: float) -> float:
     """Progress by noise: 1 − timestep/(N−1) for a training schedule of N ``timesteps``, within [0, 1)."""
     return min(max(1.0 - timestep / (timesteps - 1), 0.0), BELOW_ONE)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..devices import find_tensors, is_out_of_memory, move
 from ..errors import LoraFileError, PairError
-from ..lora.deltas import Delta, wide
+from ..lora.deltas import Delta, widen
 from ..numerics import exact_math
 from .pairing import Unit
 
@@ -37,7 +37,7 @@ def choose_k(unit: Unit, k: str | int, base: Tensor | None = None) -> int:
     return max(1, min(wanted, unit.elements if base is None else base.numel()))
 
 
-def topk_sum(x: Tensor, k: int) -> Tensor:
+def sum_topk(x: Tensor, k: int) -> Tensor:
     """Sum of the ``k`` largest of the non-negative ``x``, exactly, without ordering all of it.
 
     Among the maxima of blocks of x, the k-th largest is a lower bound of the k-th largest element, so everything that
@@ -59,7 +59,7 @@ def topk_sum(x: Tensor, k: int) -> Tensor:
     return torch.topk(candidates, k, sorted=False).values.sum()
 
 
-def absolute(delta: Delta, scratch: Tensor, base: Tensor | None) -> Tensor:
+def compute_absolute(delta: Delta, scratch: Tensor, base: Tensor | None) -> Tensor:
     """|ΔW|, fp32 [out, in·kh·kw], on the device of ``scratch``: where two factors make it, inside ``scratch`` (fp32, flat).
 
     A product of some MB in memory that is new each time costs as much again in page faults.
@@ -77,29 +77,29 @@ def absolute(delta: Delta, scratch: Tensor, base: Tensor | None) -> Tensor:
     return product.abs_()
 
 
-def magnitude(delta: Delta, k: int, scratch: Tensor, base: Tensor | None = None) -> tuple[float, float]:
+def compute_sums(delta: Delta, k: int, scratch: Tensor, base: Tensor | None = None) -> tuple[float, float]:
     """(sum of the k largest |ΔW|, sum of all |ΔW|), in fp32 from ΔW = scale·up @ down.
 
     Raises LoraFileError where ΔW, or the sum, is too large for fp32.
     """
-    size = absolute(delta, scratch, base)
+    size = compute_absolute(delta, scratch, base)
     total = float(size.sum())
     if not math.isfinite(total):
-        raise LoraFileError(f"its update is too large for fp32, with numbers up to {largest(delta):.3g}")
-    return float(topk_sum(size, k)), total
+        raise LoraFileError(f"its update is too large for fp32, with numbers up to {find_largest(delta):.3g}")
+    return float(sum_topk(size, k)), total
 
 
-def largest(delta: Delta) -> float:
+def find_largest(delta: Delta) -> float:
     """The largest absolute number of a module's tensors."""
-    return max((float(wide(t).abs().max()) for t in find_tensors(delta)), default=0.0)
+    return max((float(widen(t).abs().max()) for t in find_tensors(delta)), default=0.0)
 
 
 def vanishes(delta: Delta) -> bool:
     """Whether ΔW is zero in fp32 only because its numbers are so small: none of its tensors is all zero."""
-    return not delta.relative and all(bool(wide(t).any()) for t in find_tensors(delta)) and not bool(delta.dense().any())
+    return not delta.relative and all(bool(widen(t).any()) for t in find_tensors(delta)) and not bool(delta.dense().any())
 
 
-def score(
+def score_units(
     units: Sequence[Unit], k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None
 ) -> Scores:
     """Scores of every unit: one pass, one product per LoRA and unit; nothing is kept but four numbers.
@@ -118,12 +118,12 @@ def score(
     bytes_needed = PRODUCTS * 4 * max((unit.elements for unit in units), default=0)
     if device.type != "cpu" and bytes_needed <= free:
         try:
-            return score_on(units, k, device, weights)
+            return score_units_on(units, k, device, weights)
         except RuntimeError as e:
             if not is_out_of_memory(e):
                 raise
     try:
-        return score_on(units, k, cpu, weights)
+        return score_units_on(units, k, cpu, weights)
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             raise
@@ -134,7 +134,7 @@ def score(
 PRODUCTS = 4  # the most copies of one ΔW in fp32 that are alive at a time: scratch, a dense update and what Top-K gathers
 
 
-def score_on(units: Sequence[Unit], k: str | int, device: torch.device, weights: Weights | None) -> Scores:
+def score_units_on(units: Sequence[Unit], k: str | int, device: torch.device, weights: Weights | None) -> Scores:
     ks, rows = [], []
     with exact_math(device):
         scratch = torch.empty(max((unit.elements for unit in units), default=0), device=device)
@@ -142,7 +142,7 @@ def score_on(units: Sequence[Unit], k: str | int, device: torch.device, weights:
             base = weights(unit, device) if unit.relative and weights is not None else None
             n = choose_k(unit, k, base)
             pair = [
-                measured(role, unit, delta, n, scratch, base)
+                score_update(role, unit, delta, n, scratch, base)
                 for role, delta in (("content", unit.content), ("style", unit.style))
             ]
             ks.append(n)
@@ -151,12 +151,12 @@ def score_on(units: Sequence[Unit], k: str | int, device: torch.device, weights:
     return Scores(tuple(ks), *table.unbind(1))
 
 
-def measured(
+def score_update(
     role: str, unit: Unit, delta: Delta | None, k: int, scratch: Tensor, base: Tensor | None
 ) -> tuple[float, float]:
     if delta is None or (unit.relative and base is None):
         return 0.0, 0.0
     try:
-        return magnitude(delta, k, scratch, base)
+        return compute_sums(delta, k, scratch, base)
     except LoraFileError as e:
         raise LoraFileError(f"{unit.name} cannot be used: {e.message}", role) from None

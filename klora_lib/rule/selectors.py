@@ -46,7 +46,7 @@ class Facts:
 Selector = Callable[[Facts, Tensor], Tensor]
 
 
-def either(facts: Facts, content: Tensor) -> Tensor:
+def choose_content(facts: Facts, content: Tensor) -> Tensor:
     """Content where ``content`` (bool [units, T]) says so, else style; both where nothing is to be decided."""
     chosen = torch.where(content, CONTENT, STYLE)
     return torch.where(facts.decided[:, None], chosen, BOTH)
@@ -55,33 +55,33 @@ def either(facts: Facts, content: Tensor) -> Tensor:
 def klora(facts: Facts, progress: Tensor) -> Tensor:
     """Content where S_c ≥ γ·S(t)·S_s (paper, equations 5 to 8)."""
     s = facts.scores
-    return either(facts, s.content_topk[:, None] >= facts.gamma * facts.scale(progress) * s.style_topk[:, None])
+    return choose_content(facts, s.content_topk[:, None] >= facts.gamma * facts.scale(progress) * s.style_topk[:, None])
 
 
 def no_gamma(facts: Facts, progress: Tensor) -> Tensor:
     """Content where S_c ≥ S(t)·S_s: the ablation without the balancing factor."""
     s = facts.scores
-    return either(facts, s.content_topk[:, None] >= facts.scale(progress) * s.style_topk[:, None])
+    return choose_content(facts, s.content_topk[:, None] >= facts.scale(progress) * s.style_topk[:, None])
 
 
 def topk(facts: Facts, progress: Tensor) -> Tensor:
     """Content where S_c ≥ S_s, at every step: the ablation without S and γ."""
     s = facts.scores
-    return either(facts, (s.content_topk >= s.style_topk)[:, None].expand(-1, len(progress)))
+    return choose_content(facts, (s.content_topk >= s.style_topk)[:, None].expand(-1, len(progress)))
 
 
 def fixed(facts: Facts, progress: Tensor) -> Tensor:
     """Content everywhere while γ·S(t) < 1, then style everywhere ("fixed selection")."""
-    return either(facts, (facts.gamma * facts.scale(progress) < 1)[None, :].expand(len(facts.present), -1))
+    return choose_content(facts, (facts.gamma * facts.scale(progress) < 1)[None, :].expand(len(facts.present), -1))
 
 
 def random(facts: Facts, progress: Tensor) -> Tensor:
     """Content with probability 1/3, per unit and step, drawn from the image's seed ("random selection")."""
-    columns = [draw(len(facts.present), facts.seed, int(t)) for t in facts.step(progress)]
-    return either(facts, torch.stack(columns, 1) < 1 / 3)
+    columns = [draw_uniform(len(facts.present), facts.seed, int(t)) for t in facts.step(progress)]
+    return choose_content(facts, torch.stack(columns, 1) < 1 / 3)
 
 
-def draw(n: int, seed: int, step: int) -> Tensor:
+def draw_uniform(n: int, seed: int, step: int) -> Tensor:
     """n uniform numbers that depend on (seed, step) alone; a generator of its own, so the host's noise is untouched."""
     return torch.rand(n, generator=torch.Generator().manual_seed((seed * 1000003 + step) % 2**63))
 

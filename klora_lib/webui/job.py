@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from ..engine.fusion import Fusion, Target, fuse_files, roles_named
+from ..engine.fusion import Fusion, Target, blame_both, fuse_files
 from ..engine.sampling import SamplingPass
 from ..errors import HostError, KLoraError, SettingsError, join_errors
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..rule.cache import Library
 from ..rule.pairing import Pair
 from ..rule.plan import Plan
-from ..rule.schedule import step_progress, whole_steps
+from ..rule.schedule import compute_step_progress, count_whole_steps
 from ..settings import Settings
 
 ROLES = ("content", "style")
@@ -97,7 +97,7 @@ class Job:
         self.by_noise = self.settings.progress == "noise" or not host.has_fixed_steps(p)
         self.start = host.find_start(p)
         content, style = (unet for _, unet in self.find_weights())
-        steps = whole_steps(steps, self.start)
+        steps = count_whole_steps(steps, self.start)
         session, missing = self.fusion.open(read_target(host, p), (content, style), steps, int(p.seeds[0]))
         if missing:
             which = f"{len(missing)}, {missing[0]} among them"
@@ -133,7 +133,8 @@ class Job:
                 raise HostError("the sampler draws without having told K-LoRA that it begins")
             return
         call = self.host.read_call(params)
-        self.current.advance(call.find_noise_progress() if self.by_noise else step_progress(call.t, call.total, self.start))
+        by_steps = compute_step_progress(call.t, call.total, self.start)
+        self.current.advance(call.find_noise_progress() if self.by_noise else by_steps)
 
     def raise_error(self) -> None:
         if self.error is not None:
@@ -220,7 +221,7 @@ def prepare(host: Host, library: Library, settings: Settings, p: Any) -> Job:
     content, style = ((entry.path, entry.name) for entry in entries)
     loaded = read_target(host, p)
     fusion = fuse_files(library, (content, style), settings, loaded)
-    with roles_named():
+    with blame_both():
         fusion.open(loaded, (1.0, 1.0), p.steps)  # only checks that the pair fits and the engine works; it is not used
     return Job(host, settings, entries, fusion)
 

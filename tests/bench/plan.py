@@ -13,7 +13,7 @@ from klora_lib.numerics import exact_math
 from klora_lib.rule.cache import Library
 from klora_lib.rule.pairing import Pair, make_pair
 from klora_lib.rule.plan import make_plan
-from klora_lib.rule.scoring import score
+from klora_lib.rule.scoring import score_units
 from klora_lib.settings import Settings
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def measure(runs: int = 5) -> dict[str, float]:
                     up.float() @ down.float()
 
     bare()
-    rounds = [(seconds(bare), seconds(lambda: score(pair.units, "auto", CPU))) for _ in range(runs)]
+    rounds = [(seconds(bare), seconds(lambda: score_units(pair.units, "auto", CPU))) for _ in range(runs)]
     library = Library()
     library.score(pair, "auto", CPU)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from klora_lib.cli.main import main
 from klora_lib.rule.cache import Library
-from klora_lib.rule.plan import letters, make_plan
+from klora_lib.rule.plan import format_row, make_plan
 from klora_lib.settings import Settings
 
 LAYERS = [f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{part}" for part in ("to_q", "to_k", "to_v")]
@@ -47,7 +47,7 @@ def test_the_json_is_the_librarys_plan(files: tuple[str, str], capsys: Any) -> N
     assert told["steps"] == 7 and told["gamma"] == plan.gamma
     assert [layer["name"] for layer in told["layers"]] == [unit.name for unit in plan.units] == sorted(LAYERS)
     assert all(layer.keys() == KEYS for layer in told["layers"])
-    assert [layer["selection"] for layer in told["layers"]] == [letters(row) for row in plan.table(7)]
+    assert [layer["selection"] for layer in told["layers"]] == [format_row(row) for row in plan.table(7)]
     assert {(x["content_rank"], x["style_rank"], x["k"]) for x in told["layers"]} == {(2, 3, 6)}
     assert len({layer["selection"] for layer in told["layers"]}) > 1, "the layers switch at different steps"
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from klora_lib.engine import session as sessions
-from klora_lib.engine.fit import place
+from klora_lib.engine.fit import place_units
 from klora_lib.engine.session import Session
 from klora_lib.rule.pairing import make_pair
 from klora_lib.rule.plan import make_plan
-from klora_lib.rule.schedule import step_progress
-from klora_lib.rule.scoring import score
+from klora_lib.rule.schedule import compute_step_progress
+from klora_lib.rule.scoring import score_units
 from klora_lib.settings import Settings
 
 from ..engine.cases import LAYERS, bits, hooks, rand
@@ -98,8 +98,8 @@ class Seen:
 @contextmanager
 def plain_tensors() -> Iterator[None]:
     """The engine takes a tensor of a type of its own to be packed: here the type is only where it is."""
-    foreign = sessions.foreign
-    with mock.patch.object(sessions, "foreign", lambda w: "" if isinstance(w, Away) else foreign(w)):
+    name = sessions.name_foreign_type
+    with mock.patch.object(sessions, "name_foreign_type", lambda w: "" if isinstance(w, Away) else name(w)):
         yield
 
 
@@ -118,7 +118,7 @@ class Job:
         """One call of the model, its choice first."""
         session, device = self.run.session, self.device
         switched, waited = session.switches, device.waits
-        session.advance(step_progress(t, STEPS))
+        session.advance(compute_step_progress(t, STEPS))
         self.seen.switches.append(session.switches - switched)
         self.seen.waits.append(device.waits - waited)
 
@@ -188,8 +188,8 @@ def open_job(
         make_file("subject", 104, [n for n in NAMES if n != STYLE_ONLY]),
         make_file("style", 210, [n for n in NAMES if n != CONTENT_ONLY]),
     )
-    plan = make_plan(pair, score(pair.units, "auto", asked), Settings(), STEPS)
-    placed, missing = place(plan, pair, make_sites(stack), WEIGHTS, "tiny")
+    plan = make_plan(pair, score_units(pair.units, "auto", asked), Settings(), STEPS)
+    placed, missing = place_units(plan, pair, make_sites(stack), WEIGHTS, "tiny")
     assert not missing
     with plain_tensors():
         session = Session(plan, placed, engine, asked, reserve)

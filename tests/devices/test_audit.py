@@ -17,7 +17,7 @@ from klora_lib.engine import session
 from klora_lib.engine.memory import MemoryBudget
 from klora_lib.engine.merge import Merged
 from klora_lib.errors import HostError
-from klora_lib.rule.scoring import score
+from klora_lib.rule.scoring import score_units
 
 from ..engine.cases import CPU
 from ..engine.stack import prepare
@@ -176,7 +176,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "nothing is reserved": lambda: mock.patch.object(MemoryBudget, "on", lambda device, _: on(MemoryBudget, device, 0)),
     "mem_get_info is not asked": lambda: mock.patch("klora_lib.engine.memory.free_bytes", asks_nobody),
     "there is always room": lambda: mock.patch.object(MemoryBudget, "on", lambda *_: MemoryBudget(float("inf"))),
-    "backups are always beside": lambda: mock.patch.object(Merged, "kept", lambda self, tensor: tensor.clone()),
+    "backups are always beside": lambda: mock.patch.object(Merged, "copy_backup", lambda self, tensor: tensor.clone()),
     "TF32 is left on": lambda: mock.patch.object(numerics, "find_precision_switches", lambda device: []),
     "the device is asked as it came": lambda: as_it_came(),
 }
@@ -206,8 +206,8 @@ def test_tf32_of_the_host_does_not_reach_the_weights() -> None:
     with tf32():
         on_a_small_card()
         with pretend("cuda"):
-            there = score(prepare().pair.units, "auto", torch.device("cuda"))
-    here = score(prepare().pair.units, "auto", CPU)
+            there = score_units(prepare().pair.units, "auto", torch.device("cuda"))
+    here = score_units(prepare().pair.units, "auto", CPU)
     assert torch.allclose(there.content_topk, here.content_topk, rtol=1e-6, atol=0)
 
 

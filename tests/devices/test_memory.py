@@ -21,13 +21,13 @@ from klora_lib.devices import (
 )
 from klora_lib.engine.memory import MemoryBudget
 from klora_lib.engine.merge import Merged
-from klora_lib.engine.site import Load, Loads, Site
+from klora_lib.engine.site import Site, SiteDeltas, WeightedDelta
 from klora_lib.lora.deltas import Delta, Dora, Lora
 from klora_lib.lora.lycoris import Loha
 from klora_lib.numerics import exact_math
 from klora_lib.rule import scoring
 from klora_lib.rule.pairing import Unit
-from klora_lib.rule.scoring import score
+from klora_lib.rule.scoring import score_units
 
 from ..engine.cases import CPU, rand
 from .away import numbers
@@ -64,8 +64,8 @@ def test_a_switch_of_a_half_precision_weight_takes_one_wide_copy(
     """Args: wide: fp32 matrices at the worst moment.  there: is the backup on the device?"""
     with pretend("cuda") as device:
         module = put(nn.Linear(N, N, bias=False).half(), device)
-        loads = Loads(*(Load(make(7 * i), 0.8) for i, make in enumerate(makers)), *[None] * (2 - len(makers)))
-        actor = Merged(Site(module), loads, device.device, MemoryBudget(float("inf") if there else 0))
+        deltas = SiteDeltas(*(WeightedDelta(make(7 * i), 0.8) for i, make in enumerate(makers)), *[None] * (2 - len(makers)))
+        actor = Merged(Site(module), deltas, device.device, MemoryBudget(float("inf") if there else 0))
         with exact_math(device.device):
             actor.show(3)
             actor.show(1)
@@ -88,7 +88,7 @@ def test_the_base_is_copied_only_where_a_second_update_asks_for_it() -> None:
 
     for makers, copies in (((low_rank, low_rank), 0), ((loha, loha), 0), ((dora, loha), 0), ((dora, dora), 1)):
         module = nn.Linear(N, N, bias=False).half().requires_grad_(False)
-        actor = Merged(Site(module), Loads(*(Load(make(3), 0.8) for make in makers)), CPU, MemoryBudget(0))
+        actor = Merged(Site(module), SiteDeltas(*(WeightedDelta(make(3), 0.8) for make in makers)), CPU, MemoryBudget(0))
         with exact_math(CPU):
             actor.back_up()
             with mock.patch.object(Tensor, "clone", counted):
@@ -122,7 +122,8 @@ def test_the_fast_way_is_taken_on_a_device_by_its_name_alone() -> None:
     """An fp32 weight is summed in place: "cuda" is "cuda:0"."""
     with pretend("cuda") as device:
         module = put(nn.Linear(N, N, bias=False), device)
-        actor = Merged(Site(module), Loads(Load(low_rank(3), 0.8), None), torch.device("cuda"), MemoryBudget(float("inf")))
+        deltas = SiteDeltas(WeightedDelta(low_rank(3), 0.8), None)
+        actor = Merged(Site(module), deltas, torch.device("cuda"), MemoryBudget(float("inf")))
         with exact_math(device.device):
             actor.show(1)
             device.peak = before = device.live
@@ -166,10 +167,10 @@ def units(n: int = N) -> list[Unit]:
 @pytest.mark.parametrize("capacity", [1 << 40, 2 * N * N * 4, 100])
 def test_scores_are_the_same_where_the_device_has_no_room(kind: str, capacity: int) -> None:
     """What the device says it has decides; one that says nothing is tried where little is needed."""
-    want = score(units(), "auto", CPU)
+    want = score_units(units(), "auto", CPU)
     with pretend(kind, capacity=capacity) as device:
         asked = torch.device(kind)
-        got = score(units(), "auto", asked, MemoryBudget.on(asked, 0).free)
+        got = score_units(units(), "auto", asked, MemoryBudget.on(asked, 0).free)
         silent = measure_free_bytes(asked) == devices.UNKNOWN_FREE
         assert (device.peak > 0) == (capacity == 1 << 40 or (silent and capacity > 100))
         assert device.live == 0
@@ -180,14 +181,14 @@ def test_scores_are_the_same_where_the_device_has_no_room(kind: str, capacity: i
 @pytest.mark.parametrize("share", [1, 2, 3])
 def test_memory_that_is_not_there_though_it_was_told_sends_scoring_to_the_cpu(share: int) -> None:
     with pretend("cuda", capacity=share * N * N * 4 + 100) as device:
-        got = score(units(), "auto", torch.device("cuda"), free=1e12)
+        got = score_units(units(), "auto", torch.device("cuda"), free=1e12)
         assert device.peak > 0 and device.live == 0
-    assert torch.allclose(got.content_abs, score(units(), "auto", CPU).content_abs, rtol=1e-6)
+    assert torch.allclose(got.content_abs, score_units(units(), "auto", CPU).content_abs, rtol=1e-6)
 
 
 def test_scoring_keeps_to_what_it_says_it_needs() -> None:
     with pretend("cuda") as device:
-        score(units(), "auto", torch.device("cuda"))
+        score_units(units(), "auto", torch.device("cuda"))
         assert device.peak <= scoring.PRODUCTS * N * N * 4
 
 
@@ -209,8 +210,8 @@ def test_where_the_backup_lies_changes_no_bit(two: tuple[Callable[[int], Delta],
             module = nn.Linear(N, N, bias=False)
             module.weight.data = rand(N, N, seed=2)
             before = put(module.to(dtype), device).weight.inner.clone()
-            loads = Loads(*(Load(make(7 * i), 0.8) for i, make in enumerate(two)))
-            actor = Merged(Site(module), loads, device.device, MemoryBudget(free))
+            deltas = SiteDeltas(*(WeightedDelta(make(7 * i), 0.8) for i, make in enumerate(two)))
+            actor = Merged(Site(module), deltas, device.device, MemoryBudget(free))
             with exact_math(device.device):
                 for masks in (1, 3, 2, 3):
                     actor.show(masks)

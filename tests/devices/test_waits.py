@@ -15,9 +15,9 @@ HALF = torch.bfloat16  # CPUs of every torch compute with it
 
 
 def test_the_host_waits_for_no_switch_by_merge() -> None:
-    """0 a switch, once a load has been there before: backup and factors are on the device, and nothing is read from it.
+    """0 a switch, once a weighted has been there before: backup and factors are on the device, and nothing is read from it.
 
-    The first time, every tensor of the load is copied from the file's pageable memory, and each such copy waits.  aside
+    The first time, every tensor of the weighted is copied from the file's pageable memory, and each such copy waits.  aside
     forgets, so that the second half of the job copies again.
     """
     with pretend("cuda") as device:
@@ -59,7 +59,7 @@ def test_a_step_without_a_switch_waits_for_nothing(engine: str) -> None:
 
 
 def test_a_bypassed_switch_waits_for_the_copies_of_its_factors_alone() -> None:
-    """Per load that acts: up and down, and the bias where it has one; a LoHa is four factors and reads no base.
+    """Per weighted that acts: up and down, and the bias where it has one; a LoHa is four factors and reads no base.
 
     The hook itself moves nothing: the copies are made at the first call after the switch.
     """
@@ -77,8 +77,8 @@ def test_a_bypassed_switch_waits_for_the_copies_of_its_factors_alone() -> None:
             before = device.waits
             for _ in range(3):
                 job.run.stack[name](x)
-            loads = [load for load in (actor.loads.content, actor.loads.style) if load is not None]
-            copies = sum((4 if name.endswith("ff.net.2") else 2) + (load.delta.bias is not None) for load in loads)
+            deltas = [weighted for weighted in (actor.deltas.content, actor.deltas.style) if weighted is not None]
+            copies = sum((4 if name.endswith("ff.net.2") else 2) + (weighted.delta.bias is not None) for weighted in deltas)
             assert device.waits - before == copies, name
         running.close()
 

@@ -12,7 +12,7 @@ from diffusers.loaders import lora_conversion_utils as reference
 from torch import Tensor, nn
 
 from klora_lib.diffusers.model import find_sites, use_diffusers_order
-from klora_lib.engine.fit import seats
+from klora_lib.engine.fit import find_seats
 from klora_lib.lora.file import lora_file
 from klora_lib.rule.pairing import make_pair
 
@@ -91,7 +91,7 @@ def test_makers_names_mean_what_diffusers_says(architecture: str) -> None:
     there = find_sites(model)
     pair = use_diffusers_order(make_pair(lora_file(makers, "makers"), lora_file(converted, "diffusers")), there)
     assert [unit.name for unit in pair.units if not unit.shared] == []
-    found = {id(site.module): part for unit in pair.units for part, site in seats(unit, there)}
+    found = {id(site.module): part for unit in pair.units for part, site in find_seats(unit, there)}
     layers = {key.removeprefix("transformer.").removesuffix(".lora_A.weight") for key in converted if "lora_A" in key}
     assert len(found) == len(layers)
     for layer in layers:
@@ -115,7 +115,7 @@ def test_luminas_last_layers_find_their_place() -> None:
                     f"diffusion_model.{path}.lora_B.weight": torch.randn(rows, 1)}  # fmt: skip
     file = lora_file(tensors, "makers")
     pair = use_diffusers_order(make_pair(file, lora_file(tensors, "again")), there)
-    placed = {unit.name: [site.module for _, site in seats(unit, there)] for unit in pair.units}
+    placed = {unit.name: [site.module for _, site in find_seats(unit, there)] for unit in pair.units}
     assert {name: modules for name, modules in placed.items() if name.startswith("norm_out")} == {
         layer: [model.get_submodule(layer)] for layer in paths.values()
     }

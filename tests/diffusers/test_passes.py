@@ -11,7 +11,7 @@ import torch
 
 from klora_lib.diffusers import klora
 from klora_lib.engine.session import Session
-from klora_lib.rule.schedule import noise_progress
+from klora_lib.rule.schedule import compute_noise_progress
 
 from .pipes import FAMILIES, calls_of, denoiser, image
 from .reference import brute_force
@@ -218,5 +218,5 @@ def test_progress_by_noise(family: str, last: int, make: Callable, files: Callab
     pipe = make(family)
     with klora(pipe, *files(family, only="attn"), progress="noise"):
         image(pipe, steps=4)
-    assert progress == pytest.approx([noise_progress(float(t), last + 1) for t in pipe.scheduler.timesteps])
+    assert progress == pytest.approx([compute_noise_progress(float(t), last + 1) for t in pipe.scheduler.timesteps])
     assert progress == pytest.approx([1 - float(t) / last for t in pipe.scheduler.timesteps])

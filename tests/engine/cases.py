@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from klora_lib.engine.site import Load, Loads, Site
-from klora_lib.lora.deltas import Delta, Dora, Full, Lora, fuse
+from klora_lib.engine.site import Site, SiteDeltas, WeightedDelta
+from klora_lib.lora.deltas import Delta, Dora, Full, Lora, fuse_parts
 from klora_lib.lora.lycoris import Glora, Loha, Lokr
 from klora_lib.lora.multiplied import Scaled, Turned
 
@@ -146,7 +146,8 @@ def fused(shape: tuple[int, ...], seed: int) -> tuple[Delta, Update]:
     """Two parts stacked, the second absent."""
     half = shape[0] // 2, *shape[1:]
     part, step = lora(half, seed)
-    return fuse([part, None], [half[0], half[0]]), lambda base: torch.cat([step(base), torch.zeros_like(base[half[0] :])])
+    delta = fuse_parts([part, None], [half[0], half[0]])
+    return delta, lambda base: torch.cat([step(base), torch.zeros_like(base[half[0] :])])
 
 
 def orthogonal(n: int, seed: int) -> Tensor:
@@ -198,45 +199,45 @@ KINDS = {**LOW_RANK, **DENSE, **DORAS, **RELATIVE}
 class Duo:
     """Two modules on one layer with the user's weights, and the updates they stand for."""
 
-    loads: Loads
+    deltas: SiteDeltas
     updates: tuple[Update, Update]
 
     def weight(self, site: Site, base: Tensor, mask: int) -> Tensor:
         """The whole weight in fp64 as the mask wants it: base + Σ w·ΔW(base), on the site's rows and columns."""
         want = base.double().clone()
-        part = site.part(want)
+        part = site.take_part(want)
         rows = part.reshape(part.shape[0], -1)
-        before, columns = rows[:, : self.loads.columns].clone(), self.loads.columns
+        before, columns = rows[:, : self.deltas.columns].clone(), self.deltas.columns
         rows = rows.clone()
-        for i, load in enumerate((self.loads.content, self.loads.style)):
-            if load is not None and mask >> i & 1:
-                rows[:, :columns] += load.weight * self.updates[i](before)
+        for i, weighted in enumerate((self.deltas.content, self.deltas.style)):
+            if weighted is not None and mask >> i & 1:
+                rows[:, :columns] += weighted.weight * self.updates[i](before)
         part.copy_(rows.reshape(part.shape))
         return want
 
     def bias(self, site: Site, base: Tensor | None, mask: int) -> Tensor | None:
         wanted = [
-            load.weight * load.delta.bias.double()
-            for i, load in enumerate((self.loads.content, self.loads.style))
-            if load is not None and mask >> i & 1 and load.delta.bias is not None
+            weighted.weight * weighted.delta.bias.double()
+            for i, weighted in enumerate((self.deltas.content, self.deltas.style))
+            if weighted is not None and mask >> i & 1 and weighted.delta.bias is not None
         ]
-        own = torch.zeros(0) if base is None else site.part(base).double()
+        own = torch.zeros(0) if base is None else site.take_part(base).double()
         wanted += [
-            load.weight * load.delta.bias_factor.double() * own
-            for i, load in enumerate((self.loads.content, self.loads.style))
-            if base is not None and load is not None and mask >> i & 1 and load.delta.bias_factor is not None
+            weighted.weight * weighted.delta.bias_factor.double() * own
+            for i, weighted in enumerate((self.deltas.content, self.deltas.style))
+            if base is not None and weighted is not None and mask >> i & 1 and weighted.delta.bias_factor is not None
         ]
         if base is None and not wanted:
             return None
         total = torch.zeros(site.module.weight.shape[0], dtype=torch.float64) if base is None else base.double().clone()
         for w in wanted:
-            site.part(total).add_(w)
+            site.take_part(total).add_(w)
         return total
 
 
 def duo(layer: str, content: str, style: str, weights: tuple[float, float] = (0.8, -0.6), seed: int = 40) -> Duo:
     one, two = KINDS[content](LAYERS[layer].shape, seed), KINDS[style](LAYERS[layer].shape, seed + 20)
-    return Duo(Loads(Load(one[0], weights[0]), Load(two[0], weights[1])), (one[1], two[1]))
+    return Duo(SiteDeltas(WeightedDelta(one[0], weights[0]), WeightedDelta(two[0], weights[1])), (one[1], two[1]))
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from klora_lib.engine.fit import place
+from klora_lib.engine.fit import place_units
 from klora_lib.engine.session import Session
 from klora_lib.engine.site import Site
 from klora_lib.lora.file import LoraFile, lora_file
 from klora_lib.rule.pairing import Pair, make_pair
 from klora_lib.rule.plan import Plan, make_plan
-from klora_lib.rule.scoring import score
+from klora_lib.rule.scoring import score_units
 from klora_lib.settings import Settings
 
 from .cases import CPU, make_layer, rand
@@ -85,8 +85,8 @@ def prepare(
         make_file("subject", 104, [n for n in NAMES if n != STYLE_ONLY]),
         make_file("style", 210, [n for n in NAMES if n != CONTENT_ONLY]),
     )
-    plan = make_plan(pair, score(pair.units, "auto", CPU), settings or Settings(), steps)
-    placed, missing = place(plan, pair, make_sites(stack), weights, "tiny")
+    plan = make_plan(pair, score_units(pair.units, "auto", CPU), settings or Settings(), steps)
+    placed, missing = place_units(plan, pair, make_sites(stack), weights, "tiny")
     assert not missing
     return Prepared(stack, pair, plan, Session(plan, placed, engine, CPU))
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from klora_lib.engine.site import Packed, Site, stored_weight
+from klora_lib.engine.site import Packed, Site, read_stored_weight
 
 from .cases import rand
 
@@ -136,7 +136,7 @@ def numbers(module: nn.Module) -> Tensor:
     if isinstance(weight, ParameterGGUF):
         return unpack(weight.data, weight.step, weight.shape)
     scale = getattr(module, "scale_weight", None)
-    return stored_weight(module) * (1.0 if scale is None else scale)
+    return read_stored_weight(module) * (1.0 if scale is None else scale)
 
 
 def site_of(module: nn.Module) -> Site:

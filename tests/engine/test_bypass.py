@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from klora_lib.engine.bypass import Bypassed
-from klora_lib.engine.site import Load, Loads, Site
+from klora_lib.engine.site import Site, SiteDeltas, WeightedDelta
 from klora_lib.lora.deltas import Norm
 
 from ..half import without_half
@@ -40,7 +40,7 @@ def check_bypass(layer: str, two: Duo, dtype: torch.dtype) -> None:
     module = make_layer(layer, dtype)
     site, x = site_of(layer, module), rand(*LAYERS[layer].x, seed=7).to(dtype)
     before, plain = snapshot(module), module(x)
-    actor = Bypassed(site, two.loads)
+    actor = Bypassed(site, two.deltas)
     for mask in (1, 2, 3):
         actor.show(mask)
         check_output(module, site, two, mask, x)
@@ -76,7 +76,7 @@ def test_a_bias_alone_moves_the_output_by_itself(layer: str) -> None:
     module = make_layer(layer)
     x, added = rand(*LAYERS[layer].x, seed=7), rand(LAYERS[layer].shape[0], seed=8)
     plain = module(x)
-    actor = Bypassed(Site(module), Loads(Load(Norm(None, added), 0.5), None))
+    actor = Bypassed(Site(module), SiteDeltas(WeightedDelta(Norm(None, added), 0.5), None))
     actor.show(1)
     moved = (module(x) - plain).movedim(1 if isinstance(module, nn.Conv2d) else -1, -1)
     assert torch.allclose(moved, (0.5 * added).expand_as(moved), atol=1e-6)
@@ -92,7 +92,7 @@ masks = st.lists(st.integers(0, 3), min_size=1, max_size=6)
 def test_the_order_of_masks_leaves_no_trace(order: list[int], layer: str, kind: str) -> None:
     two, x = duo(layer, kind, "full"), rand(*LAYERS[layer].x, seed=7)
     walked, fresh = make_layer(layer), make_layer(layer)
-    actor, once = Bypassed(site_of(layer, walked), two.loads), Bypassed(site_of(layer, fresh), two.loads)
+    actor, once = Bypassed(site_of(layer, walked), two.deltas), Bypassed(site_of(layer, fresh), two.deltas)
     for mask in order:
         actor.show(mask)
         walked(x)
@@ -115,7 +115,7 @@ def test_fp8_weights(kind: str) -> None:
     module.weight = nn.Parameter(rand(8, 6, seed=1).to(torch.float8_e4m3fn), requires_grad=False)
     before, two, x = snapshot(module), duo("linear", kind, "lora"), rand(2, 5, 6, seed=7)
     base = module.weight.double()
-    actor = Bypassed(Site(module), two.loads)
+    actor = Bypassed(Site(module), two.deltas)
     for mask in (1, 2, 3):
         actor.show(mask)
         want = nn.functional.linear(
@@ -129,7 +129,7 @@ def test_fp8_weights(kind: str) -> None:
 def test_the_input_may_be_of_another_type_than_the_weight() -> None:
     module = Cast(6, 8).to(torch.bfloat16).requires_grad_(False)
     two = duo("linear", "lora", "loha")
-    actor = Bypassed(Site(module), two.loads)
+    actor = Bypassed(Site(module), two.deltas)
     for x in (rand(5, 6, seed=7), rand(5, 6, seed=7).bfloat16(), rand(5, 6, seed=7)):
         plain = module(x)
         actor.show(3)
@@ -139,7 +139,7 @@ def test_the_input_may_be_of_another_type_than_the_weight() -> None:
 
 def test_autocast_has_the_final_say_in_the_outputs_type() -> None:
     module, x = make_layer("linear"), rand(5, 6, seed=7)
-    actor = Bypassed(Site(module), duo("linear", "lora", "full").loads)
+    actor = Bypassed(Site(module), duo("linear", "lora", "full").deltas)
     actor.show(3)
     exact = module(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -152,7 +152,7 @@ def test_two_row_sites_of_one_weight_do_not_meet() -> None:
     module = nn.Linear(6, 12).requires_grad_(False)
     two, x = duo("rows of a fused linear", "lora with bias", "full"), rand(5, 6, seed=7)
     plain = module(x)
-    actors = [Bypassed(Site(module, rows), two.loads) for rows in ((0, 4), (8, 12))]
+    actors = [Bypassed(Site(module, rows), two.deltas) for rows in ((0, 4), (8, 12))]
     for actor in actors:
         actor.show(1)
     assert torch.equal(module(x)[:, 4:8], plain[:, 4:8])
@@ -166,7 +166,7 @@ def test_two_row_sites_of_one_weight_do_not_meet() -> None:
 def test_other_peoples_hooks_stay() -> None:
     module = make_layer("linear")
     theirs = module.register_forward_hook(lambda m, a, o: o + 1)
-    actor = Bypassed(Site(module), duo("linear", "lora", "full").loads)
+    actor = Bypassed(Site(module), duo("linear", "lora", "full").deltas)
     actor.show(1)
     actor.close()
     assert list(module._forward_hooks) == [theirs.id]
@@ -174,7 +174,7 @@ def test_other_peoples_hooks_stay() -> None:
 
 def test_a_site_never_shown_has_no_hook() -> None:
     module = make_layer("linear")
-    actor = Bypassed(Site(module), duo("linear", "lora", "full").loads)
+    actor = Bypassed(Site(module), duo("linear", "lora", "full").deltas)
     actor.show(0)
     assert hooks(module) == 0
 
@@ -183,7 +183,7 @@ def test_inference_mode_is_no_obstacle() -> None:
     with torch.inference_mode():
         module, x = make_layer("linear"), rand(5, 6, seed=7)
         plain = module(x)
-        actor = Bypassed(Site(module), duo("linear", "dora by input", "glora").loads)
+        actor = Bypassed(Site(module), duo("linear", "dora by input", "glora").deltas)
         actor.show(3)
         assert not torch.equal(module(x), plain)
         actor.close()

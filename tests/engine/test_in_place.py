@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from klora_lib.engine.bypass import Bypassed, ours_to_change
+from klora_lib.engine.bypass import Bypassed, may_change
 from klora_lib.engine.site import Site
 
 from .cases import LAYERS, duo, make_layer, rand
@@ -28,7 +28,7 @@ class Watched:
             return self.made[-1]
 
         module.forward = watched  # type: ignore[method-assign]
-        self.actor = Bypassed(Site(module, rows), duo(layer, "lora", "loha").loads)
+        self.actor = Bypassed(Site(module, rows), duo(layer, "lora", "loha").deltas)
         self.actor.show(3)
 
     def call(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,8 +48,8 @@ def test_an_output_of_its_own_is_added_to(layer: str, mode: Callable[[], Any]) -
 def test_three_sites_of_one_weight_share_the_output() -> None:
     module = nn.Linear(6, 12).requires_grad_(False)
     first = Watched(module, "rows of a fused linear", (0, 4))
-    loads = duo("rows of a fused linear", "lora", "full").loads
-    others = [Bypassed(Site(module, rows), loads) for rows in ((4, 8), (8, 12))]
+    deltas = duo("rows of a fused linear", "lora", "full").deltas
+    others = [Bypassed(Site(module, rows), deltas) for rows in ((4, 8), (8, 12))]
     for other in others:
         other.show(3)
     made, out = first.call(rand(5, 6, seed=7))
@@ -93,13 +93,13 @@ class Other(nn.Module):
 @pytest.mark.parametrize("make", [lambda: HandsOn(6, 6), lambda: HandsOnAView(6, 6), lambda: Keeps(6, 6), Other])
 @torch.no_grad()
 def test_what_a_layer_hands_on_or_keeps_is_not_written(make: Callable[[], nn.Module]) -> None:
-    from klora_lib.engine.site import Load, Loads
+    from klora_lib.engine.site import SiteDeltas, WeightedDelta
     from klora_lib.lora.deltas import Lora
 
     module, x = make().requires_grad_(False), rand(5, 6, seed=7)
     delta = Lora(rand(6, 2, seed=1), rand(2, 6, seed=2), 1.0, (6, 6))
     before, theirs = x.clone(), module(x).clone()
-    actor = Bypassed(Site(module), Loads(Load(delta, 1.0), None))
+    actor = Bypassed(Site(module), SiteDeltas(WeightedDelta(delta, 1.0), None))
     actor.show(1)
     for _ in range(2):
         assert torch.allclose(module(x), theirs + x @ delta.dense().T, atol=1e-5)
@@ -137,6 +137,6 @@ def test_an_output_made_in_inference_mode_is_left_alone_outside() -> None:
     module, x = make_layer("linear"), rand(5, 6, seed=7)
     with torch.inference_mode():
         output = module(x)
-    assert not ours_to_change(module, (x,), output)
+    assert not may_change(module, (x,), output)
     with torch.inference_mode():
-        assert ours_to_change(module, (x,), output)
+        assert may_change(module, (x,), output)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from klora_lib.engine.layers import sites_of
+from klora_lib.engine.layers import list_sites
 from klora_lib.engine.site import Site
 
 from ..fakes.unet import UNet
@@ -90,7 +90,7 @@ SD3 = {
 @pytest.mark.parametrize("names", [SD15, SDXL, FLUX, SD3], ids=["SD1.5", "SDXL", "Flux", "SD3"])
 def test_every_weight_has_its_name(names: dict[str, str]) -> None:
     leaves = {path: linear(12) if "qkv" in path or path.endswith("linear1") else linear() for path in names}
-    sites = sites_of(tree(leaves))
+    sites = list_sites(tree(leaves))
     for path, name in names.items():
         assert sites[name] == Site(leaves[path]), path
     whole = {name for name, site in sites.items() if site.rows is None}
@@ -107,16 +107,16 @@ def test_every_weight_has_its_name(names: dict[str, str]) -> None:
 )
 def test_a_fused_qkv_is_cut_into_three(path: str, stem: str, parts: tuple[str, ...]) -> None:
     module = linear(15, 5)
-    sites = sites_of(tree({path: module}))
+    sites = list_sites(tree({path: module}))
     assert [sites[f"{stem}.{p}"] for p in parts] == [Site(module, (0, 5)), Site(module, (5, 10)), Site(module, (10, 15))]
-    stacked = torch.cat([sites[f"{stem}.{p}"].part(module.weight) for p in parts])
+    stacked = torch.cat([sites[f"{stem}.{p}"].take_part(module.weight) for p in parts])
     assert torch.equal(stacked, module.weight)
 
 
 def test_fluxs_single_stream_ends_with_the_mlp() -> None:
     """q, k and v are as tall as the layer is wide; the rest is proj_mlp."""
     module = linear(3 * 5 + 20, 5)
-    sites = sites_of(tree({"single_blocks.1.linear1": module}))
+    sites = list_sites(tree({"single_blocks.1.linear1": module}))
     stem = "single_transformer_blocks.1"
     rows = [sites[f"{stem}.{p}"].rows for p in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
     assert rows == [(0, 5), (5, 10), (10, 15), (15, 35)]
@@ -126,13 +126,13 @@ def test_fluxs_single_stream_ends_with_the_mlp() -> None:
 def test_fewer_heads_for_keys_and_values() -> None:
     """Lumina 2: q is as tall as the layer is wide, k and v are a third of that each."""
     module = linear(6 + 2 + 2, 6)
-    sites = sites_of(tree({"layers.0.attention.qkv": module}))
+    sites = list_sites(tree({"layers.0.attention.qkv": module}))
     assert [sites[f"layers.0.attention.to_{x}"].rows for x in "qkv"] == [(0, 6), (6, 8), (8, 10)]
 
 
 def test_the_small_unet_loses_nothing() -> None:
     net = UNet()
-    sites = sites_of(net)
+    sites = list_sites(net)
     with_weight = [m for m in net.modules() if getattr(m, "weight", None) is not None]
     assert [s.module for s in sites.values()] == with_weight
     assert all(s.rows is None for s in sites.values())
@@ -142,12 +142,12 @@ def test_what_has_no_weight_is_no_site() -> None:
     tree_ = tree(
         {"input_blocks.0.0": nn.SiLU(), "input_blocks.1.0": nn.LayerNorm(4, elementwise_affine=False), "out.2": linear()}
     )
-    assert list(sites_of(tree_)) == ["conv_out"]
+    assert list(list_sites(tree_)) == ["conv_out"]
 
 
 def test_a_hosts_own_reader_reaches_every_site() -> None:
     def read(module: nn.Module) -> torch.Tensor:
         return torch.zeros(1)
 
-    sites = sites_of(tree({"double_blocks.0.img_attn.qkv": linear(12), "img_in": linear()}), read)
+    sites = list_sites(tree({"double_blocks.0.img_attn.qkv": linear(12), "img_in": linear()}), read)
     assert len(sites) == 5 and all(s.read is read for s in sites.values())

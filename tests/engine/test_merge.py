@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from klora_lib.engine.merge import MemoryBudget, Merged
-from klora_lib.engine.site import Load, Loads, Site
+from klora_lib.engine.site import Site, SiteDeltas, WeightedDelta
 from klora_lib.lora.deltas import Norm
 from klora_lib.numerics import exact_math
 
@@ -18,8 +18,8 @@ from .cases import CPU, DORAS, FLOATS, KINDS, LAYERS, Duo, duo, hooks, make_laye
 FP32 = torch.finfo(torch.float32).eps
 
 
-def merged(site: Site, loads: Loads, budget: float = float("inf")) -> Merged:
-    return Merged(site, loads, CPU, MemoryBudget(budget))
+def merged(site: Site, deltas: SiteDeltas, budget: float = float("inf")) -> Merged:
+    return Merged(site, deltas, CPU, MemoryBudget(budget))
 
 
 def show(actor: Merged, mask: int) -> None:
@@ -46,7 +46,7 @@ def check_merge(layer: str, two: Duo, dtype: torch.dtype, masks: tuple[int, ...]
     site = site_of(layer, module)
     before, weight = snapshot(module), module.weight.clone()
     bias = None if module.bias is None else module.bias.clone()
-    actor = merged(site, two.loads)
+    actor = merged(site, two.deltas)
     for mask in masks:
         show(actor, mask)
         check_rounded(module.weight, two.weight(site, weight, mask), weight)
@@ -85,7 +85,7 @@ def test_fp64_weights_are_not_narrowed(layer: str) -> None:
     check_merge(layer, duo(layer, "lora", "fused"), torch.float64)
     module = make_layer(layer, torch.float64)
     untouched = module.weight[len(module.weight) // 2 :].clone()
-    show(merged(Site(module), duo(layer, "lora", "fused").loads), 2)
+    show(merged(Site(module), duo(layer, "lora", "fused").deltas), 2)
     assert torch.equal(module.weight[len(module.weight) // 2 :], untouched)
 
 
@@ -97,7 +97,7 @@ def test_the_users_weight_scales_the_update(weights: tuple[float, float]) -> Non
 def test_weight_zero_leaves_the_numbers_as_they_are() -> None:
     module = make_layer("linear")
     weight = module.weight.clone()
-    show(merged(Site(module), duo("linear", "lora", "full", (0.0, 0.0)).loads), 3)
+    show(merged(Site(module), duo("linear", "lora", "full", (0.0, 0.0)).deltas), 3)
     assert torch.equal(module.weight, weight)
 
 
@@ -107,7 +107,7 @@ def test_norms(norm: type, dtype: torch.dtype) -> None:
     module = norm().to(dtype).requires_grad_(False)
     before, weight, bias = snapshot(module), module.weight.clone(), module.bias.clone()
     dw, db = torch.linspace(-1, 1, 6), torch.linspace(2, 3, 6)
-    actor = merged(Site(module), Loads(Load(Norm(dw, db), 0.5), Load(Norm(None, db), 2.0)))
+    actor = merged(Site(module), SiteDeltas(WeightedDelta(Norm(dw, db), 0.5), WeightedDelta(Norm(None, db), 2.0)))
     show(actor, 3)
     check_rounded(module.weight, weight.double() + 0.5 * dw.double(), weight)
     check_rounded(module.bias, bias.double() + 2.5 * db.double(), bias)
@@ -122,7 +122,7 @@ def test_a_bias_alone_moves_the_bias_alone(layer: str) -> None:
     module = make_layer(layer)
     before, weight, bias = snapshot(module), module.weight.clone(), module.bias.clone()
     added = torch.ones(len(bias))
-    actor = merged(Site(module), Loads(Load(Norm(None, added), 0.5), None))
+    actor = merged(Site(module), SiteDeltas(WeightedDelta(Norm(None, added), 0.5), None))
     show(actor, 1)
     assert torch.equal(module.bias, bias + 0.5)
     assert torch.equal(module.weight, weight)
@@ -137,10 +137,10 @@ masks = st.lists(st.integers(0, 3), min_size=1, max_size=6)
 @given(masks, st.sampled_from(sorted(LAYERS)), st.sampled_from(FLOATS), st.sampled_from(sorted(KINDS)))
 def test_the_order_of_masks_leaves_no_trace(order: list[int], layer: str, dtype: torch.dtype, kind: str) -> None:
     two = duo(layer, kind, "full")
-    assume(make_layer(layer).bias is not None or not two.loads.with_bias)  # such a layer is left to bypass
+    assume(make_layer(layer).bias is not None or not two.deltas.with_bias)  # such a layer is left to bypass
     walked, fresh = make_layer(layer, dtype), make_layer(layer, dtype)
     before = snapshot(walked)
-    actor, once = merged(site_of(layer, walked), two.loads), merged(site_of(layer, fresh), two.loads)
+    actor, once = merged(site_of(layer, walked), two.deltas), merged(site_of(layer, fresh), two.deltas)
     for mask in order:
         show(actor, mask)
     show(once, order[-1])
@@ -158,7 +158,7 @@ def test_zeros_signs_and_nans_come_back(dtype: torch.dtype) -> None:
     module.weight.view(whole)[0, 0] = quiet_nan
     module.weight[0, 1], module.weight[1, 0], module.weight[1, 1] = -0.0, float("-inf"), torch.finfo(dtype).tiny / 2
     before = snapshot(module)
-    actor = merged(Site(module), duo("linear", "lora", "lora").loads)
+    actor = merged(Site(module), duo("linear", "lora", "lora").deltas)
     for mask in (1, 3, 2):
         show(actor, mask)
     close(actor)
@@ -169,7 +169,7 @@ def test_the_parameter_object_stays_the_same() -> None:
     """Others hold references: the weight is written in place."""
     module = make_layer("linear")
     weight, place = module.weight, module.weight.data_ptr()
-    actor = merged(Site(module), duo("linear", "lora", "full").loads)
+    actor = merged(Site(module), duo("linear", "lora", "full").deltas)
     show(actor, 1)
     assert module.weight is weight and weight.data_ptr() == place
     close(actor)
@@ -181,7 +181,7 @@ def test_inference_mode_weights_may_be_written() -> None:
         module = make_layer("linear", torch.float16)
     assert module.weight.is_inference()
     before = snapshot(module)
-    actor = merged(Site(module), duo("linear", "lora with bias", "dora by output").loads)
+    actor = merged(Site(module), duo("linear", "lora with bias", "dora by output").deltas)
     show(actor, 3)
     assert not same(module, before)
     close(actor)
@@ -191,9 +191,9 @@ def test_inference_mode_weights_may_be_written() -> None:
 def test_autocast_changes_nothing() -> None:
     two = duo("linear", "lora", "loha")
     plain, under = make_layer("linear"), make_layer("linear")
-    show(merged(Site(plain), two.loads), 3)
+    show(merged(Site(plain), two.deltas), 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        show(merged(Site(under), two.loads), 3)
+        show(merged(Site(under), two.deltas), 3)
     assert same(under, snapshot(plain))
 
 
@@ -201,8 +201,8 @@ def test_no_room_changes_nothing() -> None:
     two = duo("linear", "lora", "full")
     roomy, tight = make_layer("linear"), make_layer("linear")
     before = snapshot(tight)
-    show(merged(Site(roomy), two.loads), 3)
-    actor = merged(Site(tight), two.loads, budget=0)
+    show(merged(Site(roomy), two.deltas), 3)
+    actor = merged(Site(tight), two.deltas, budget=0)
     show(actor, 3)
     assert same(tight, snapshot(roomy))
     close(actor)
@@ -211,7 +211,7 @@ def test_no_room_changes_nothing() -> None:
 
 def test_a_site_never_shown_is_never_copied() -> None:
     module = make_layer("linear")
-    actor = merged(Site(module), duo("linear", "lora", "full").loads)
+    actor = merged(Site(module), duo("linear", "lora", "full").deltas)
     show(actor, 0)
     assert actor.weight is None and actor.bias is None
 
@@ -221,12 +221,12 @@ def test_two_row_sites_of_one_weight_do_not_meet() -> None:
     before, base = snapshot(module), module.weight.clone()
     two = duo("rows of a fused linear", "lora", "full")
     sites = [Site(module, rows) for rows in ((0, 4), (8, 12))]
-    actors = [merged(site, two.loads) for site in sites]
+    actors = [merged(site, two.deltas) for site in sites]
     for actor in actors:
         show(actor, 1)
     assert torch.equal(module.weight[4:8], base[4:8])
     for site in sites:
-        check_rounded(site.part(module.weight), site.part(two.weight(site, base, 1)), site.part(base))
+        check_rounded(site.take_part(module.weight), site.take_part(two.weight(site, base, 1)), site.take_part(base))
     close(actors[0])
     assert torch.equal(module.weight[:4], base[:4]) and not torch.equal(module.weight[8:], base[8:])
     close(actors[1])

@@ -15,7 +15,7 @@ from klora_lib.engine.merge import Merged
 from klora_lib.engine.session import Placed, Session
 from klora_lib.engine.site import Site
 from klora_lib.errors import HostError
-from klora_lib.rule.schedule import step_progress
+from klora_lib.rule.schedule import compute_step_progress
 from klora_lib.settings import Settings
 
 from .cases import CPU, FLOATS, LAYERS, duo, hooks, make_layer, rand, same, snapshot
@@ -48,7 +48,7 @@ def test_every_step_is_the_dense_weight_of_the_plan(method: str, engine: str) ->
     before = {name: {k: t.clone() for k, t in m.state_dict().items()} for name, m in run.stack.items()}
     bits, plain = snapshot(all_of(run.stack)), outputs(run.stack)
     for t in range(STEPS):
-        run.session.advance(step_progress(t, STEPS))
+        run.session.advance(compute_step_progress(t, STEPS))
         want = dense(run, before, masks_at(run, t), WEIGHTS)
         got = outputs(run.stack)
         for name, layer in NAMES.items():
@@ -85,8 +85,8 @@ class Spy:
     def close(self) -> None:
         self.actor.close()  # type: ignore[attr-defined]
 
-    def written(self) -> list[torch.Tensor]:
-        return self.actor.written()  # type: ignore[attr-defined]
+    def list_written(self) -> list[torch.Tensor]:
+        return self.actor.list_written()  # type: ignore[attr-defined]
 
 
 def spied(run: Prepared) -> list[tuple[int, int]]:
@@ -101,11 +101,11 @@ def test_only_sites_whose_choice_changes_are_touched() -> None:
     calls, shown = spied(run), dict.fromkeys(names, 0)
     for t in range(STEPS):
         wanted = masks_at(run, t)
-        run.session.advance(step_progress(t, STEPS))
+        run.session.advance(compute_step_progress(t, STEPS))
         assert sorted(calls) == [(i, wanted[n]) for i, n in enumerate(names) if wanted[n] != shown[n]]
         calls.clear()
         shown = wanted
-        run.session.advance(step_progress(t, STEPS))
+        run.session.advance(compute_step_progress(t, STEPS))
         assert calls == []  # the second call of a second-order step
 
 
@@ -125,7 +125,7 @@ def test_closing_in_the_middle_restores_every_bit(dtype: torch.dtype) -> None:
     run = prepare(engine="merge", stack=make_stack(dtype))
     before = snapshot(all_of(run.stack))
     for t in range(5):
-        run.session.advance(step_progress(t, STEPS))
+        run.session.advance(compute_step_progress(t, STEPS))
     assert not same(all_of(run.stack), before)
     run.session.close()
     assert same(all_of(run.stack), before)
@@ -213,7 +213,7 @@ def test_a_model_made_in_inference_mode() -> None:
 
 def session_on(modules: Iterable[nn.Module], engine: str, kind: str = "lora") -> Session:
     two, plan = duo("linear", kind, "full"), prepare().plan
-    return Session(plan, [Placed(None, 3, Site(m), two.loads) for m in modules], engine, CPU)
+    return Session(plan, [Placed(None, 3, Site(m), two.deltas) for m in modules], engine, CPU)
 
 
 def packed() -> nn.Module:
@@ -277,13 +277,13 @@ def test_a_bias_for_a_layer_without_one_is_bypassed() -> None:
 
 def test_a_norm_without_a_bias_gets_no_bias() -> None:
     """RMS norms and LayerNorm(bias=False) have none; a pair that brings one must not end the pass."""
-    from klora_lib.engine.site import Load, Loads
+    from klora_lib.engine.site import SiteDeltas, WeightedDelta
     from klora_lib.lora.deltas import Norm
 
     module = nn.LayerNorm(6, bias=False).requires_grad_(False)
     before = snapshot(module)
-    loads = Loads(Load(Norm(torch.ones(6), torch.ones(6)), 1.0), None)
-    session = Session(prepare().plan, [Placed(None, 3, Site(module), loads)], "auto", CPU)
+    deltas = SiteDeltas(WeightedDelta(Norm(torch.ones(6), torch.ones(6)), 1.0), None)
+    session = Session(prepare().plan, [Placed(None, 3, Site(module), deltas)], "auto", CPU)
     session.advance(0.0)
     assert torch.equal(module.weight, torch.full((6,), 2.0))
     session.close()

@@ -10,7 +10,7 @@ from klora_lib.engine.bypass import Bypassed
 from klora_lib.engine.memory import MemoryBudget
 from klora_lib.engine.merge import Merged
 from klora_lib.engine.session import Placed, Session, make_actor
-from klora_lib.engine.site import Load, Loads, Site
+from klora_lib.engine.site import Site, SiteDeltas, WeightedDelta
 from klora_lib.errors import HostError
 from klora_lib.lora.deltas import Norm
 
@@ -24,7 +24,7 @@ COMPUTED = without_half(STORAGES, lambda name: STORAGES[name].dtype)
 
 
 def actor_of(module: nn.Module, two: Duo, engine: str = "auto", device: torch.device = CPU) -> Bypassed | Merged:
-    return make_actor(Placed(None, 3, site_of(module), two.loads), engine, device, MemoryBudget(float("inf")))  # type: ignore[return-value]
+    return make_actor(Placed(None, 3, site_of(module), two.deltas), engine, device, MemoryBudget(float("inf")))  # type: ignore[return-value]
 
 
 def wanted(module: nn.Module, plain: Tensor, two: Duo, mask: int, x: Tensor) -> Tensor:
@@ -32,18 +32,18 @@ def wanted(module: nn.Module, plain: Tensor, two: Duo, mask: int, x: Tensor) -> 
     weight = numbers(module).double()
     moved = two.weight(Site(module, None), weight, mask) - weight
     bias = torch.zeros(OUT, dtype=torch.float64)
-    for i, load in enumerate((two.loads.content, two.loads.style)):
-        if mask >> i & 1 and load is not None and load.delta.bias is not None:
-            bias += load.weight * load.delta.bias.double()
-        if mask >> i & 1 and load is not None and load.delta.bias_factor is not None:
-            bias += load.weight * load.delta.bias_factor.double() * module.bias.double()
+    for i, weighted in enumerate((two.deltas.content, two.deltas.style)):
+        if mask >> i & 1 and weighted is not None and weighted.delta.bias is not None:
+            bias += weighted.weight * weighted.delta.bias.double()
+        if mask >> i & 1 and weighted is not None and weighted.delta.bias_factor is not None:
+            bias += weighted.weight * weighted.delta.bias_factor.double() * module.bias.double()
     return plain.double() + nn.functional.linear(x.double(), moved, bias)
 
 
 def test_a_scaled_bias_that_is_not_in_memory_is_refused() -> None:
     module = nn.Linear(IN, OUT, device="meta")
     with pytest.raises(HostError, match="an IA3 that scales a layer's bias cannot act where the layer is streamed"):
-        placed = Placed(None, 3, Site(module), duo("linear", "ia3", "lora").loads)
+        placed = Placed(None, 3, Site(module), duo("linear", "ia3", "lora").deltas)
         make_actor(placed, "auto", CPU, MemoryBudget(float("inf")))
 
 
@@ -139,7 +139,7 @@ def test_host_memory_is_not_written_while_a_gpu_may_still_read_it(monkeypatch: p
 
 def test_backups_beside_weights_in_host_memory_take_no_room_of_the_gpu() -> None:
     budget = MemoryBudget(10.0)
-    Merged(Site(make_layer("linear")), duo("linear", "lora", "full").loads, CUDA, budget).back_up()
+    Merged(Site(make_layer("linear")), duo("linear", "lora", "full").deltas, CUDA, budget).back_up()
     assert budget.free == 10.0
 
 
@@ -152,7 +152,7 @@ def test_without_room_only_factors_are_kept_and_the_output_is_the_same(kind: str
     outs = []
     for free, held in ((-1.0, kept), (float("inf"), 1)):  # a GPU that streams its weights has less free than we leave it
         module = Cast(base())
-        actor = Bypassed(site_of(module), two.loads, MemoryBudget(free))
+        actor = Bypassed(site_of(module), two.deltas, MemoryBudget(free))
         actor.show(1)
         outs.append(module(x))
         assert len(actor.made) == held and torch.equal(module(x), outs[-1])
@@ -162,7 +162,7 @@ def test_without_room_only_factors_are_kept_and_the_output_is_the_same(kind: str
 def test_room_comes_back_with_every_switch() -> None:
     """Two whole matrices fit, three do not: only what the last choice took must be held."""
     module, x, budget = Cast(base()), rand(5, IN, seed=7), MemoryBudget(2.0 * OUT * IN * 4)
-    actor = Bypassed(site_of(module), duo("linear", "full", "loha").loads, budget)
+    actor = Bypassed(site_of(module), duo("linear", "full", "loha").deltas, budget)
     for mask in (3, 1, 2, 3, 1):
         actor.show(mask)
         module(x)
@@ -179,7 +179,7 @@ def test_a_norm_stored_in_any_type_is_merged_and_restored(dtype: torch.dtype) ->
     """With fp8 storage a host keeps the norms in fp8 too."""
     module = nn.LayerNorm(OUT).to(dtype).requires_grad_(False)
     before, added = snapshot(module), rand(OUT, seed=3)
-    placed = Placed(None, 3, Site(module), Loads(Load(Norm(added, added), 0.5), None))
+    placed = Placed(None, 3, Site(module), SiteDeltas(WeightedDelta(Norm(added, added), 0.5), None))
     actor = make_actor(placed, "auto", CPU, MemoryBudget(0))
     actor.show(1)
     assert torch.equal(bits(module.weight), bits((1 + 0.5 * added.to(torch.float64)).float().to(dtype))) or (
@@ -197,7 +197,7 @@ def test_inference_parameters_inside_and_outside_inference_mode(engine: str) -> 
     assert module.weight.is_inference()
     before, plain, parameter = snapshot(module), module(x), module.weight
     two = duo("linear", "lora", "dora by input")
-    session = Session(prepare().plan, [Placed(None, 3, site_of(module), two.loads)], engine, CPU)
+    session = Session(prepare().plan, [Placed(None, 3, site_of(module), two.deltas)], engine, CPU)
     session.advance(0.0)  # outside
     assert torch.allclose(module(x).double(), wanted(Cast(base()), plain, two, 3, x), atol=1e-5)
     with torch.inference_mode():
@@ -215,7 +215,7 @@ def test_what_the_host_writes_within_a_pass_is_its_own_and_stays(engine: str, re
     """Inside ``aside`` it finds its own numbers, and afterwards the choice acts on what it wrote."""
     module, x = Cast(base()), rand(5, IN, seed=7)
     two = duo("linear", "dora by output", "lora")
-    session = Session(prepare().plan, [Placed(None, 3, site_of(module), two.loads)], engine, CPU)
+    session = Session(prepare().plan, [Placed(None, 3, site_of(module), two.deltas)], engine, CPU)
     session.advance(0.0)
     with session.aside():
         assert torch.equal(module.weight, base()) and hooks(module) == 0
@@ -234,7 +234,7 @@ def test_what_the_host_writes_within_a_pass_is_its_own_and_stays(engine: str, re
 
 def test_aside_of_a_closed_session_does_nothing() -> None:
     module = Cast(base())
-    session = Session(prepare().plan, [Placed(None, 3, site_of(module), duo("linear", "lora", "full").loads)], "merge", CPU)
+    session = Session(prepare().plan, [Placed(None, 3, site_of(module), duo("linear", "lora", "full").deltas)], "merge", CPU)
     session.advance(0.0)
     session.close()
     before = snapshot(module)
@@ -246,7 +246,7 @@ def test_aside_of_a_closed_session_does_nothing() -> None:
 def test_a_pass_that_ends_inside_aside_leaves_nothing() -> None:
     module = Cast(base())
     before = snapshot(module)
-    session = Session(prepare().plan, [Placed(None, 3, site_of(module), duo("linear", "lora", "full").loads)], "merge", CPU)
+    session = Session(prepare().plan, [Placed(None, 3, site_of(module), duo("linear", "lora", "full").deltas)], "merge", CPU)
     session.advance(0.0)
     with pytest.raises(MemoryError), session.aside():
         raise MemoryError

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from klora_lib.engine.layers import sites_of
+from klora_lib.engine.layers import list_sites
 from klora_lib.engine.site import Site
 from klora_lib.errors import HostError
 from klora_lib.hosts import detect
-from klora_lib.rule.schedule import noise_progress
+from klora_lib.rule.schedule import compute_noise_progress
 
 from ..fakes.a1111 import FakeA1111
 from ..fakes.host import BASE, REFINER, InterruptedException
@@ -38,7 +38,7 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 def test_the_model_as_it_is_loaded(host: FakeA1111) -> None:
     adapter = detect()
     assert adapter.get_device() == torch.device("cpu") and adapter.get_checkpoint_name() == "tiny"
-    assert adapter.find_sites() == sites_of(host.unet)
+    assert adapter.find_sites() == list_sites(host.unet)
     host.reload_model_weights(info=REFINER)
     assert adapter.get_checkpoint_name() == "tiny-refiner"
 
@@ -256,7 +256,7 @@ def test_noise_progress_of_a_sigma(host: FakeA1111, name: str) -> None:
 def test_noise_progress_of_a_timestep(host: FakeA1111, name: str) -> None:
     """Some samplers hand over a timestep under the name of sigma."""
     for _, _, progress, timestep in calls_of(host, name):
-        assert progress == noise_progress(timestep, TIMESTEPS)
+        assert progress == compute_noise_progress(timestep, TIMESTEPS)
 
 
 def test_sigma_and_timestep_samplers_agree_on_the_noise(host: FakeA1111) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from klora_lib.engine.bypass import Bypassed
-from klora_lib.engine.layers import sites_of
+from klora_lib.engine.layers import list_sites
 from klora_lib.engine.merge import Merged
 from klora_lib.engine.session import Placed, Session
-from klora_lib.engine.site import Load, Loads, Packed, Site
+from klora_lib.engine.site import Packed, Site, SiteDeltas, WeightedDelta
 from klora_lib.errors import HostError
 from klora_lib.hosts.forge_weights import find_packing, read_weight
 from klora_lib.lora.deltas import Lora
@@ -88,8 +88,8 @@ def test_each_packing_is_named_and_has_the_shape_of_its_numbers(kind: str) -> No
 
 
 def actor(module: nn.Module, engine: str) -> object:
-    loads = Loads(Load(Lora(torch.ones(OUT, 1), torch.ones(1, IN), 1.0, SHAPE), 1.0), None)
-    placed = Placed(None, CONTENT, Site(module, None, partial(read_weight, device=CPU), find_packing(module)), loads)
+    deltas = SiteDeltas(WeightedDelta(Lora(torch.ones(OUT, 1), torch.ones(1, IN), 1.0, SHAPE), 1.0), None)
+    placed = Placed(None, CONTENT, Site(module, None, partial(read_weight, device=CPU), find_packing(module)), deltas)
     return Session(None, [placed], engine, CPU).actors[0]  # type: ignore[arg-type]  # never advanced
 
 
@@ -147,7 +147,7 @@ def test_a_packed_fused_projection_is_cut_by_its_numbers() -> None:
     weight = Params4bit(torch.randn(3 * 6 + 24, 6)).packed()
     root.single_blocks[0].linear1 = Linear4bit(weight)
     assert tuple(weight.shape) == (42 * 6 // 2, 1)
-    sites = sites_of(root, partial(read_weight, device=CPU), find_packing)
+    sites = list_sites(root, partial(read_weight, device=CPU), find_packing)
     stem = "single_transformer_blocks.0"
     rows = [sites[f"{stem}.{part}"].rows for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
     assert rows == [(0, 6), (6, 12), (12, 18), (18, 42)]

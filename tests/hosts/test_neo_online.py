@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from klora_lib.engine.session import Placed, Session
-from klora_lib.engine.site import Load, Loads
+from klora_lib.engine.site import SiteDeltas, WeightedDelta
 from klora_lib.hosts import detect, neo
 from klora_lib.lora.deltas import Dora, Lora
 
@@ -200,7 +200,7 @@ def test_what_a_layer_adds_itself_stays_and_is_part_of_our_base(
     assert not torch.allclose(base, layer.weight.dequantize(), atol=1e-2)
     assert torch.allclose(site.read(layer), base, atol=1e-6)
     delta = make(rand(8, 2, seed=6), rand(2, 8, seed=7), 0.5, (8, 8))
-    placed = Placed(None, 1, site, Loads(Load(delta, 0.7), None), NAME)
+    placed = Placed(None, 1, site, SiteDeltas(WeightedDelta(delta, 0.7), None), NAME)
     session = Session(types.SimpleNamespace(at=lambda _: torch.zeros(1, dtype=torch.uint8)), [placed], "auto", CPU)
     session.advance(0.0)
     assert torch.allclose(layer(x).T, base + 0.7 * delta.update(base), atol=1e-5)

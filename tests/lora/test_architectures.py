@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from klora_lib.engine.layers import sites_of
-from klora_lib.lora.architectures import canonical
+from klora_lib.engine.layers import list_sites
+from klora_lib.lora.architectures import make_canonical
 from klora_lib.lora.deltas import Delta, Lora
 from klora_lib.lora.file import LoraFile, lora_file
 from klora_lib.lora.keys import is_attention
-from klora_lib.lora.rows import swapped as turned_over
+from klora_lib.lora.rows import swap_halves as turned_over
 
 from ..engine.test_layers import tree
 
@@ -130,7 +130,7 @@ def test_a_key_means_this_module_and_these_rows(
     model: dict[str, Shape], stem: str, words: tuple[str, str], path: str, rows: tuple[int, int] | None
 ) -> None:
     modules = {name: module(shape) for name, shape in model.items()}
-    sites = sites_of(tree(modules))
+    sites = list_sites(tree(modules))
     out, *columns = model[path]
     height = out if rows is None else rows[1] - rows[0]
     file = file_of(stem, words, (height, *columns))
@@ -230,8 +230,8 @@ OTHERS = {
 @pytest.mark.parametrize("architecture", ATTENTION)
 def test_attention_of_each_architecture(architecture: str) -> None:
     """The second projection of a Flux single block takes attention and mlp together: it is a proj_out."""
-    assert [path for path in ATTENTION[architecture] if not is_attention(canonical(path))] == []
-    assert [path for path in OTHERS[architecture] if is_attention(canonical(path))] == []
+    assert [path for path in ATTENTION[architecture] if not is_attention(make_canonical(path))] == []
+    assert [path for path in OTHERS[architecture] if is_attention(make_canonical(path))] == []
 
 
 # --- text encoders ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from klora_lib.lora.architectures import canonical
+from klora_lib.lora.architectures import make_canonical
 from klora_lib.lora.file import lora_file
 from klora_lib.lora.keys import Key, is_attention, parse_key
 
@@ -103,11 +103,11 @@ CASES = [pytest.param(path, *of, id=f"{name}-{path}") for name, paths in ARCHITE
 
 @pytest.mark.parametrize(("path", "attention", "named", "prefixes"), CASES)
 def test_module_and_keys_meet(path: str, attention: bool, named: str, prefixes: str) -> None:
-    layer = canonical(path)
+    layer = make_canonical(path)
     keys = [f"lora_unet_{path.replace('.', '_')}", f"diffusion_model.{path}"]
     keys += [prefix.replace("{_}", named.replace(".", "_")).replace("{}", named) for prefix in prefixes.split()]
     assert [parse_key(f"{key}.lora_A.weight") for key in keys] == [Key("denoiser", layer, "lora_down.weight")] * len(keys)
-    assert canonical(layer) == layer and is_attention(layer) is attention
+    assert make_canonical(layer) == layer and is_attention(layer) is attention
 
 
 def test_flux_single_streams_qkv_alone_is_cut_into_three() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from klora_lib.errors import LoraFileError
 from klora_lib.lora.build import COMMON, WORDS, build_delta
-from klora_lib.rule.pairing import agree
+from klora_lib.rule.pairing import sizes_agree
 
 from .test_deltas import LAYER, rand
 
@@ -90,7 +90,7 @@ def test_any_shapes_make_a_module_or_a_sentence(data: st.DataObject, some: set[s
     flat = delta.shape[0], math.prod(delta.shape[1:])
     if delta.relative:
         weight = 2, 4, 2, 2  # of a layer that it may or may not be for
-        if delta.accepts(weight) and agree(flat, (2, 16)):
+        if delta.accepts(weight) and sizes_agree(flat, (2, 16)):
             assert delta.update(torch.ones(2, 16)).shape == (2, 16)
         return
     assert delta.dense().shape == flat

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from klora_lib.errors import LoraFileError
-from klora_lib.lora.container import NUMBERS, parse, read_header, read_whole
+from klora_lib.lora.container import DTYPES, parse_tensors, read_bytes, read_header
 
 MB = 1 << 20
 
@@ -23,7 +23,7 @@ def test_reading_takes_the_memory_of_the_file_and_no_more(tmp_path: Path) -> Non
     size = path.stat().st_size
     tracemalloc.start()
     try:
-        tensors, _ = parse(path, read_whole(path), "x")
+        tensors, _ = parse_tensors(path, read_bytes(path), "x")
         now, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -36,18 +36,18 @@ def test_reading_takes_the_memory_of_the_file_and_no_more(tmp_path: Path) -> Non
 def test_the_file_is_free_to_go_while_its_tensors_live(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"t": torch.arange(6.0)}, path)
-    tensors, _ = parse(path, read_whole(path), "x")
+    tensors, _ = parse_tensors(path, read_bytes(path), "x")
     path.write_bytes(b"\xff" * path.stat().st_size)
     path.unlink()
     assert torch.equal(tensors["t"], torch.arange(6.0))
 
 
-@pytest.mark.parametrize("dtype", NUMBERS.values(), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 def test_every_type_is_read_as_safetensors_reads_it(dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensor = torch.tensor([[0, 1], [1, 0], [1, 1]]).to(dtype)
     save_file({"t": tensor, "alpha": torch.tensor(0.5)}, path)
-    got, _ = parse(path, read_whole(path), "x")
+    got, _ = parse_tensors(path, read_bytes(path), "x")
     want = safetensors.torch.load_file(path)
     for key in ("t", "alpha"):
         assert got[key].dtype == want[key].dtype and got[key].shape == want[key].shape
@@ -67,4 +67,4 @@ def test_numbers_of_a_type_that_torch_does_not_have_are_refused(tmp_path: Path) 
     path = tmp_path / "x.safetensors"
     path.write_bytes(save({"t": torch.zeros(4, dtype=torch.int16)}).replace(b'"I16"', b'"U16"'))
     with pytest.raises(LoraFileError, match="'x' is truncated or damaged .*U16"):
-        parse(path, read_whole(path), "x")
+        parse_tensors(path, read_bytes(path), "x")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from klora_lib.errors import LoraFileError
 from klora_lib.lora.build import build_delta
-from klora_lib.lora.deltas import Delta, Dora, Full, Lora, Norm, fuse
+from klora_lib.lora.deltas import Delta, Dora, Full, Lora, Norm, fuse_parts
 
 LAYER = "down_blocks.0.attentions.0.proj_in"
 F64 = torch.float64
@@ -192,9 +192,9 @@ def test_fused_is_stacked(rows: list[int], inner: int, kinds: list[str]) -> None
     known = [part for part in parts if part is not None]
     if not known:
         with pytest.raises(LoraFileError, match="at least one"):
-            fuse(parts, rows)
+            fuse_parts(parts, rows)
         return
-    delta = fuse(parts, rows)
+    delta = fuse_parts(parts, rows)
     stacked = [torch.zeros(n, inner) if part is None else part.dense() for part, n in zip(parts, rows)]
     check_verbs(delta, torch.cat(stacked), (sum(rows), inner))
     assert delta.rank == sum(part.rank for part in known)
@@ -208,7 +208,7 @@ def test_fused_is_stacked(rows: list[int], inner: int, kinds: list[str]) -> None
 def test_fused_updates_each_part_on_its_own_rows() -> None:
     inner = {"lora_up.weight": rand(3, 2), "lora_down.weight": rand(2, 4), "dora_scale": torch.ones(1, 4)}
     part, base = build_delta(LAYER, inner), rand(6, 4)
-    update = fuse([None, part], [3, 3]).update(base)
+    update = fuse_parts([None, part], [3, 3]).update(base)
     assert update[:3].count_nonzero() == 0
     close(update[3:], part.update(base[3:]))
 
@@ -217,9 +217,9 @@ def test_parts_of_a_fused_weight_must_fit() -> None:
     part = Lora(rand(3, 2), rand(2, 4), 1.0, (3, 4))
     wider = Lora(rand(3, 2), rand(2, 5), 1.0, (3, 5))
     with pytest.raises(LoraFileError, match="3 rows where 4 are expected"):
-        fuse([part, part], [3, 4])
+        fuse_parts([part, part], [3, 4])
     with pytest.raises(LoraFileError, match="differ in width: 4 and 5 columns"):
-        fuse([part, wider], [3, 3])
+        fuse_parts([part, wider], [3, 3])
 
 
 # --- precision ---

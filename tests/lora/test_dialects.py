@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from klora_lib.lora.architectures import ARCHITECTURES, canonical
+from klora_lib.lora.architectures import ARCHITECTURES, make_canonical
 from klora_lib.lora.dialects import DIALECTS, INSIDE, WORDS
 from klora_lib.lora.file import lora_file
-from klora_lib.lora.keys import Key, dialect_of, parse_key, split_word
+from klora_lib.lora.keys import Key, find_dialect, parse_key, split_word
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT = Q.replace(".", "_")
@@ -95,7 +95,7 @@ CASES = [pytest.param(name, *of, id=of[0]) for name, keys in SNAPSHOTS.items() f
 
 @pytest.mark.parametrize(("dialect", "key", "meaning"), CASES)
 def test_snapshot(dialect: str, key: str, meaning: tuple[str, str, str]) -> None:
-    assert (dialect_of(key), parse_key(key)) == (dialect, Key(*meaning))
+    assert (find_dialect(key), parse_key(key)) == (dialect, Key(*meaning))
 
 
 def test_every_dialect_and_every_prefix_of_it_has_a_snapshot() -> None:
@@ -122,7 +122,7 @@ UNREAD = ("who.knows", f"te1_{FLAT_TEXT}.lora_up.weight", "lora_te4_model_layers
 
 @pytest.mark.parametrize("key", UNREAD)
 def test_what_no_dialect_reads_is_none(key: str) -> None:
-    assert (parse_key(key), dialect_of(key)) == (None, None)
+    assert (parse_key(key), find_dialect(key)) == (None, None)
 
 
 def test_every_architecture_leads_to_fixed_points() -> None:
@@ -131,7 +131,7 @@ def test_every_architecture_leads_to_fixed_points() -> None:
         for (_, block), names in architecture.names.items():
             for name in names.values():
                 path = block.replace(r"\1", "layers" if block.startswith(r"\1.\2") else "0").replace(r"\2", "0") + name
-                assert canonical(path) == path
+                assert make_canonical(path) == path
 
 
 # --- biases, in every spelling of the parameters ---

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from klora_lib.errors import LoraFileError
-from klora_lib.lora.deltas import fuse
+from klora_lib.lora.deltas import fuse_parts
 from klora_lib.lora.file import LoraFile, lora_file, read_lora
-from klora_lib.lora.keys import members, natural
+from klora_lib.lora.keys import list_members, make_natural_order
 
 from .. import dialects
 from .test_keys import flux_layers, sd3_layers, unet_layers
@@ -43,7 +43,7 @@ def layers_of(names: list[str]) -> dict[str, tuple[Tensor, Tensor, float | None]
 
 def holds(file: LoraFile, layers: dialects.Layers) -> None:
     """The file has these layers and no others, and each is scale·up@down."""
-    assert list(file.modules) == sorted(layers, key=natural)
+    assert list(file.modules) == sorted(layers, key=make_natural_order)
     assert (dict(file.added), dict(file.text), file.unknown) == ({}, {}, ())
     for name, (up, down, alpha) in layers.items():
         scale = 1.0 if alpha is None else alpha / down.shape[0]
@@ -78,9 +78,9 @@ def test_fused_and_split_files_have_the_same_rows(dialect: str, data: st.DataObj
         return
     holds(file, dialects.split(layers))
     for name, (up, down, alpha) in layers.items():
-        if parts := [file.modules[member] for member in members(name)]:
+        if parts := [file.modules[member] for member in list_members(name)]:
             scale = 1.0 if alpha is None else alpha / 2
-            whole = fuse(parts, [part.shape[0] for part in parts])
+            whole = fuse_parts(parts, [part.shape[0] for part in parts])
             torch.testing.assert_close(whole.dense(), scale * up @ down)
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klora_lib.lora.architectures import canonical
-from klora_lib.lora.keys import Key, fused_name, is_attention, members, natural, parse_key
+from klora_lib.lora.architectures import make_canonical
+from klora_lib.lora.keys import Key, find_fused, is_attention, list_members, make_natural_order, parse_key
 
 from .. import dialects
 
@@ -74,7 +74,7 @@ def test_attention_layers_survive_the_attention_processors(dialect: str, layer: 
 @few
 @given(layer=flux_layers())
 def test_flux_layers_survive_every_dialect(dialect: str, layer: str) -> None:
-    for name in members(layer) if dialect in dialects.SPLITTING and members(layer) else (layer,):
+    for name in list_members(layer) if dialect in dialects.SPLITTING and list_members(layer) else (layer,):
         survives(name, dialect)
 
 
@@ -82,14 +82,14 @@ def test_flux_layers_survive_every_dialect(dialect: str, layer: str) -> None:
 @few
 @given(layer=sd3_layers)
 def test_sd3_layers_survive_every_dialect(dialect: str, layer: str) -> None:
-    for name in members(layer) if dialect in dialects.SPLITTING and members(layer) else (layer,):
+    for name in list_members(layer) if dialect in dialects.SPLITTING and list_members(layer) else (layer,):
         survives(name, dialect)
 
 
 @few
 @given(layer=unet_layers() | flux_layers() | sd3_layers)
 def test_canonical_names_are_fixed_points(layer: str) -> None:
-    assert canonical(layer) == layer
+    assert make_canonical(layer) == layer
 
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -156,14 +156,14 @@ def test_any_string_is_parsed_or_none(prefix: str, rest: str) -> None:
 @few
 @given(layer=unet_layers() | flux_layers() | sd3_layers)
 def test_members_and_fused_name_are_inverse(layer: str) -> None:
-    assert all(fused_name(member) == layer for member in members(layer))
-    whole = fused_name(layer)
-    assert whole is None or layer in members(whole)
+    assert all(find_fused(member) == layer for member in list_members(layer))
+    whole = find_fused(layer)
+    assert whole is None or layer in list_members(whole)
 
 
 def test_a_unet_has_nothing_fused() -> None:
-    assert fused_name(Q) is None
-    assert members("single_transformer_blocks.0.attn.to_qkv_mlp_proj") == (
+    assert find_fused(Q) is None
+    assert list_members("single_transformer_blocks.0.attn.to_qkv_mlp_proj") == (
         "single_transformer_blocks.0.attn.to_q",
         "single_transformer_blocks.0.attn.to_k",
         "single_transformer_blocks.0.attn.to_v",
@@ -196,4 +196,4 @@ def test_attention_is_the_four_projections(layer: str, yes: bool) -> None:
 
 def test_numbers_sort_as_numbers() -> None:
     names = ["blocks.2.attn", "blocks.10.attn", "blocks.2", "conv_in", "1.x"]
-    assert sorted(names, key=natural) == ["1.x", "blocks.2", "blocks.2.attn", "blocks.10.attn", "conv_in"]
+    assert sorted(names, key=make_natural_order) == ["1.x", "blocks.2", "blocks.2.attn", "blocks.10.attn", "conv_in"]

@@ -15,10 +15,10 @@ from klora_lib.errors import PairError
 from klora_lib.lora.build import build_delta
 from klora_lib.lora.deltas import UNKNOWN, Delta
 from klora_lib.lora.file import lora_file
-from klora_lib.lora.rows import rows_of
+from klora_lib.lora.rows import cut_rows
 from klora_lib.rule.cache import Library
 from klora_lib.rule.pairing import Pair, make_pair
-from klora_lib.rule.scoring import score
+from klora_lib.rule.scoring import score_units
 
 from ..pairs import as_file, dense, random_layers
 from ..rule.test_scoring import by_sorting
@@ -93,7 +93,7 @@ def test_kohyas_oft_of_a_fused_projection_is_one_oft_a_part(parts: int) -> None:
     turned = [torch.block_diag(*rotation(t, 0.05 * h)).T @ slab.to(F64) for t, h, slab in
               zip(stored, heights, base.split(heights))]  # fmt: skip
     check(delta, base, torch.cat(turned))
-    last = rows_of(delta, sum(heights[:-1]), sum(heights))  # a model that has the projection split
+    last = cut_rows(delta, sum(heights[:-1]), sum(heights))  # a model that has the projection split
     assert last is not None
     close(last.update(base[sum(heights[:-1]) :]), turned[-1] - base[sum(heights[:-1]) :])
 
@@ -220,7 +220,7 @@ def oft_pair() -> tuple[Pair, dict[str, Tensor]]:
 
 def test_scores_are_those_of_the_change_that_it_makes_to_the_models_weight() -> None:
     pair, bases = oft_pair()
-    scores = score(pair.units, "auto", torch.device("cpu"), weights=lambda unit, _: bases.get(unit.name))
+    scores = score_units(pair.units, "auto", torch.device("cpu"), weights=lambda unit, _: bases.get(unit.name))
     style = random_layers(3, {name: tuple(base.shape) for name, base in bases.items()})
     for i, unit in enumerate(pair.units):
         assert unit.content is not None and unit.shape == bases[unit.name].shape
@@ -234,7 +234,7 @@ def test_scores_are_those_of_the_change_that_it_makes_to_the_models_weight() -> 
 def test_a_layer_that_the_model_lacks_has_no_part() -> None:
     pair, bases = oft_pair()
     del bases[LAYER]
-    scores = score(pair.units, "auto", torch.device("cpu"), weights=lambda unit, _: bases.get(unit.name))
+    scores = score_units(pair.units, "auto", torch.device("cpu"), weights=lambda unit, _: bases.get(unit.name))
     gone = [unit.name for unit in pair.units].index(LAYER)
     assert float(scores.content_abs[gone]) == float(scores.style_abs[gone]) == 0 < float(scores.style_abs[1 - gone])
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from klora_lib.lora.file import read_lora
-from klora_lib.lora.peft import adapters
+from klora_lib.lora.peft import read_adapters
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
@@ -51,4 +51,4 @@ def test_text_encoder_modules_get_theirs_as_kohya_writes_it(tmp_path):
 
 @pytest.mark.parametrize("entry", ["", "[]", "not json", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": null}'])
 def test_unreadable_metadata_is_none(entry):
-    assert adapters({"lora_adapter_metadata": entry}, "a") == {}
+    assert read_adapters({"lora_adapter_metadata": entry}, "a") == {}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from klora_lib.cli.main import main
 from klora_lib.errors import LoraFileError
 from klora_lib.lora.file import LoraFile, read_lora
-from klora_lib.lora.peft import name_of
+from klora_lib.lora.peft import name_file
 from klora_lib.rule.cache import Library
 
 peft = pytest.importorskip("peft")
@@ -223,8 +223,8 @@ def test_what_a_folder_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = saved(adapted(CONFIGS["LoRA"]()), tmp_path / "dog-v1.5")
     monkeypatch.chdir(folder)
     for path in (folder, f"{folder}{os.sep}", folder / "adapter_model.safetensors", "adapter_model.safetensors"):
-        assert name_of(path) == "dog-v1.5"
-    assert name_of("some/dog.v2.safetensors") == "dog.v2"
+        assert name_file(path) == "dog-v1.5"
+    assert name_file("some/dog.v2.safetensors") == "dog.v2"
 
 
 def test_another_configuration_is_noticed(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from klora_lib.errors import PairError
 from klora_lib.lora.build import build_delta
-from klora_lib.lora.deltas import Delta, fuse
-from klora_lib.lora.rows import rows_of
+from klora_lib.lora.deltas import Delta, fuse_parts
+from klora_lib.lora.rows import cut_rows
 
 OUT, IN, EDGES = 12, 5, (0, 4, 8, 12)
 
@@ -31,7 +31,7 @@ KINDS = {
 
 
 def parts(delta: Delta) -> list[Delta | None]:
-    return [rows_of(delta, first, last) for first, last in zip(EDGES, EDGES[1:])]
+    return [cut_rows(delta, first, last) for first, last in zip(EDGES, EDGES[1:])]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,17 +55,17 @@ def together(pieces: list[Delta | None], base: torch.Tensor) -> torch.Tensor:
 
 def test_members_come_back_as_they_went_in() -> None:
     q, v = (build_delta("q", {"diff": rand(4, IN)}), build_delta("v", {"diff": rand(4, IN) * 2}))
-    assert parts(fuse([q, None, v], [4, 4, 4])) == [q, None, v]
+    assert parts(fuse_parts([q, None, v], [4, 4, 4])) == [q, None, v]
     with pytest.raises(PairError, match="rows 0 to 8"):
-        rows_of(fuse([q, None, v], [4, 4, 4]), 0, 8)
+        cut_rows(fuse_parts([q, None, v], [4, 4, 4]), 0, 8)
 
 
 def test_a_part_of_a_member() -> None:
     wide = build_delta("qk", {"diff": rand(8, IN)})
-    whole = fuse([wide, None], [8, 4])
-    assert torch.equal(rows_of(whole, 4, 8).dense(), wide.dense()[4:])  # type: ignore[union-attr]
+    whole = fuse_parts([wide, None], [8, 4])
+    assert torch.equal(cut_rows(whole, 4, 8).dense(), wide.dense()[4:])  # type: ignore[union-attr]
 
 
 def test_what_needs_the_other_rows_is_refused() -> None:
     with pytest.raises(PairError, match="DoRA by input channel"):
-        rows_of(build_delta("a layer", LORA | {"dora_scale": rand(1, IN)}), 0, 4)
+        cut_rows(build_delta("a layer", LORA | {"dora_scale": rand(1, IN)}), 0, 4)

@@ -28,7 +28,7 @@ class Counted:
     """The work behind the cache, counted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls = dict.fromkeys(("read_lora", "make_pair", "score"), 0)
+        self.calls = dict.fromkeys(("read_lora", "make_pair", "score_units"), 0)
         for name in self.calls:
             monkeypatch.setattr(cache, name, self.counting(name, getattr(cache, name)))
 
@@ -80,14 +80,14 @@ def test_a_change_of_the_rule_scores_nothing_again(paths: tuple[Path, Path], cou
         dict(content_weight=0.5, style_te_weight=2.0), dict(progress="noise"), dict(engine="bypass"),
     ):  # fmt: skip
         plan(library, paths, **given)
-    assert counted.calls == {"read_lora": 2, "make_pair": 1, "score": 1}
+    assert counted.calls == {"read_lora": 2, "make_pair": 1, "score_units": 1}
 
 
 def test_another_k_scores_again_once(paths: tuple[Path, Path], counted: Counted) -> None:
     library = Library()
     for k in ("auto", 3, "auto", 3, 4):
         plan(library, paths, k=k)
-    assert counted.calls == {"read_lora": 2, "make_pair": 1, "score": 3}
+    assert counted.calls == {"read_lora": 2, "make_pair": 1, "score_units": 3}
 
 
 def test_a_file_overwritten_in_place_is_read_again(paths: tuple[Path, Path], counted: Counted) -> None:
@@ -95,7 +95,7 @@ def test_a_file_overwritten_in_place_is_read_again(paths: tuple[Path, Path], cou
     first = plan(library, paths)
     overwrite(paths[0], seed=9)
     second = plan(library, paths)
-    assert counted.calls == {"read_lora": 3, "make_pair": 2, "score": 2}
+    assert counted.calls == {"read_lora": 3, "make_pair": 2, "score_units": 2}
     assert not torch.equal(first.facts.scores.content_abs, second.facts.scores.content_abs)
     assert torch.equal(first.facts.scores.style_abs, second.facts.scores.style_abs)
     fresh = plan(Library(), paths)
@@ -119,13 +119,13 @@ def test_a_file_touched_but_unchanged_is_read_but_not_scored_again(paths: tuple[
     os.utime(paths[0], ns=(0, 0))
     plan(library, paths)
     assert counted.calls["read_lora"] == 3
-    assert counted.calls["score"] == 1
+    assert counted.calls["score_units"] == 1
 
 
 def test_swapped_roles_are_another_pair(paths: tuple[Path, Path], counted: Counted) -> None:
     library = Library()
     one, two = plan(library, paths), plan(library, (paths[1], paths[0]))
-    assert counted.calls == {"read_lora": 2, "make_pair": 2, "score": 2}
+    assert counted.calls == {"read_lora": 2, "make_pair": 2, "score_units": 2}
     assert torch.equal(one.facts.scores.content_topk, two.facts.scores.style_topk)
 
 
@@ -179,7 +179,7 @@ def test_the_pair_in_use_stays_however_large_it_is(five: list[Path], counted: Co
     library = Library(most=1)
     for _ in range(3):
         plan(library, (five[0], five[1]))
-    assert counted.calls == {"read_lora": 2, "make_pair": 1, "score": 1}
+    assert counted.calls == {"read_lora": 2, "make_pair": 1, "score_units": 1}
 
 
 def test_a_file_that_has_gone_is_kept_alive_by_nothing(five: list[Path]) -> None:

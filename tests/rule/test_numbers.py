@@ -13,7 +13,7 @@ from klora_lib.lora.file import LoraFile, lora_file
 from klora_lib.rule import scoring
 from klora_lib.rule.pairing import Pair, make_pair
 from klora_lib.rule.plan import make_plan
-from klora_lib.rule.scoring import score
+from klora_lib.rule.scoring import score_units
 from klora_lib.settings import Settings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -39,7 +39,7 @@ def file(kind: str, size: float, name: str, seed: int = 0) -> LoraFile:
 
 
 def plan_of(pair: Pair, **settings: Any) -> Any:
-    return make_plan(pair, score(pair.units, "auto", CPU), Settings(**settings), 10)
+    return make_plan(pair, score_units(pair.units, "auto", CPU), Settings(**settings), 10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +86,7 @@ def pair() -> Pair:
 
 def full(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> list[str]:
     """Devices of these kinds have no memory left.  Returns where scoring was tried."""
-    tried, original = [], scoring.score_on
+    tried, original = [], scoring.score_units_on
 
     def score_on(units: Any, k: Any, device: torch.device, weights: Any) -> Any:
         tried.append(device.type)
@@ -94,34 +94,34 @@ def full(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> list[str]:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return original(units, k, CPU, weights)
 
-    monkeypatch.setattr(scoring, "score_on", score_on)
+    monkeypatch.setattr(scoring, "score_units_on", score_on)
     return tried
 
 
 def test_scoring_goes_on_on_the_cpu(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = score(pair.units, "auto", CPU)
+    wanted = score_units(pair.units, "auto", CPU)
     tried = full(monkeypatch, "cuda")
-    assert torch.equal(score(pair.units, "auto", CUDA).content_topk, wanted.content_topk) and tried == ["cuda", "cpu"]
+    assert torch.equal(score_units(pair.units, "auto", CUDA).content_topk, wanted.content_topk) and tried == ["cuda", "cpu"]
 
 
 def test_a_device_without_room_is_not_tried(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = full(monkeypatch)
     needed = scoring.PRODUCTS * 4 * max(unit.elements for unit in pair.units)
-    score(pair.units, "auto", CUDA, free=needed - 1)
-    score(pair.units, "auto", CUDA, free=needed)
+    score_units(pair.units, "auto", CUDA, free=needed - 1)
+    score_units(pair.units, "auto", CUDA, free=needed)
     assert tried == ["cpu", "cuda"]
 
 
 def test_no_memory_anywhere_is_a_sentence(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, "cuda", "cpu")
     with pytest.raises(PairError, match="there is no memory to compare the two LoRAs: 0 MB are needed for down_blocks"):
-        score(pair.units, "auto", CUDA)
+        score_units(pair.units, "auto", CUDA)
 
 
 def test_another_error_is_not_taken_for_one_of_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError("device-side assert triggered")
 
-    monkeypatch.setattr(scoring, "score_on", broken)
+    monkeypatch.setattr(scoring, "score_units_on", broken)
     with pytest.raises(RuntimeError, match="assert"):
-        score(pair.units, "auto", CUDA)
+        score_units(pair.units, "auto", CUDA)

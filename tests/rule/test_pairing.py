@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from klora_lib.errors import KLoraError
-from klora_lib.lora.keys import members
+from klora_lib.lora.keys import list_members
 from klora_lib.rule.pairing import Pair, Unit, make_pair
 
 from ..dialects import split
@@ -31,7 +31,7 @@ some_layers = st.sets(st.sampled_from(list(SHAPES)), min_size=1)
 
 def heights(whole: str) -> list[int]:
     """Rows of the members of ``whole``: q, k and v are as tall as the layer is wide."""
-    return [WIDTH] * 3 + [MLP] * (len(members(whole)) - 3)
+    return [WIDTH] * 3 + [MLP] * (len(list_members(whole)) - 3)
 
 
 def by_name(pair: Pair) -> dict[str, Unit]:
@@ -89,7 +89,7 @@ def test_norms_and_biases_are_added_not_chosen() -> None:
 def test_where_one_file_is_fused_the_unit_is_the_fused_weight(whole: str, fused: str) -> None:
     one, two = (random_layers(seed, {whole: (FUSED[whole], WIDTH)}) for seed in (1, 2))
     parts = split(two)
-    assert list(parts) == list(members(whole))
+    assert list(parts) == list(list_members(whole))
     pair = as_pair(one, parts) if fused == "content" else as_pair(parts, one)
     (unit,) = pair.units
     got = products(unit) if fused == "content" else products(unit)[::-1]
@@ -101,7 +101,7 @@ def test_where_one_file_is_fused_the_unit_is_the_fused_weight(whole: str, fused:
 @pytest.mark.parametrize("whole", FUSED)
 def test_where_both_files_are_split_so_are_the_units(whole: str) -> None:
     one, two = (split(random_layers(seed, {whole: (FUSED[whole], WIDTH)})) for seed in (1, 2))
-    assert set(by_name(as_pair(one, two))) == set(members(whole))
+    assert set(by_name(as_pair(one, two))) == set(list_members(whole))
 
 
 @pytest.mark.parametrize("whole", FUSED)
@@ -114,7 +114,7 @@ def test_where_both_files_are_fused_so_is_the_unit(whole: str) -> None:
 @given(data=st.data())
 @few
 def test_absent_members_are_rows_of_zeros(whole: str, data: st.DataObject) -> None:
-    names = members(whole)
+    names = list_members(whole)
     kept = data.draw(st.sets(st.sampled_from(names), min_size=1))
     fused = random_layers(1, {whole: (FUSED[whole], WIDTH)})
     parts = random_layers(2, {n: (h, WIDTH) for n, h in zip(names, heights(whole)) if n in kept})
@@ -210,9 +210,9 @@ WRONG = {  # members and their rows -> shapes of parts that do not make the whol
 @pytest.mark.parametrize("fused", ["content", "style"])
 def test_parts_that_do_not_make_the_fused_weight_are_refused_by_name(whole: str, fused: str, wrong: str) -> None:
     ours = random_layers(1, {whole: (FUSED[whole], WIDTH)})
-    theirs = random_layers(2, WRONG[wrong](dict(zip(members(whole), heights(whole)))))
+    theirs = random_layers(2, WRONG[wrong](dict(zip(list_members(whole), heights(whole)))))
     said = refusal(ours, theirs) if fused == "content" else refusal(theirs, ours)
-    assert whole in said or any(name in said for name in members(whole))
+    assert whole in said or any(name in said for name in list_members(whole))
 
 
 def test_a_pointwise_convolution_and_a_linear_layer_are_the_same_layer() -> None:

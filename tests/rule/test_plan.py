@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klora_lib.errors import PairError
-from klora_lib.rule.plan import Plan, letters, make_plan
-from klora_lib.rule.scoring import score
+from klora_lib.rule.plan import Plan, format_row, make_plan
+from klora_lib.rule.scoring import score_units
 from klora_lib.settings import LAYERS, METHODS, Settings
 
 from ..pairs import ATTENTION, OTHERS, SHAPES, Layers, as_pair, dense, random_layers, scaled
@@ -21,12 +21,12 @@ few = settings(max_examples=25)
 
 def plan_of(content: Layers, style: Layers, steps: int = STEPS, seed: int = 0, **given: object) -> Plan:
     pair, chosen = as_pair(content, style), Settings(**given)  # type: ignore[arg-type]
-    return make_plan(pair, score(pair.units, chosen.k, CPU), chosen, steps, seed)
+    return make_plan(pair, score_units(pair.units, chosen.k, CPU), chosen, steps, seed)
 
 
 def rows(plan: Plan, steps: int = STEPS) -> dict[str, str]:
     """Layer: its letters."""
-    return {unit.name: letters(row) for unit, row in zip(plan.units, plan.table(steps))}
+    return {unit.name: format_row(row) for unit, row in zip(plan.units, plan.table(steps))}
 
 
 CONTENT, STYLE = random_layers(1), random_layers(2, rank=3)
@@ -252,7 +252,7 @@ def test_planning_leaves_the_hosts_noise_alone() -> None:
 
 
 def test_letters() -> None:
-    assert letters(torch.tensor([0, 1, 2, 3], dtype=torch.uint8)) == "NCSB"
+    assert format_row(torch.tensor([0, 1, 2, 3], dtype=torch.uint8)) == "NCSB"
 
 
 # --- refusals ---

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klora_lib.rule.schedule import BELOW_ONE, noise_progress, scale_s, scale_s_star, step_progress
+from klora_lib.rule.schedule import BELOW_ONE, compute_noise_progress, compute_step_progress, scale_s, scale_s_star
 
 alphas = st.floats(1e-3, 1e3)
 betas = st.floats(0, 1e3)
@@ -46,7 +46,7 @@ def test_s_star_is_s_less_whole_alphas(alpha: float, beta: float, steps: int) ->
 
 @given(total=st.integers(1, 500), start=starts)
 def test_steps_go_forward_within_the_unit_interval(total: int, start: float) -> None:
-    places = [step_progress(t, total, start) for t in range(total)]
+    places = [compute_step_progress(t, total, start) for t in range(total)]
     assert places[0] == min(start, BELOW_ONE)
     assert places == sorted(places)
     assert all(0 <= place < 1 for place in places)
@@ -54,27 +54,27 @@ def test_steps_go_forward_within_the_unit_interval(total: int, start: float) -> 
 
 @given(total=st.integers(1, 500))
 def test_txt2img_is_t_by_T_exactly(total: int) -> None:
-    assert [step_progress(t, total) for t in range(total)] == progress(total).tolist()
+    assert [compute_step_progress(t, total) for t in range(total)] == progress(total).tolist()
 
 
 @given(total=st.integers(1, 500), past=st.integers(0, 1000), start=starts)
 def test_calls_past_the_announced_number_count_as_the_last(total: int, past: int, start: float) -> None:
-    assert step_progress(total + past, total, start) == step_progress(total - 1, total, start)
+    assert compute_step_progress(total + past, total, start) == compute_step_progress(total - 1, total, start)
 
 
 @given(start=st.floats(0, 0.9), share=st.integers(0, 9))
 def test_img2img_walks_the_rest_of_the_way(start: float, share: int) -> None:
-    assert step_progress(share, 10, start) == pytest.approx(start + (1 - start) * share / 10)
+    assert compute_step_progress(share, 10, start) == pytest.approx(start + (1 - start) * share / 10)
 
 
 @given(timestep=st.floats(-10, 2000), timesteps=st.integers(2, 1000))
 def test_noise_gives_progress_within_the_unit_interval(timestep: float, timesteps: int) -> None:
-    assert 0 <= noise_progress(timestep, timesteps) < 1
+    assert 0 <= compute_noise_progress(timestep, timesteps) < 1
 
 
 def test_noise_runs_from_the_last_timestep_to_the_first() -> None:
-    assert noise_progress(999, 1000) == 0
-    assert noise_progress(0, 1000) == BELOW_ONE
-    places = [noise_progress(t, 1000) for t in range(999, -1, -1)]
+    assert compute_noise_progress(999, 1000) == 0
+    assert compute_noise_progress(0, 1000) == BELOW_ONE
+    places = [compute_noise_progress(t, 1000) for t in range(999, -1, -1)]
     assert places == sorted(places)
-    assert noise_progress(499.5, 1000) == pytest.approx(0.5)
+    assert compute_noise_progress(499.5, 1000) == pytest.approx(0.5)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from klora_lib.rule.pairing import Unit
-from klora_lib.rule.scoring import choose_k, score, topk_sum
+from klora_lib.rule.scoring import choose_k, score_units, sum_topk
 
 from ..pairs import SHAPES, Layers, as_pair, dense, random_layers
 
@@ -33,12 +33,12 @@ def test_topk_sum_is_that_of_a_full_sort(n: int, k: int, values: int, seed: int)
     """Whole numbers sum exactly; few distinct ones make ties everywhere."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randint(values, (n,), generator=g).double()
-    assert float(topk_sum(x, k)) == by_sorting(x, k)
+    assert float(sum_topk(x, k)) == by_sorting(x, k)
 
 
 @given(values=st.lists(st.integers(0, 5), min_size=1, max_size=12), k=st.integers(1, 14))
 def test_topk_sum_of_tiny_tensors(values: list[int], k: int) -> None:
-    assert float(topk_sum(torch.tensor(values, dtype=torch.float32), k)) == sum(sorted(values)[::-1][:k])
+    assert float(sum_topk(torch.tensor(values, dtype=torch.float32), k)) == sum(sorted(values)[::-1][:k])
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 64, 1000, 4095, 4096, 5000])
@@ -54,18 +54,18 @@ def test_topk_sum_wherever_the_largest_are(k: int, place: str) -> None:
         x[1000:1064] = big
     else:
         x[::64] = big
-    assert float(topk_sum(x, k)) == by_sorting(x, k)
+    assert float(sum_topk(x, k)) == by_sorting(x, k)
 
 
 def test_topk_sum_in_fp32_at_the_size_of_a_real_layer() -> None:
     x = torch.randn(640, 640, generator=torch.Generator().manual_seed(0)).abs_()
-    assert float(topk_sum(x, 32 * 32)) == pytest.approx(by_sorting(x.double(), 32 * 32), rel=1e-6)
+    assert float(sum_topk(x, 32 * 32)) == pytest.approx(by_sorting(x.double(), 32 * 32), rel=1e-6)
 
 
 def test_topk_sum_leaves_its_argument_alone() -> None:
     x = torch.randn(3000, generator=torch.Generator().manual_seed(0)).abs_()
     before = x.clone()
-    topk_sum(x, 5)
+    sum_topk(x, 5)
     assert torch.equal(x, before)
 
 
@@ -100,7 +100,7 @@ def test_k_follows_each_layers_own_ranks() -> None:
     content = {**random_layers(1, {one: (12, 12)}, rank=2), **random_layers(1, {two: (12, 12)}, rank=3)}
     style = {**random_layers(2, {one: (12, 12)}, rank=4), **random_layers(2, {two: (12, 12)}, rank=1)}
     units = as_pair(content, style).units
-    assert dict(zip((u.name for u in units), score(units, "auto", CPU).k)) == {one: 8, two: 3}
+    assert dict(zip((u.name for u in units), score_units(units, "auto", CPU).k)) == {one: 8, two: 3}
 
 
 # --- the four numbers ---
@@ -129,7 +129,7 @@ def test_scores_are_the_sums_of_the_dense_products(
     style = random_layers(seed + 1, dict(shapes[1:]), ranks[1])
     content, style = ({n: (up.to(dtype), down.to(dtype), a) for n, (up, down, a) in x.items()} for x in (content, style))
     pair = as_pair(content, style)
-    scores = score(pair.units, k, CPU)
+    scores = score_units(pair.units, k, CPU)
     assert {u.name for u in pair.units} == set(SHAPES)
     for i, u in enumerate(pair.units):
         c, s = slow(content, u.name, scores.k[i]), slow(style, u.name, scores.k[i])
@@ -139,9 +139,9 @@ def test_scores_are_the_sums_of_the_dense_products(
 
 def test_scores_are_fp32_under_a_hosts_autocast_and_inference_mode() -> None:
     units = as_pair(random_layers(1), random_layers(2)).units
-    calm = score(units, "auto", CPU)
+    calm = score_units(units, "auto", CPU)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        stormy = score(units, "auto", CPU)
+        stormy = score_units(units, "auto", CPU)
     assert torch.equal(calm.content_topk, stormy.content_topk)
     assert torch.equal(calm.style_abs, stormy.style_abs)
 
@@ -149,5 +149,5 @@ def test_scores_are_fp32_under_a_hosts_autocast_and_inference_mode() -> None:
 def test_scoring_changes_neither_lora() -> None:
     pair = as_pair(random_layers(1), random_layers(2))
     before = [u.content.dense().clone() for u in pair.units if u.content]
-    score(pair.units, "auto", CPU)
+    score_units(pair.units, "auto", CPU)
     assert all(torch.equal(b, u.content.dense()) for b, u in zip(before, pair.units) if u.content)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klora_lib.engine.layers import sites_of
+from klora_lib.engine.layers import list_sites
 from klora_lib.rule.cache import Library
 from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.settings import read_settings
@@ -65,7 +65,7 @@ def expected(
     """W0 + w·ΔW of what the plan chooses at ``progress``, in fp64, under the UNet's own names."""
     modules = {id(m): path for path, m in host.unet.named_modules()}
     want = {name: t.double() for name, t in base.items()}
-    sites = sites_of(host.unet)
+    sites = list_sites(host.unet)
     for unit, mask in zip(plan.units, plan.at(progress).tolist()):
         name = f"{modules[id(sites[unit.name].module)]}.weight"
         for bit, delta, w in zip((1, 2), (unit.content, unit.style), users):

@@ -241,7 +241,7 @@ def test_what_fails_inside_a_swallowed_callback_ends_the_job(host: FakeHost) -> 
 
     def fail(denoiser: object) -> None:
         if len(calls) == 2:
-            p.klora_job.current.session.wanted = lambda progress: 1 / 0
+            p.klora_job.current.session.choose_masks = lambda progress: 1 / 0
 
     host.on_call.append(fail)
     with pytest.raises(ZeroDivisionError):

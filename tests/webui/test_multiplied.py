@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from klora_lib.engine.fit import weights_of
-from klora_lib.engine.layers import sites_of
+from klora_lib.engine.fit import make_weight_reader
+from klora_lib.engine.layers import list_sites
 from klora_lib.rule.cache import Library
 from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.settings import read_settings
@@ -60,15 +60,15 @@ def start(request: pytest.FixtureRequest, folder: Path) -> Iterator[Callable[[],
 def plan_now(host: FakeHost, p: Processing, steps: int) -> Plan:
     settings, library = read_settings(p.script_args[0]), Library()
     files = [library.read(host.networks.available_networks[n].filename, n) for n in (settings.content, settings.style)]
-    pair, sites = library.pair(*files), sites_of(host.unet)
-    return make_plan(pair, library.score(pair, settings.k, CPU, weights=weights_of(sites)), settings, steps, p.seed)
+    pair, sites = library.pair(*files), list_sites(host.unet)
+    return make_plan(pair, library.score(pair, settings.k, CPU, weights=make_weight_reader(sites)), settings, steps, p.seed)
 
 
 def test_every_step_is_the_plans(start: Callable[[], FakeHost]) -> None:
     host = start()
     before, seen = weights(host), watch(host)
     p = job(host, PAIR, steps=8)
-    plan, sites = plan_now(host, p, 8), sites_of(host.unet)
+    plan, sites = plan_now(host, p, 8), list_sites(host.unet)
     process_images(p)
     table = plan.table(8)
     assert {1, 2} <= set(table.flatten().tolist()) and len({tuple(row) for row in table.T.tolist()}) > 2
