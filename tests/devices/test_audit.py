@@ -174,7 +174,7 @@ def asks_nobody(device: torch.device) -> float:
 on = MemoryBudget.on.__func__  # type: ignore[attr-defined]
 MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "nothing is reserved": lambda: mock.patch.object(MemoryBudget, "on", lambda device, _: on(MemoryBudget, device, 0)),
-    "mem_get_info is not asked": lambda: mock.patch("klora_lib.engine.memory.free_bytes", asks_nobody),
+    "mem_get_info is not asked": lambda: mock.patch("klora_lib.engine.memory.measure_free_bytes", asks_nobody),
     "there is always room": lambda: mock.patch.object(MemoryBudget, "on", lambda *_: MemoryBudget(float("inf"))),
     "backups are always beside": lambda: mock.patch.object(Merged, "copy_backup", lambda self, tensor: tensor.clone()),
     "TF32 is left on": lambda: mock.patch.object(numerics, "find_precision_switches", lambda device: []),
