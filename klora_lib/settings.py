@@ -10,12 +10,16 @@ from typing import Any
 
 from .errors import KLoraError, SettingsError, join_errors
 
-METHODS = ("klora", "direct", "fixed", "random", "topk", "no-gamma", "switch", "content", "style")
+METHODS = (
+    "klora", "direct", "fixed", "random", "topk", "no-gamma", "switch", "content", "style",
+    "est", "np", "blora", "average", "ties",
+)  # fmt: skip
 SCALES = ("s", "s*")
 LAYERS = ("all", "attention", "attention-only")
 PROGRESS = ("steps", "noise")
 ENGINES = ("auto", "merge", "bypass")
 GAMMAS = ("auto", "mean-ratio")
+KS = ("auto", "all")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class Settings:
     engine: str = "auto"
     show_map: bool = False
     switch_every: int = 5
+    balance: float = 0.0
+    mu: float = 0.5
+    density: float = 0.2
 
     def __post_init__(self) -> None:
         if self.scale == "s*" and self.alpha == 0:
@@ -162,9 +169,9 @@ def _gamma(name: str, label: str, help: str) -> Field:
 def _k(name: str, label: str, help: str) -> Field:
     def read(value: Any) -> str | int:
         word = value.strip().lower() if isinstance(value, str) else value
-        return "auto" if word == "auto" else _read_integer(word, 1, 2**53)
+        return word if word in KS else _read_integer(word, 1, 2**53)
 
-    return Field(name, label, help, read, "auto or a whole number above 0", choices=("auto",))
+    return Field(name, label, help, read, "auto, all or a whole number above 0", choices=KS)
 
 
 def _whole(name: str, label: str, help: str, range: tuple[int, int, int]) -> Field:
@@ -173,7 +180,7 @@ def _whole(name: str, label: str, help: str, range: tuple[int, int, int]) -> Fie
 
 
 WEIGHT: dict[str, Any] = dict(range=(-2, 2, 0.05), low=-100, high=100)
-WITH_SCALE = ("klora", "fixed", "no-gamma")
+WITH_SCALE = ("klora", "fixed", "no-gamma", "est", "average")
 
 # The order is the order of the positional API arguments: append only.
 FIELDS: tuple[Field, ...] = (
@@ -188,18 +195,22 @@ FIELDS: tuple[Field, ...] = (
           "How strongly the content LoRA acts on the text encoders; empty: the same as its weight.", **WEIGHT),
     _real("style_te_weight", "Style text encoder weight",
           "How strongly the style LoRA acts on the text encoders; empty: the same as its weight.", **WEIGHT),
-    _choice("method", METHODS, "Method", "How the LoRA of a layer and step is chosen; klora is the paper's rule."),
+    _choice("method", METHODS, "Method", "How the two share layers and steps: klora (the paper's rule), est (the same by "
+            "energy, planned at once), switch (in turn), fixed (content, then style), direct (both added), np (added, the "
+            "content out of the style's way), average (klora as one merge), ties (the largest of both), blora (SDXL: a "
+            "block each), content, style (one alone); random, topk and no-gamma are to compare with."),
     replace(_real("alpha", "α",
                   "How much the threshold grows from the first step to the last; higher means more style late.",
                   (0, 5, 0.05), 0, 1e9), methods=WITH_SCALE),
     replace(_real("beta", "β", "The threshold at the first step; higher means more style; empty: 0.5, or 0.85·α with s*.",
                   (0, 5, 0.005), 0, 1e9), methods=WITH_SCALE),
     replace(_gamma("gamma", "γ", "Balances two LoRAs of different strength: auto (the ratio of their sums), mean-ratio (the "
-                   "mean of the layers' ratios without outliers), or a number above 0."), methods=("klora", "fixed")),
+                   "mean of the layers' ratios without outliers), or a number above 0."),
+            methods=("klora", "fixed", "est", "average")),
     replace(_choice("scale", SCALES, "Scale", "s grows from content to style; s* begins with style (for Flux)."),
             methods=WITH_SCALE),
-    replace(_k("k", "K", "How many of a layer's largest elements are compared: auto (the product of both ranks), or a whole "
-               "number."), methods=("klora", "topk", "no-gamma")),
+    replace(_k("k", "K", "How many of a layer's largest elements are compared: auto (the product of both ranks), all, or a "
+               "whole number."), methods=("klora", "topk", "no-gamma", "average")),
     _choice("layers", LAYERS, "Layers", "Where the rule chooses: in all layers; in attention, with both LoRAs elsewhere; or "
             "in attention only, with no LoRA elsewhere."),
     _choice("progress", PROGRESS, "Progress", "What moves the choice on: the count of steps, or the noise level."),
@@ -208,6 +219,13 @@ FIELDS: tuple[Field, ...] = (
     _flag("show_map", "Show the selection map", "Append a picture of which LoRA acted in which layer and step."),
     replace(_whole("switch_every", "Steps between two switches",
                    "After how many steps the method switch changes to the other LoRA.", (1, 150, 1)), methods=("switch",)),
+    replace(_real("balance", "Balance", "Moves the choice towards the style (above 0) or the content (below 0), in stops: 1 "
+                  "doubles the threshold.", (-3, 3, 0.1), -3, 3),
+            methods=("klora", "fixed", "topk", "no-gamma", "est", "average")),
+    replace(_real("mu", "μ", "How far the method np takes the content out of the directions that the style uses: 0 adds "
+                  "both as they are, a large number takes it out altogether.", (0, 10, 0.05), 0, 1e9), methods=("np",)),
+    replace(_real("density", "Density", "What share of each layer's largest elements the method ties keeps of either LoRA.",
+                  (0.01, 1, 0.01), 1e-6, 1), methods=("ties",)),
 )  # fmt: skip
 BY_NAME: Mapping[str, Field] = {f.name: f for f in FIELDS}
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from klora_lib.errors import KLoraError, SettingsError
 from klora_lib.settings import BY_NAME, FIELDS, Field, Settings, name_arguments, read_settings
 
-# as the contract lists them; appended since: switch_every
+# as the contract lists them; appended since: switch_every, and balance, mu and density
 CONTRACT = [
     "enabled", "content", "style", "content_weight", "style_weight", "content_te_weight", "style_te_weight", "method",
     "alpha", "beta", "gamma", "scale", "k", "layers", "progress", "engine", "show_map", "switch_every",
+    "balance", "mu", "density",
 ]  # fmt: skip
 WORDS = {"content", "style"}  # fields that take any text
 
@@ -87,7 +88,8 @@ def test_the_first_choice_is_the_default(field: Field) -> None:
         ("content_te_weight", 0, 0.0), ("method", "No-Gamma", "no-gamma"), ("alpha", 0, 0.0), ("beta", None, None),
         ("beta", "1.275", 1.275), ("gamma", "AUTO", "auto"), ("gamma", "0.5", 0.5), ("gamma", 2, 2.0),
         ("gamma", "mean-ratio", "mean-ratio"), ("scale", "S*", "s*"), ("k", "auto", "auto"), ("k", "64", 64),
-        ("k", 64.0, 64), ("k", 2**53, 2**53), ("switch_every", "3", 3),
+        ("k", 64.0, 64), ("k", 2**53, 2**53), ("k", "All", "all"), ("switch_every", "3", 3), ("balance", "-3", -3.0),
+        ("mu", 0, 0.0), ("mu", 1e9, 1e9), ("density", "1", 1.0), ("method", "EST", "est"),
     ],
 )  # fmt: skip
 def test_what_a_panel_a_request_and_an_infotext_give(name: str, raw: Any, value: Any) -> None:
@@ -116,12 +118,15 @@ BAD: dict[str, list[Any]] = {
     **{name: [None, 1, True, [], {}, b"cat"] for name in WORDS},
 }
 NUMBERS = ("content_weight", "style_weight", "content_te_weight", "style_te_weight", "alpha", "beta", "gamma", "k",
-           "switch_every")  # fmt: skip
+           "switch_every", "balance", "mu", "density")  # fmt: skip
 for number in NUMBERS:
     BAD[number] += [math.nan, math.inf, -math.inf, "nan", "inf", "1e999", True, False, 10**400, "1,5", "½"]
-    BAD[number] += [-1] if number in ("alpha", "beta", "k", "switch_every") else [101 if "weight" in number else -1]
-for name in ("gamma", "k", "switch_every"):
+    BAD[number] += [{"balance": -3.1}.get(number, 101 if "weight" in number else -1)]
+for name in ("gamma", "k", "switch_every", "density"):
     BAD[name] += [0, "0", None, ""]
+BAD["balance"] += [3.1, None, ""]
+BAD["mu"] += [None, ""]
+BAD["density"] += [1.1]
 for name in ("k", "switch_every"):
     BAD[name] += [1.5, "1.5"]
 BAD["enabled"] += ["maybe", None, 2, math.nan]
@@ -187,7 +192,7 @@ def test_anything_at_all_is_read_or_refused_in_a_sentence_that_can_be_sent(given
     else:
         for name in NUMBERS:
             value = getattr(read, name)
-            assert value in ("auto", "mean-ratio", None) or math.isfinite(value)
+            assert value in ("auto", "mean-ratio", "all", None) or math.isfinite(value)
         assert read_settings(dataclasses.asdict(read)) == read
 
 

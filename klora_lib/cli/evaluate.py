@@ -24,6 +24,7 @@ from . import files
 from .options import add_settings, read_given_settings, read_number, read_size, read_whole_number
 from .render import DRAW_SETTINGS, add_sampling, read_methods
 
+ROWS = tuple(method for method in METHODS if method != "blora")  # which is for SDXL alone
 JUDGED_SIZE = (64, 64)  # the toy's judge can only score images of this size
 
 
@@ -36,7 +37,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--content", nargs="+", default=[], metavar="FILE[=WORDS]", help=f"the content LoRAs, each {of}")
     command.add_argument("--style", nargs="+", default=[], metavar="FILE[=WORDS]", help=f"the style LoRAs, each {of}")
     command.add_argument("--prompt", help="the prompt, with {content} and {style} where the words of the two belong")
-    command.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(METHODS)})")
+    command.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(ROWS)})")
     command.add_argument("--count", default="5", help="number of seeds for each pair, counting up (default: %(default)s)")
     command.add_argument("--batch", default="1", help="number of seeds drawn at once (default: %(default)s)")
     command.add_argument("--references", metavar="DIR", help="a folder that has a folder of pictures for each LoRA, named "
@@ -107,7 +108,7 @@ def read_tasks(args: argparse.Namespace) -> Iterator[Task]:
     for content in contents:
         for style in styles:
             library.pair(*library.read_both((content.path, content.name), (style.path, style.name)))
-    for method in read_methods(args.methods or list(METHODS)):
+    for method in read_methods(args.methods or list(ROWS)):
         for content in contents:
             for style in styles:
                 yield Task(method, {**settings, "method": method}, content, style, seeds, 1 if method == "random" else batch)

@@ -15,18 +15,23 @@ from ..engine.memory import MemoryBudget
 from ..errors import SettingsError
 from ..lora.peft import find_weights, name_file
 from ..rule.cache import Library
+from ..rule.explain import explain, format_report
 from ..rule.plan import Plan, format_row, make_plan
 from ..settings import Settings
 from .files import encode_png, write_file
 from .options import add_settings, read_given_settings, read_whole_number
 
-RULE = ("method", "alpha", "beta", "gamma", "scale", "k", "layers", "switch_every")
+RULE = ("method", "alpha", "beta", "gamma", "scale", "k", "layers", "switch_every", "balance", "mu", "density")
 
 
 def add_commands(commands: Any) -> None:
     plan = commands.add_parser("plan", help="print the layers × steps choice as JSON")
     plan.set_defaults(run=run_plan)
-    plan.add_argument("--json", default="-", metavar="FILE", help="where to write, - for standard output (default)")
+    plan.add_argument("--json", metavar="FILE", help="where to write it, - for standard output (default without --report)")
+    plan.add_argument(
+        "--report", action="store_true",
+        help="explain the pair: how strong and how alike the two are, and what of each acts, by block; in the JSON too",
+    )  # fmt: skip
     plot = commands.add_parser("plot", help="draw the choice as a PNG: content blue, style green")
     plot.set_defaults(run=run_plot)
     plot.add_argument("--out", default="klora-plan.png", metavar="FILE", help="the PNG (default: %(default)s)")
@@ -51,7 +56,7 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
     files = library.read_both(*((path, name_file(path)) for path in (args.content, args.style)))
     pair = library.pair(*files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scores = library.score(pair, settings.k, device, MemoryBudget.on(device, 0).free)
+    scores = library.measure(pair, settings, device, MemoryBudget.on(device, 0).free)
     plan = make_plan(pair, scores, settings, steps, seed)
     notes = [*(note for file in files for note in file.notes), *plan.notes]
     for note in notes:
@@ -60,28 +65,38 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    text = json.dumps(describe_plan(*read_plan(args)), indent=1, allow_nan=False)
-    if args.json == "-":
-        print(text)
-    else:
+    plan, steps, notes = read_plan(args)
+    told = describe_plan(plan, steps, notes)
+    if args.report:
+        found = explain(plan, steps)
+        told["report"] = found.as_json()
+        if args.json != "-":
+            print(format_report(found), end="")
+    text = json.dumps(told, indent=1, allow_nan=False)
+    if args.json not in (None, "-"):
         write_file(args.json, text.encode())
+    elif args.json == "-" or not args.report:
+        print(text)
 
 
 def describe_plan(plan: Plan, steps: int, notes: Sequence[str] = ()) -> dict[str, Any]:
     """The plan as the command's JSON: gamma, steps, and for each layer its values and one letter per step.
 
-    Also the notes, if there are any.
+    The values are K and four sums, or two energies for a method that uses energies.  Also the notes, if there are any.
     """
     s, table = plan.facts.scores, plan.table(steps)
-    columns = (s.content_topk, s.style_topk, s.content_abs, s.style_abs)
-    names = ("content_topk_sum", "style_topk_sum", "content_abs_sum", "style_abs_sum")
+    sums = {
+        "content_topk_sum": s.content_topk, "style_topk_sum": s.style_topk,
+        "content_abs_sum": s.content_abs, "style_abs_sum": s.style_abs,
+    }  # fmt: skip
+    columns = {"content_energy": s.content_topk, "style_energy": s.style_topk} if s.squared else sums
     layers = [
         {
             "name": unit.name,
             "content_rank": unit.content.rank if unit.content else 0,
             "style_rank": unit.style.rank if unit.style else 0,
-            "k": s.k[i],
-            **{name: float(column[i]) for name, column in zip(names, columns)},
+            **({} if s.squared else {"k": s.k[i]}),
+            **{name: float(column[i]) for name, column in columns.items()},
             "selection": format_row(table[i]),
         }
         for i, unit in enumerate(plan.units)

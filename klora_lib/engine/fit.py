@@ -12,10 +12,10 @@ from torch import Tensor
 from ..errors import MAX_LISTED, PairError
 from ..lora.keys import list_members
 from ..lora.rows import cut_rows
+from ..rule.combiners import Acting
 from ..rule.pairing import Pair, Unit, flatten_shape, format_sizes, sizes_agree
 from ..rule.plan import Plan
 from ..rule.scoring import Weights
-from ..rule.selectors import CONTENT, STYLE
 from .session import Placed
 from .site import Site, SiteDeltas, WeightedDelta
 
@@ -37,12 +37,13 @@ def place_units(
     refuse_misfit(pair, sites, checkpoint)
     rows = [*range(len(plan.units)), *[None] * len(pair.added)]
     placed, missing = [], []
-    for row, unit in zip(rows, (*plan.units, *pair.added)):
+    acting = [*plan.acting(weights), *(Acting(unit, weights) for unit in pair.added)]
+    for row, (unit, strengths) in zip(rows, acting):
         found = find_seats(unit, sites)
         if not found:
             missing.append(unit.name)
-        mask = choose_added_mask(plan, unit)
-        placed += [Placed(row, mask, site, weigh_deltas(part, weights), part.name) for part, site in found]
+        mask = plan.added_mask(unit)
+        placed += [Placed(row, mask, site, weigh_deltas(part, strengths), part.name) for part, site in found]
     return placed, missing
 
 
@@ -101,13 +102,6 @@ def make_weight_reader(sites: Sites) -> Weights:
         return torch.cat(parts) if parts else None
 
     return read
-
-
-def choose_added_mask(plan: Plan, unit: Unit) -> int:
-    """Which LoRAs act on a norm or a bias: both, or only the one that the method ``content`` or ``style`` keeps."""
-    if plan.layers == "attention-only":
-        return 0
-    return {"content": CONTENT, "style": STYLE}.get(plan.method, CONTENT | STYLE)
 
 
 def refuse_other_shapes(units: Sequence[Unit], sites: Sites, names: tuple[str, str], checkpoint: str) -> None:

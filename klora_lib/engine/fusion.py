@@ -72,7 +72,7 @@ def fuse_files(
         pair = arrange(library.pair(content, style))
         refuse_misfit(pair, target.sites, target.name)
         free = MemoryBudget.on(target.device, target.reserve).free
-        scores = library.score(pair, settings.k, target.device, free, make_weight_reader(target.sites))
+        scores = library.measure(pair, settings, target.device, free, make_weight_reader(target.sites))
         return Fusion(pair, scores, settings)
 
 

@@ -49,6 +49,9 @@ def make_actor(placed: Placed, engine: str, device: torch.device, budget: Memory
         raise HostError("an IA3 that scales a layer's bias cannot act where the layer is streamed from host memory")
     if norm or (engine != "bypass" and plain and there and (has_bias or not placed.deltas.with_bias)):
         return Merged(site, placed.deltas, device, budget)
+    if placed.deltas.merges_only:
+        why = "bypass is chosen" if engine == "bypass" else f"{placed.name} cannot be written where it is"
+        raise HostError(f"this method writes the weights and cannot act beside them, but {why}; choose another", "method")
     return Bypassed(site, placed.deltas, budget)
 
 

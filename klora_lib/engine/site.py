@@ -95,6 +95,10 @@ class SiteDeltas:
         return any(delta.bias_factor is not None for delta in self.present)
 
     @property
+    def merges_only(self) -> bool:
+        return any(weighted is not None and weighted.delta.merges_only for weighted in (self.content, self.style))
+
+    @property
     def with_bias(self) -> bool:
         return any(delta.bias is not None for delta in self.present)
 

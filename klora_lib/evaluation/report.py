@@ -20,7 +20,7 @@ from .table import ScoredImage, format_markdown, format_percent, make_table, mea
 
 SEEDS, MAX_BATCH = 20, 20  # seeds for each pair; images drawn at once
 ALPHAS, BETAS = (1.0, 1.5, 2.0), (0.25, 0.5, 0.75)  # the paper's grid
-KS: tuple[int | str, ...] = (4, 16, "auto", 256, 1024, 2**40)  # the last one means all elements
+KS: tuple[int | str, ...] = (4, 16, "auto", 256, 1024, "all")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ METHODS: Rows = {
     "fixed": Row({"method": "fixed"}),
     "topk": Row({"method": "topk"}),
     "no-gamma": Row({"method": "no-gamma"}),
+    "est": Row({"method": "est"}),
+    "np": Row({"method": "np"}),
+    "np, hard": Row({"method": "np", "mu": 1e9}),
+    "average": Row({"method": "average"}),
+    "ties": Row({"method": "ties"}),
     "klora, s": Row({}),
     "klora, s*": Row({"scale": "s*"}),
     EXCHANGED: Row({}, is_exchanged=True),
@@ -74,7 +79,7 @@ TABLES: Mapping[str, Rows] = {
         f"{name}: {sampler}": replace(METHODS[name], sampler=given)
         for (sampler, given), name in product(SAMPLERS.items(), SHORT)
     },
-    "k": {("all elements" if k == KS[-1] else f"K = {k}"): Row({"k": k}) for k in KS},
+    "k": {("all elements" if k == "all" else f"K = {k}"): Row({"k": k}) for k in KS},
     "layers": {name: Row({"layers": name}) for name in ("all", "attention", "attention-only")},
     "gamma": {f"γ = {gamma}": Row({"gamma": gamma}) for gamma in ("auto", "mean-ratio", 0.5, 1.0, 2.0)},
     "grid": {f"α = {a}, β = {b}": Row({"alpha": a, "beta": b}) for a, b in product(ALPHAS, BETAS)},

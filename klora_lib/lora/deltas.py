@@ -40,6 +40,7 @@ class Delta:
     bias_factor: times the layer's own bias, what is added to it, [out], or None.
     asks_base: whether the update depends on the weight W that it is added to.
     relative: ΔW is made from W, so that there is none without it: no dense() and no factors(), update() alone.
+    merges_only: whether it is for writing into the weight alone, as it costs too much at every forward.
     """
 
     shape: tuple[int, ...]
@@ -47,6 +48,7 @@ class Delta:
     bias: Tensor | None
     asks_base = False
     relative: bool = False
+    merges_only = False
 
     @property
     def bias_factor(self) -> Tensor | None:

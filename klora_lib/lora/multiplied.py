@@ -35,7 +35,7 @@ class Turned(Delta):
     rescale: Tensor | None
     on_input: bool
     shape: tuple[int, ...]
-    relative = True
+    asks_base = relative = True
     bias: Tensor | None = None
 
     @property
@@ -90,7 +90,7 @@ class Scaled(Delta):
     factor: Tensor  # [out] or [in]
     on_input: bool
     scales_bias: bool = False
-    relative = True
+    asks_base = relative = True
     rank: int = 1
     bias: Tensor | None = None
 

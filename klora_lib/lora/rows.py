@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PairError
+from .combined import Elected, Projected
 from .deltas import UNKNOWN, Delta, Device, Dora, Full, Fused, Lora, Norm
 from .keys import QKV, list_members
 from .lycoris import Glora
@@ -32,6 +33,10 @@ class Rows(Delta):
 
     inner: Delta
     pieces: Pieces
+
+    @property
+    def merges_only(self) -> bool:  # type: ignore[override]
+        return self.inner.merges_only
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -114,6 +119,11 @@ def cut_rows(delta: Delta | None, first: int, last: int) -> Delta | None:
         return inner and Dora(inner, delta.magnitude[first:last])
     if isinstance(delta, Dora):
         raise PairError("a DoRA by input channel of a fused layer cannot act on this model, which has the layer split")
+    if isinstance(delta, Projected):
+        inner = cut_rows(delta.inner, first, last)
+        return inner and replace(delta, inner=inner)
+    if isinstance(delta, Elected) and delta.asks_base:
+        raise PairError("ties of a DoRA or its like in a fused layer cannot act on this model, which has the layer split")
     if isinstance(delta, Rows):
         raise PairError("a part of a layer whose rows are in another order than in the file is not known")
     return Rows(delta, ((first, last),))

@@ -6,15 +6,21 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..errors import KLoraError, LoraFileError, PairError, join_errors
 from ..lora.file import LoraFile, read_lora
 from ..lora.peft import CONFIG, find_weights
+from ..settings import Settings
+from .combiners import find_style_directions
+from .energies import compute_energies
 from .pairing import Pair, make_pair
 from .scoring import Scores, Weights, score_units
+from .selectors import BY_ENERGY
 
 T = TypeVar("T")
 FILES = 2 << 30  # bytes of files that are kept; the two last used always are
@@ -33,6 +39,7 @@ class Library:
         self.sizes: dict[Hashable, int] = {}  # bytes of each of these files
         self.pairs: OrderedDict[Hashable, Pair] = OrderedDict()
         self.scores: OrderedDict[Hashable, Scores] = OrderedDict()
+        self.directions: OrderedDict[Hashable, tuple[Tensor | None, ...]] = OrderedDict()
 
     def read(self, path: str | os.PathLike[str], name: str) -> LoraFile:
         """The file or PEFT folder at ``path``, read again whenever size, time or identity of the file, or of an
@@ -73,6 +80,28 @@ class Library:
         """The two, aligned.  Raises PairError."""
         key = content.name, content.digest, style.name, style.digest
         return get_or_make(self.pairs, key, PAIRS, lambda: make_pair(content, style))
+
+    def measure(
+        self, pair: Pair, settings: Settings, device: torch.device, free: float = math.inf, weights: Weights | None = None
+    ) -> Scores:
+        """What the method of ``settings`` compares: Top-K sums, or energies, which cost a small part of these.
+
+        See ``score_units``.
+        """
+        if settings.method not in BY_ENERGY:
+            return self.score(pair, settings.k, device, free, weights)
+        if pair.relative:
+            if weights is None:
+                raise make_model_needed_error(pair)
+            found = compute_energies(pair.units, device, free, weights)
+        else:
+            key = pair.content.digest, pair.style.digest, "energies"
+            found = get_or_make(self.scores, key, SCORES, lambda: compute_energies(pair.units, device, free))
+        if settings.method != "np":
+            return found
+        both = pair.content.digest, pair.style.digest
+        known = get_or_make(self.directions, both, PAIRS, lambda: find_style_directions(pair, device))
+        return replace(found, directions=known)
 
     def score(
         self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None

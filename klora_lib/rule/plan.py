@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..errors import PairError, format_count
 from ..settings import Settings
+from .combiners import Acting, combine_units
 from .pairing import Pair, Unit
 from .scoring import Scores, find_largest, vanishes
-from .selectors import CONTENT, LETTERS, STYLE, Facts, select
+from .selectors import BLOCKS, BOTH, CONTENT, LETTERS, STYLE, Facts, find_side, select
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Plan:
     facts: Facts
     method: str
     layers: str
+    settings: Settings = Settings()  # frozen
 
     @property
     def gamma(self) -> float:
@@ -52,6 +54,18 @@ class Plan:
         """Indices of the units whose mask at progress ``after`` is not the one at ``before``."""
         return (self.at(before) != self.at(after)).nonzero().flatten().tolist()
 
+    def acting(self, weights: tuple[float, float]) -> list[Acting]:
+        """What acts on each unit where its mask says so.  ``weights``: the user's, of content and style."""
+        return combine_units(self.method, self.units, self.facts, self.settings, weights)
+
+    def added_mask(self, unit: Unit) -> int:
+        """Norms and biases are not chosen: both LoRAs' are added, or those that the method leaves."""
+        if self.layers == "attention-only":
+            return 0
+        if self.method == "blora":
+            return find_side(unit.name)
+        return {"content": CONTENT, "style": STYLE}.get(self.method, BOTH)
+
 
 def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: int = 0) -> Plan:
     """The plan that ``settings`` make of a scored pair.  ``steps``: sampler steps of the pass; ``seed``: the image's.
@@ -75,10 +89,14 @@ def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: 
         raise PairError(f"{both} have no attention layer in common, and layers is {settings.layers!r}")
     else:
         refuse_zero(pair, scores, decided)
+    refuse_unfit(pair, settings.method, decided)
     gamma = compute_gamma(scores, decided, settings.gamma, names)
     star = settings.scale == "s*"
-    facts = Facts(scores, gamma, present, decided, settings.alpha, settings.offset, star, steps, settings.switch_every, seed)
-    return Plan(pair.units, facts, settings.method, settings.layers)
+    facts = Facts(
+        scores, gamma, present, decided, settings.alpha, settings.offset, star, steps, settings.switch_every, seed,
+        settings.balance, tuple(unit.name for unit in pair.units),
+    )  # fmt: skip
+    return Plan(pair.units, facts, settings.method, settings.layers, settings)
 
 
 def refuse_zero(pair: Pair, scores: Scores, decided: Tensor) -> None:
@@ -109,6 +127,20 @@ def make_zero_error(role: str, name: str, units: Sequence[Unit], where: str) -> 
         most = max(find_largest(delta) for delta in small)
         return PairError(f"{name!r} is zero in fp32 {where}: its numbers are too small, at most {most:.3g}", role)
     return PairError(f"{name!r} is zero {where}; was it trained?", role)
+
+
+def refuse_unfit(pair: Pair, method: str, decided: Tensor) -> None:
+    """Raise PairError where a LoRA is none that the method can work with."""
+    if method == "blora":
+        for role, file in (("content", pair.content), ("style", pair.style)):
+            if not any(getattr(unit, role) is not None and unit.name.startswith(BLOCKS[role]) for unit in pair.units):
+                told = f"{file.name!r} has no layer in {BLOCKS[role][:-1]}, in which blora puts the {role}: it is for SDXL"
+                raise PairError(told, role)
+    if method == "np":
+        for unit, mine in zip(pair.units, decided.tolist()):
+            if mine and unit.style is not None and unit.style.asks_base:
+                told = f"{pair.style.name!r} is a DoRA or its like in {unit.name}, and acts in all directions that the "
+                raise PairError(told + "model's weight has: np would leave nothing of the content", "style")
 
 
 def compute_gamma(scores: Scores, decided: Tensor, gamma: str | float, names: tuple[str, str]) -> float:

@@ -21,20 +21,37 @@ Weights = Callable[[Unit, torch.device], "Tensor | None"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Columns over units, float64 ``[units]``; a LoRA that is absent from a unit has rank and sums 0 there."""
+    """Columns over units, float64 ``[units]``; a LoRA that is absent from a unit has rank and sums 0 there.
+
+    squared: the elements were squared, and K is all of them: every column is then the energy ‖ΔW‖².
+    directions: of each unit, for the method np: those that hold most of a style's energy, where it has no two factors.
+    """
 
     k: tuple[int, ...]
     content_topk: Tensor
     style_topk: Tensor
     content_abs: Tensor
     style_abs: Tensor
+    squared: bool = False
+    directions: tuple[Tensor | None, ...] = ()  # each fp32 [in·kh·kw, k], orthonormal
+
+    def about(self, i: int) -> Scores:
+        """The scores of unit ``i`` alone."""
+        one = slice(i, i + 1)
+        return Scores(
+            self.k[one], self.content_topk[one], self.style_topk[one], self.content_abs[one], self.style_abs[one],
+            self.squared, self.directions[one] or (None,),
+        )  # fmt: skip
 
 
 def choose_k(unit: Unit, k: str | int, base: Tensor | None = None) -> int:
     """K = r_c·r_s (paper, equation 4), at most the element count (of ``base``).  An absent LoRA counts as rank 1."""
+    elements = unit.elements if base is None else base.numel()
+    if k == "all":
+        return max(1, elements)
     content, style = unit.content, unit.style
     wanted = k if isinstance(k, int) else (content.rank if content else 1) * (style.rank if style else 1)
-    return max(1, min(wanted, unit.elements if base is None else base.numel()))
+    return max(1, min(wanted, elements))
 
 
 def sum_topk(x: Tensor, k: int) -> Tensor:
@@ -109,8 +126,9 @@ def score_units(
     layers could not make up for it.  So these units need the loaded model; where it lacks a layer, nothing acts there, and
     its sums are 0.
 
-    Args: k: "auto" or K itself.  device: where the products are taken.  free: bytes of it that may be used; where these do
-        not do, or turn out not to be there, products are taken on the CPU.  weights: needed where a unit is ``relative``.
+    Args: k: "auto", "all" or K itself.  device: where the products are taken.  free: bytes of it that may be used; where
+        these do not do, or turn out not to be there, products are taken on the CPU.  weights: needed where a unit is
+        ``relative``.
     Raises LoraFileError that names role and layer where an update has no numbers in fp32, and PairError where not even the
     CPU has the memory.
     """
@@ -147,8 +165,8 @@ def score_units_on(units: Sequence[Unit], k: str | int, device: torch.device, we
             ]
             ks.append(n)
             rows.append([pair[0][0], pair[1][0], pair[0][1], pair[1][1]])
-    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
-    return Scores(tuple(ks), *table.unbind(1))
+    content, style, content_abs, style_abs = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).unbind(1)
+    return Scores(tuple(ks), content, style, content_abs, style_abs)
 
 
 def score_update(

@@ -6,8 +6,9 @@ anything that broadcasts to it); what a LoRA does not touch is cut off afterward
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,10 +34,24 @@ class Facts:
     steps: int  # sampler steps of the pass, for the methods that count them
     switch_every: int
     seed: int
+    stops: float = 0.0  # the user's balance: how often every threshold is doubled
+    names: tuple[str, ...] = ()  # of the units' layers
 
     def scale(self, progress: Tensor) -> Tensor:
-        """S(t), or S*(t) where asked for.  [T]"""
-        return (scale_s_star if self.star else scale_s)(progress, self.alpha, self.beta)
+        """S(t), or S*(t) where asked for, times 2^balance.  [T]"""
+        return (scale_s_star if self.star else scale_s)(progress, self.alpha, self.beta) * self.factor
+
+    @property
+    def factor(self) -> float:
+        """2^balance."""
+        return math.pow(2, self.stops)
+
+    def about(self, i: int) -> Facts:
+        """The facts of unit ``i`` alone."""
+        one = slice(i, i + 1)
+        return replace(
+            self, scores=self.scores.about(i), present=self.present[one], decided=self.decided[one], names=self.names[one]
+        )
 
     def step(self, progress: Tensor) -> Tensor:
         """The sampler step that a progress lies in; 1e-6 forgives t/T·T < t.  int64 [T]"""
@@ -65,9 +80,9 @@ def no_gamma(facts: Facts, progress: Tensor) -> Tensor:
 
 
 def topk(facts: Facts, progress: Tensor) -> Tensor:
-    """Content where S_c ≥ S_s, at every step: the ablation without S and γ."""
+    """Content where S_c ≥ 2^balance·S_s, at every step: the ablation without S and γ."""
     s = facts.scores
-    return choose_content(facts, (s.content_topk >= s.style_topk)[:, None].expand(-1, len(progress)))
+    return choose_content(facts, (s.content_topk >= facts.factor * s.style_topk)[:, None].expand(-1, len(progress)))
 
 
 def fixed(facts: Facts, progress: Tensor) -> Tensor:
@@ -107,6 +122,28 @@ def style(facts: Facts, progress: Tensor) -> Tensor:
     return torch.full((1, len(progress)), STYLE)
 
 
+def est(facts: Facts, progress: Tensor) -> Tensor:
+    """EST-LoRA (arXiv 2508.02165): content where E_c ≥ γ_E·(α·t/T + D)·E_s, E = ‖ΔW‖², γ_E = ΣE_c/ΣE_s.
+
+    D, how much the style's images differ from the content's, stands in β's place.  The authors' published code takes the
+    ratio without the squares; only with them does the strength of either file not matter.  ``facts.scores`` are energies.
+    """
+    return klora(facts, progress)
+
+
+def blora(facts: Facts, progress: Tensor) -> Tensor:
+    """B-LoRA's split (arXiv 2403.14572), for SDXL: content in one block, style in the next, nothing elsewhere."""
+    return torch.tensor([find_side(name) for name in facts.names])[:, None].expand(-1, len(progress))
+
+
+BLOCKS = {"content": "up_blocks.0.attentions.0.", "style": "up_blocks.0.attentions.1."}  # of SDXL, in diffusers' names
+
+
+def find_side(layer: str) -> int:
+    """The mask of a layer in B-LoRA's split."""
+    return CONTENT * layer.startswith(BLOCKS["content"]) | STYLE * layer.startswith(BLOCKS["style"])
+
+
 SELECTORS: Mapping[str, Selector] = {
     "klora": klora,
     "direct": direct,
@@ -117,7 +154,13 @@ SELECTORS: Mapping[str, Selector] = {
     "switch": switch,
     "content": content,
     "style": style,
+    "est": est,
+    "np": direct,
+    "blora": blora,
+    "average": direct,
+    "ties": direct,
 }
+BY_ENERGY = ("est", "np", "blora", "ties")  # the methods that look at energies, or at no sums at all
 
 
 def select(method: str, facts: Facts, progress: Tensor) -> Tensor:

@@ -79,11 +79,12 @@ def build_panel(
                     refresh_button(made[name], refresh, lambda: {"choices": [NONE, *loras()]}, elem_id(f"{name}_refresh"))
         add_row(made, ("content_weight", "style_weight"), elem_id)
         add_row(made, ("method", "scale", "gamma"), elem_id)
-        add_row(made, ("alpha", "beta"), elem_id)
+        add_row(made, ("balance", "alpha", "beta"), elem_id)
         with gr.Accordion("More", open=False):
             add_row(made, ("layers", "progress"), elem_id)
             add_row(made, ("engine", "k"), elem_id)
-            add_row(made, ("content_te_weight", "style_te_weight", "switch_every"), elem_id)
+            add_row(made, ("content_te_weight", "style_te_weight"), elem_id)
+            add_row(made, ("mu", "density", "switch_every"), elem_id)
             add_row(made, ("show_map",), elem_id)
     link_beta(made)
     pastes = [(made[f.name], make_paste(f)) for f in FIELDS]

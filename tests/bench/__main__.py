@@ -23,6 +23,10 @@ def rows() -> list[str]:
         f"| plan a full-size SDXL pair (560 attention layers, ranks 32 and 64) | the bare products up @ down "
         f"| {p['ratio']:.2f} | {p['scored']:.2f} / {p['bare']:.2f} |",
         f"| the same pair again, other α, β, γ or scale | | | {p['cached']:.4f} |",
+        f"| plan it with `est` | with `klora` | {p['est by klora']:.3f} | {p['est']:.2f} / {p['klora']:.2f} |",
+        f"| plan it with `np` | with `est` | {p['np by est']:.2f} | {p['np']:.2f} / {p['est']:.2f} |",
+        f"| the projection of `np`, in a pass's first step | | | {p['projected']:.2f} |",
+        f"| `plan --report` of it, beside the plan | | | {p['explained']:.2f} |",
     ]
     if image.available():
         i = image.measure()

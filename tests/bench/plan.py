@@ -11,8 +11,9 @@ import torch
 from klora_lib.lora.file import lora_file
 from klora_lib.numerics import exact_math
 from klora_lib.rule.cache import Library
+from klora_lib.rule.explain import explain
 from klora_lib.rule.pairing import Pair, make_pair
-from klora_lib.rule.plan import make_plan
+from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.rule.scoring import score_units
 from klora_lib.settings import Settings
 
@@ -59,6 +60,33 @@ def seconds(act: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def measure_methods(pair: Pair, runs: int = 5) -> dict[str, float]:
+    """Medians of the seconds until ``klora``, ``est`` and ``np`` know what acts, nothing of the pair being kept; what np's
+    projection costs when the pair is put on a model (``projected``); and ``explain``.  Ratios are of runs side by side."""
+    plans = {name: Settings(method=name) for name in ("klora", "est", "np")}
+
+    def planned(settings: Settings) -> Plan:
+        plan = make_plan(pair, Library().measure(pair, settings, CPU), settings, 30)
+        plan.table(30)
+        plan.acting((1.0, 1.0))
+        return plan
+
+    def project() -> None:
+        with exact_math(CPU):
+            for acting in by_np:
+                acting.unit.content.factors()
+
+    by_np = planned(plans["np"]).acting((1.0, 1.0))
+    rows = [{name: seconds(lambda s=settings: planned(s)) for name, settings in plans.items()} for _ in range(runs)]
+    return {
+        **{name: median(row[name] for row in rows) for name in plans},
+        "est by klora": median(row["est"] / row["klora"] for row in rows),
+        "np by est": median(row["np"] / row["est"] for row in rows),
+        "projected": median(seconds(project) for _ in range(runs)),
+        "explained": median(seconds(lambda: explain(planned(plans["est"]), 30)) for _ in range(runs)),
+    }
+
+
 def measure(runs: int = 5) -> dict[str, float]:
     """Medians: ``bare`` and ``scored`` seconds in turn, their ratio pair by pair, and ``cached`` planning seconds."""
     pair = random_pair()
@@ -85,4 +113,5 @@ def measure(runs: int = 5) -> dict[str, float]:
         "scored": median(s for _, s in rounds),
         "ratio": median(s / b for b, s in rounds),
         "cached": median(cached),
+        **measure_methods(pair, runs),
     }

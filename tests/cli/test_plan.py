@@ -52,6 +52,16 @@ def test_the_json_is_the_librarys_plan(files: tuple[str, str], capsys: Any) -> N
     assert len({layer["selection"] for layer in told["layers"]}) > 1, "the layers switch at different steps"
 
 
+def test_a_method_by_energies_tells_energies(files: tuple[str, str], capsys: Any) -> None:
+    assert main(["plan", *files, "--steps", "7", "--method", "est"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    energies = [(layer["content_energy"], layer["style_energy"]) for layer in told["layers"]]
+    assert told["gamma"] == pytest.approx(sum(c for c, _ in energies) / sum(s for _, s in energies))
+    for (c, s), layer in zip(energies, told["layers"]):
+        wanted = ["C" if c >= told["gamma"] * (1.5 * t / 7 + 0.5) * s else "S" for t in range(7)]
+        assert layer["selection"] == "".join(wanted) and not any("topk" in name or name == "k" for name in layer)
+
+
 def test_plot_writes_a_picture(files: tuple[str, str], tmp_path: Path) -> None:
     assert main(["plot", *files, "--out", str(tmp_path / "map.png")]) == 0
     with Image.open(tmp_path / "map.png") as picture:
@@ -93,3 +103,17 @@ def test_numbers_beyond_fp32_are_one_line_and_never_in_the_json(tmp_path: Path, 
     assert heard.err.count("\n") == 1 and heard.out == ""
     assert main(["plan", strong, weak]) == 0
     json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+def test_a_report_is_text_and_in_the_json_where_asked_for(files: tuple[str, str], capsys: Any, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    assert main(["plan", *files, "--steps", "7", "--report", "--json", str(out)]) == 0
+    text, told = capsys.readouterr().out, json.loads(out.read_text())
+    assert text.startswith(f"{told['report']['sentence'].capitalize()}.")
+    assert [part["name"] for part in told["report"]["blocks"]] == ["down_blocks.1"] and len(told["layers"]) == len(LAYERS)
+    assert main(["plan", *files, "--steps", "7", "--report"]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["plan", *files, "--steps", "7", "--report", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
+    assert main(["plan", *files, "--steps", "7"]) == 0
+    assert json.loads(capsys.readouterr().out) == {key: value for key, value in told.items() if key != "report"}

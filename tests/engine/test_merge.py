@@ -13,8 +13,9 @@ from klora_lib.engine.site import Site, SiteDeltas, WeightedDelta
 from klora_lib.lora.deltas import Norm
 from klora_lib.numerics import exact_math
 
-from .cases import CPU, DORAS, FLOATS, KINDS, LAYERS, Duo, duo, hooks, make_layer, same, site_of, snapshot
+from .cases import CPU, DORAS, FLOATS, KINDS, LAYERS, RELATIVE, Duo, duo, hooks, make_layer, same, site_of, snapshot
 
+ASKING = [*DORAS, *RELATIVE, "glora"]
 FP32 = torch.finfo(torch.float32).eps
 
 
@@ -74,7 +75,15 @@ def test_every_module_type(kind: str, layer: str, dtype: torch.dtype) -> None:
     check_merge(layer, duo(layer, kind, "lora"), dtype, masks=(1, 2))
 
 
-@pytest.mark.parametrize("kind", [*DORAS, "glora"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("other", ["lora", "oft"])
+@pytest.mark.parametrize("kind", ASKING)
+def test_what_asks_for_the_base_gets_it_whatever_acts_beside_it(kind: str, other: str, dtype: torch.dtype) -> None:
+    check_merge("linear", duo("linear", other, kind), dtype)
+    check_merge("linear", duo("linear", kind, other), dtype)
+
+
+@pytest.mark.parametrize("kind", ASKING)
 def test_both_at_once_are_updates_of_the_base_and_not_of_each_other(kind: str) -> None:
     check_merge("linear", duo("linear", kind, kind), torch.float32)
 

@@ -134,6 +134,7 @@ def test_plot_over_alpha(host: Host, sd15: Model):
 
 def test_plot_over_methods(host: Host, sd15: Model):
     values = ["klora", "direct", "fixed", "random", "topk", "no-gamma", "switch", "content", "style"]
+    values += ["est", "np", "average", "ties"]  # blora is for SDXL alone
     cells = plot(host, klora(sd15.uneven), "K-LoRA method", values, dropdown=True)
     for value, cell in zip(values, cells, strict=True):
         assert same(cell, host.image(klora(sd15.uneven, {"method": value})))

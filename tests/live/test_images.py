@@ -117,6 +117,10 @@ def test_inpainting(host: Host, sd15: Model):
         {"gamma": 0.8},
         {"k": 5},
         {"k": 1},
+        {"k": "all"},
+        {"balance": 0.4},
+        {"method": "est"},
+        {"method": "est", "balance": -0.5, "beta": 0.8},
         {"progress": "noise"},
     ],
     ids=str,
@@ -124,6 +128,34 @@ def test_inpainting(host: Host, sd15: Model):
 def test_settings(host: Host, sd15: Model, settings: dict):
     got = assert_like_reference(host, sd15.uneven, settings)
     assert not same(got.image, host.image(klora(sd15.uneven)))
+
+
+def assert_like_joined(host: Host, pair: Pair, settings: dict, **fields: object) -> None:
+    """A method that acts the same at every call, by brute force; it is neither the sum of both nor the paper's rule."""
+    expected = host.image(reference(host.lora, pair, settings, **fields))
+    (one,) = host.reference()
+    assert one["largest_change"] > 0.01 and all(len(set(row)) == 1 for row in one["choices"].values())
+    assert difference(host.image(klora(pair, settings, **fields)), expected) <= 1
+    for other in ({"method": "direct"}, {}):
+        assert difference(expected, host.image(klora(pair, other, **fields))) > FAR
+
+
+JOINED = [{"method": "np"}, {"method": "np", "mu": 1e9}, {"method": "average"}, {"method": "ties"},
+          {"method": "ties", "density": 0.6, "content_weight": 0.7}]  # fmt: skip
+
+
+@TWO_KINDS
+@pytest.mark.parametrize("settings", JOINED, ids=str)
+def test_methods_that_join_the_two(host: Host, model: Model, settings: dict):
+    assert_like_joined(host, model.uneven, settings)
+
+
+def test_blora(host: Host, model: Model):
+    if model.name == "sdxl":
+        assert_like_joined(host, model.uneven, {"method": "blora"})
+        return
+    answer = host.ask("/sdapi/v1/txt2img", klora(model.uneven, {"method": "blora"}))
+    assert answer.status == 422 and "no layer in up_blocks.0.attentions.0" in answer.text
 
 
 def test_several_settings_at_once(host: Host, model: Model):

@@ -14,7 +14,8 @@ from klora_lib.rule.scoring import Scores
 from klora_lib.rule.selectors import BOTH, CONTENT, NONE, SELECTORS, STYLE, Facts, select
 from klora_lib.settings import METHODS
 
-CHOOSING = ("klora", "no-gamma", "topk", "fixed", "random")  # between the LoRAs of one unit, where both are there
+NAMES = ("up_blocks.0.attentions.0.proj_in", "up_blocks.0.attentions.1.proj_in", "up_blocks.0.attentions.10.proj_in", "mid")
+CHOOSING = ("klora", "no-gamma", "topk", "fixed", "random", "est")  # between the LoRAs of one unit, where both are there
 
 
 def progress(steps: int) -> Tensor:
@@ -42,6 +43,8 @@ def facts(draw: st.DrawFn, star: bool | None = None) -> Facts:
         steps=draw(st.integers(1, 40)),
         switch_every=draw(st.integers(1, 10)),
         seed=draw(st.integers(0, 2**63 - 1)),
+        stops=draw(st.sampled_from([0.0, 0.0, -3.0, 0.5, 1.0])),
+        names=tuple(draw(st.sampled_from(NAMES)) for _ in present),
     )
 
 
@@ -93,7 +96,7 @@ def by_formula(f: Facts, content: list[list[bool]]) -> Tensor:
 
 def scales(f: Facts) -> list[float]:
     s = [f.alpha * (t / f.steps) + f.beta for t in range(f.steps)]
-    return [x % f.alpha for x in s] if f.star else s
+    return [x * 2.0**f.stops for x in ([x % f.alpha for x in s] if f.star else s)]
 
 
 def sums(f: Facts) -> list[tuple[float, float]]:
@@ -107,13 +110,43 @@ def test_klora_compares_content_with_gamma_s_style(f: Facts) -> None:
 
 
 @given(f=facts())
+def test_est_compares_energies_as_klora_compares_sums(f: Facts) -> None:
+    """What it is given are energies: see test_energies.py."""
+    assert torch.equal(table("est", f), table("klora", f))
+
+
+@given(f=facts())
+def test_blora_goes_by_the_layers_name_alone(f: Facts) -> None:
+    act = {NAMES[0]: CONTENT, NAMES[1]: STYLE}
+    expected = torch.tensor([act.get(name, NONE) for name in f.names], dtype=torch.uint8) & f.present
+    assert torch.equal(table("blora", f), expected[:, None].repeat(1, f.steps))
+
+
+@pytest.mark.parametrize("method", ["klora", "fixed", "topk", "no-gamma", "est"])
+@given(f=facts(star=False))
+def test_balance_is_a_factor_of_the_threshold_and_more_of_it_is_more_style(method: str, f: Facts) -> None:
+    """Two stops are what four times α and β are; no threshold is nothing to move."""
+    none = replace(f, stops=0.0)
+    more = table(method, replace(f, stops=2.0))
+    assert (more >= table(method, none)).all() and (table(method, replace(f, stops=-2.0)) <= table(method, none)).all()
+    if method != "topk":
+        assert torch.equal(more, table(method, replace(none, alpha=f.alpha * 4, beta=f.beta * 4)))
+
+
+@pytest.mark.parametrize("method", ["direct", "random", "switch", "content", "style", "blora"])
+@given(f=facts())
+def test_balance_changes_nothing_where_there_is_no_threshold(method: str, f: Facts) -> None:
+    assert torch.equal(table(method, f), table(method, replace(f, stops=3.0)))
+
+
+@given(f=facts())
 def test_no_gamma_is_klora_with_gamma_one(f: Facts) -> None:
     assert torch.equal(table("no-gamma", f), table("klora", replace(f, gamma=1.0)))
 
 
 @given(f=facts())
 def test_topk_compares_the_sums_alone(f: Facts) -> None:
-    assert torch.equal(table("topk", f), by_formula(f, [[c >= s] * f.steps for c, s in sums(f)]))
+    assert torch.equal(table("topk", f), by_formula(f, [[c >= 2.0**f.stops * s] * f.steps for c, s in sums(f)]))
 
 
 @given(f=facts())
@@ -124,6 +157,8 @@ def test_fixed_asks_the_clock_alone(f: Facts) -> None:
 @given(f=facts())
 def test_direct_content_and_style_are_masks(f: Facts) -> None:
     steps = (1, f.steps)
+    for method in ("np", "average", "ties"):  # which act everywhere, with what a combiner makes of the pair
+        assert torch.equal(table(method, f), table("direct", f))
     assert torch.equal(table("direct", f), f.present[:, None].repeat(steps))
     assert torch.equal(table("content", f), (f.present & CONTENT)[:, None].repeat(steps))
     assert torch.equal(table("style", f), (f.present & STYLE)[:, None].repeat(steps))
@@ -161,7 +196,7 @@ def test_scale_zero_is_all_content(f: Facts) -> None:
 @given(f=facts(star=False))
 def test_a_huge_scale_is_style_wherever_it_has_any_strength(f: Facts) -> None:
     strong = f.decided & (f.scores.style_topk > 1e-3)
-    assert (table("klora", replace(f, beta=1e9))[strong] == STYLE).all()
+    assert (table("klora", replace(f, beta=1e12))[strong] == STYLE).all()
 
 
 @given(f=facts(star=False), factor=st.sampled_from([2.0**-40, 0.25, 8.0, 2.0**40]))

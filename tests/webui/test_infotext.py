@@ -37,6 +37,9 @@ some_settings = st.builds(
     engine=st.sampled_from(ENGINES),
     show_map=st.booleans(),
     switch_every=st.integers(1, 150),
+    balance=st.floats(-3, 3),
+    mu=st.floats(0, 1e9),
+    density=st.floats(1e-6, 1),
 )
 
 

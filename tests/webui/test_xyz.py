@@ -96,12 +96,14 @@ GOOD = {
     "enabled": ["True", "false"], "content": ["subject"], "style": ["style", "style_full"], "method": ["klora", "topk"],
     "gamma": ["auto", "0.5"], "k": ["auto", "4"], "scale": ["s", "s*"], "layers": ["all"], "progress": ["noise"],
     "engine": ["merge"], "show_map": ["True"], "alpha": ["1", "2.5"], "beta": ["0"], "switch_every": ["3"],
+    "balance": ["-1.5"], "mu": ["0", "8"], "density": ["0.5"],
     "content_weight": ["-1"], "style_weight": ["0"], "content_te_weight": ["0.5"], "style_te_weight": ["1"],
 }  # fmt: skip
 BAD = {
     "enabled": ["maybe"], "content": ["nobody"], "style": ["nobody"], "method": ["merge"], "gamma": ["0"], "k": ["0.5"],
     "scale": ["t"], "layers": ["none"], "progress": ["time"], "engine": ["fast"], "show_map": ["?"], "alpha": [-1],
-    "beta": [-1], "switch_every": [0], "content_weight": [101], "style_weight": [float("inf")],
+    "beta": [-1], "switch_every": [0], "balance": [4], "mu": [-1],
+    "density": [0], "content_weight": [101], "style_weight": [float("inf")],
     "content_te_weight": [-101], "style_te_weight": [float("nan")],
 }  # fmt: skip
 

@@ -12,13 +12,13 @@ from torch.nn.functional import conv2d, linear
 
 from modules import processing
 
-from . import webui
+from . import methods, webui
 
 PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 ATTENTION = ("_to_q", "_to_k", "_to_v", "_to_out_0")
 DEFAULTS = {
     "alpha": 1.5, "beta": None, "gamma": "auto", "scale": "s", "k": "auto", "layers": "all", "progress": "steps",
-    "content_weight": 1.0, "style_weight": 1.0,
+    "content_weight": 1.0, "style_weight": 1.0, "method": "klora", "balance": 0.0, "mu": 0.5, "density": 0.2,
 }  # fmt: skip
 DEFAULT_BETA = {"s": 0.5, "s*": 1.275}
 
@@ -96,6 +96,7 @@ class Reference:
         assert self.decided
         self.sums = {name: self.top_sums(name) for name in self.decided}
         self.gamma = self.find_gamma()
+        self.joined = {}
         self.written = []
         self.passes = []
         self.margin = float("inf")
@@ -106,14 +107,17 @@ class Reference:
 
     def top_sums(self, name):
         (dc, rc), (ds, rs) = self.content[name], self.style[name]
-        k = rc * rs if self.settings["k"] == "auto" else self.settings["k"]
+        if self.settings["method"] == "est":
+            return methods.energy(dc), methods.energy(ds)
+        k = {"auto": rc * rs, "all": dc.numel()}.get(self.settings["k"], self.settings["k"])
         return largest_sum(dc, k), largest_sum(ds, k)
 
     def find_gamma(self):
         if not isinstance(self.settings["gamma"], str):
             return self.settings["gamma"]
-        c = [absolute_sum(self.content[n][0]) for n in self.decided]
-        s = [absolute_sum(self.style[n][0]) for n in self.decided]
+        size = methods.energy if self.settings["method"] == "est" else absolute_sum
+        c = [size(self.content[n][0]) for n in self.decided]
+        s = [size(self.style[n][0]) for n in self.decided]
         if self.settings["gamma"] == "auto":
             return sum(c) / sum(s)
         assert self.settings["gamma"] == "mean-ratio"
@@ -143,9 +147,22 @@ class Reference:
     def scale(self, progress):
         alpha, beta = self.settings["alpha"], self.settings["beta"]
         value = alpha * progress + beta
-        return value % alpha if self.settings["scale"] == "s*" else value
+        return 2 ** self.settings["balance"] * (value % alpha if self.settings["scale"] == "s*" else value)
+
+    def join(self, name, steps):
+        """the one matrix of a layer, for a method that acts the same at every call"""
+        content, style, s = self.content[name][0], self.style[name][0], self.settings
+        one, two = s["content_weight"] * content, s["style_weight"] * style
+        if s["method"] == "np":
+            return methods.project(one, style, s["mu"]) + two
+        if s["method"] == "ties":
+            return methods.ties(one, two, s["density"])
+        p = sum(self.choose(name, self.scale(t / steps)) == "C" for t in range(steps)) / steps
+        return p * one + (1 - p) * two
 
     def choose(self, name, scale):
+        if self.settings["method"] == "blora":
+            return methods.blora(name)
         if name in self.sums:
             top_c, top_s = self.sums[name]
             threshold = self.gamma * scale * top_s
@@ -169,10 +186,13 @@ class Reference:
         if params.denoiser.step == 0:
             self.passes.append({name: [] for name in self.names})
         scale, layers = self.scale(self.progress(params)), webui.layers()
+        joined = self.decided if self.settings["method"] in methods.JOINED else ()
+        for name in joined if not self.joined else ():
+            self.joined[name] = self.join(name, params.denoiser.total_steps)
         for name in self.names:
-            choice = self.choose(name, scale)
+            choice = "B" if name in joined else self.choose(name, scale)
             self.passes[-1][name].append(choice)
-            self.written.append(Written(layers[name], self.delta(name, choice)))
+            self.written.append(Written(layers[name], self.joined[name] if name in joined else self.delta(name, choice)))
             self.largest_change = max(self.largest_change, self.written[-1].change)
 
     def restore(self):

@@ -1,0 +1,104 @@
+"""Small matrices made of a module's factors, and the directions in which it reads its input."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..devices import move
+from .deltas import Delta, Device
+from .lycoris import Lokr, multiply_factors
+
+SAFE = 2.0**20  # numbers up to this, and down to its inverse, can be squared and summed in fp32
+INDEPENDENT = 1e-4  # of its norm: what a row must have that the rows before it have not
+NEGLIGIBLE = 1e-6  # of the largest: a singular value below this is rounding
+
+
+def normalise(tensor: Tensor, device: Device = None) -> tuple[Tensor, float]:
+    """(x, size): fp32 on ``device`` with tensor = size·x, where squares of x neither overflow nor vanish.
+
+    ``size`` is a power of two, so nothing is rounded.
+    """
+    x = move(tensor, device, torch.float32)
+    most = float(x.abs().max()) if x.numel() else 0.0
+    if most == 0 or 1 / SAFE <= most <= SAFE or not math.isfinite(most):
+        return x, 1.0
+    exponent = math.frexp(most)[1]
+    half = exponent // 2  # at once it may be too much for fp32, which has no 2^149
+    return x / math.ldexp(1, half) / math.ldexp(1, exponent - half), math.ldexp(1, exponent)
+
+
+def compute_gram(rows: Tensor, others: Tensor | None = None) -> Tensor:
+    """Inner products of ``rows`` with each other (or with ``others``), in host memory as fp64: few are left of many."""
+    return (rows @ (rows if others is None else others).T).cpu().double()
+
+
+def find_row_space(up: Tensor, down: Tensor) -> Tensor:
+    """Q: orthonormal directions that span the rows of up @ down.  fp32 [columns, k], k the rank of the product.
+
+    Args: up: [out, rank].  down: [rank, columns].  In host memory, as not every device can decompose a matrix.
+    Where ``up`` has full column rank these are the rows of ``down``, and a QR does; else the right singular vectors of the
+    product, of which only R, small, has to be decomposed.
+    """
+    up, down = normalise(up, "cpu")[0], normalise(down, "cpu")[0]
+    products = compute_gram(up.T)
+    used = products.diagonal() > 0
+    if not used.all():
+        up, down, products = up[:, used], down[used], products[used][:, used]
+    if has_full_rank(products):
+        q: Tensor
+        q, r = torch.linalg.qr(down.T)  # [columns, rank], [rank, rank]
+        if r.shape[0] == r.shape[1] and bool((r.diagonal().abs() > INDEPENDENT * r.norm(dim=0)).all()):
+            return q
+    if not up.numel():
+        return down.new_zeros(down.shape[1], 0)
+    wide_q, wide_r = torch.linalg.qr(down.double().T)
+    _, sizes, right = torch.linalg.svd(up.double() @ wide_r.T, full_matrices=False)
+    directions: Tensor = wide_q @ right[sizes > NEGLIGIBLE * sizes.max()].T
+    return directions.float()
+
+
+def has_full_rank(products: Tensor) -> bool:
+    """Whether none of the vectors with these inner products is a sum of others, as Cholesky's pivots of their cosines say.
+
+    False in doubt, and where there are none.
+    """
+    norms = products.diagonal().sqrt()
+    root, failed = torch.linalg.cholesky_ex(products / torch.outer(norms, norms))
+    return bool(products.numel()) and not int(failed) and float(root.diagonal().min()) > INDEPENDENT**0.5
+
+
+def find_leading(delta: Delta, share: float, device: Device = None) -> Tensor:
+    """The fewest right singular vectors of ΔW that hold ``share`` of its energy.  fp32 [columns, k], in host memory.
+
+    A Kronecker product's are the products of its factors'; of anything else, the smaller of ΔWᵀΔW and ΔWΔWᵀ is decomposed.
+    """
+    if isinstance(delta, Lokr):
+        (one, sizes_1), (two, sizes_2) = (find_singular(multiply_factors(w, device)) for w in (delta.w1, delta.w2))
+        sizes = torch.outer(sizes_1, sizes_2).flatten()
+        chosen = pick_strongest(sizes, share)
+        first, second = one[:, chosen // len(sizes_2)], two[:, chosen % len(sizes_2)]
+        return (first[:, None] * second[None]).reshape(-1, len(chosen)).float()
+    vectors, sizes = find_singular(delta.dense(device))
+    return vectors[:, pick_strongest(sizes, share)].float()
+
+
+def find_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(right singular vectors [columns, n], singular values [n]), fp64 in host memory; in no particular order."""
+    x = normalise(matrix)[0]
+    if x.shape[1] <= x.shape[0]:
+        squares, vectors = torch.linalg.eigh(compute_gram(x.T))
+        return vectors, squares.clamp_min(0).sqrt()
+    squares, vectors = torch.linalg.eigh(compute_gram(x))
+    sizes = squares.clamp_min(0).sqrt()
+    kept = sizes > NEGLIGIBLE**0.5 * sizes.max()
+    return x.T.cpu().double() @ vectors[:, kept] / sizes[kept], sizes[kept]
+
+
+def pick_strongest(sizes: Tensor, share: float) -> Tensor:
+    """Indices of the fewest ``sizes`` whose squares make up ``share`` of all."""
+    order = sizes.argsort(descending=True)
+    held = sizes[order].square().cumsum(0)
+    return order[: int((held < share * held[-1]).sum()) + 1]

@@ -1,0 +1,95 @@
+"""The methods that change what acts, not only when: each a pure function (what acts on a layer, its facts, settings) →
+what acts there instead.
+
+The user's weights go through a combiner, since methods differ in where they enter: ``np`` does not look at them, ``average``
+divides them, ``ties`` compares the weighted updates and uses them up.  A combiner is asked where a method decides; layers
+of one LoRA, and those that ``layers`` leaves out, act as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..lora.combined import Elected, Projected
+from ..lora.factors import find_leading
+from ..numerics import exact_math
+from ..settings import Settings
+from .pairing import Pair, Unit
+from .selectors import CONTENT, Facts, select
+
+SHARE = 0.9
+
+
+class Acting(NamedTuple):
+    """The modules of one layer, and how strongly each acts where the mask lets it."""
+
+    unit: Unit
+    weights: tuple[float, float]  # content, style
+
+
+Combiner = Callable[[Acting, Facts, Settings], Acting]
+
+
+def np(acting: Acting, facts: Facts, settings: Settings) -> Acting:
+    """NP-LoRA (arXiv 2511.11051): ΔW_s + ΔW_c·(I − μ/(1+μ)·QQᵀ), Q the row space of ΔW_s.
+
+    Only the content's down factor changes.  A style of full row space (LoHa, LoKr, full) counts with the leading directions
+    that hold SHARE of its energy.  DoRA as content is exact: what it adds to the weight is projected.  DoRA as style is
+    refused (``plan.refuse_unfit``): its row space is the model's own.
+    """
+    unit = acting.unit
+    assert unit.content is not None and unit.style is not None
+    known = facts.scores.directions[0]
+    low_rank = unit.style.factors() is not None
+    directions = known if known is not None else unit.style if low_rank else find_leading(unit.style, SHARE)
+    projected = Projected(unit.content, directions, settings.mu / (1 + settings.mu))
+    return Acting(Unit(unit.name, projected, unit.style), acting.weights)
+
+
+def find_style_directions(pair: Pair, device: torch.device) -> tuple[Tensor | None, ...]:
+    """What ``np`` needs of shared layers in which the style has no two factors; seconds for a layer of 3000 columns."""
+    with exact_math(device):
+        return tuple(
+            find_leading(unit.style, SHARE, device)
+            if unit.content is not None and unit.style is not None and not unit.style.asks_base
+            and unit.style.factors() is None
+            else None
+            for unit in pair.units
+        )  # fmt: skip
+
+
+def average(acting: Acting, facts: Facts, settings: Settings) -> Acting:
+    """p·ΔW_c + (1−p)·ΔW_s, p the share of the schedule's steps in which K-LoRA gives the layer to content: K-LoRA averaged
+    over time, an ablation.  Exact for every type: what a module adds to the weight is scaled, whatever it is."""
+    moments = torch.arange(facts.steps, dtype=torch.float64) / facts.steps
+    p = float((select("klora", facts, moments) == CONTENT).double().mean())
+    content, style = acting.weights
+    return Acting(acting.unit, (p * content, (1 - p) * style))
+
+
+def ties(acting: Acting, facts: Facts, settings: Settings) -> Acting:
+    """TIES-Merging (arXiv 2306.01708) of the two weighted updates, in each layer: trim, elect signs, mean of those that
+    agree.  Exact for every type, as what a module adds to the weight is taken."""
+    unit = acting.unit
+    assert unit.content is not None and unit.style is not None
+    return Acting(Unit(unit.name, Elected(unit.content, unit.style, acting.weights, settings.density), None), (1.0, 1.0))
+
+
+COMBINERS: Mapping[str, Combiner] = {"np": np, "average": average, "ties": ties}
+
+
+def combine_units(
+    method: str, units: Sequence[Unit], facts: Facts, settings: Settings, weights: tuple[float, float]
+) -> list[Acting]:
+    """What acts on each unit.  ``weights``: the user's, of content and style."""
+    plain = [Acting(unit, weights) for unit in units]
+    if method not in COMBINERS:
+        return plain
+    decided = facts.decided.tolist()
+    return [
+        COMBINERS[method](acting, facts.about(i), settings) if decided[i] else acting for i, acting in enumerate(plain)
+    ]

@@ -1,0 +1,92 @@
+"""Energies ‖ΔW‖² = Σ ΔW², from small matrices wherever a module has factors: what EST-LoRA compares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..devices import is_out_of_memory
+from ..errors import LoraFileError
+from ..lora.deltas import Delta, Device, Dora, Fused, overflows
+from ..lora.factors import compute_gram, normalise
+from ..lora.lycoris import Lokr, multiply_factors
+from ..numerics import exact_math
+from .pairing import Unit
+from .scoring import PRODUCTS, Scores, Weights, choose_k, find_largest
+
+LARGEST = float(torch.finfo(torch.float32).max)
+SMALL = 1e-30  # a norm below this may be that of an update without a number in fp32
+
+
+def compute_energies(
+    units: Sequence[Unit], device: torch.device, free: float = math.inf, weights: Weights | None = None
+) -> Scores:
+    """Energies of every unit, as ``squared`` Scores; of OFT, BOFT and IA3 those of W' − W, as in ``scoring.score``.
+
+    Args: device: where matrices are multiplied.  free: bytes of it that may be used; else the CPU does it.  weights: needed
+        where a unit is ``relative``.
+    Raises LoraFileError that names role and layer where an update has no numbers in fp32.
+    """
+    needed = PRODUCTS * 4 * max((unit.elements for unit in units), default=0)
+    if device.type != "cpu" and needed <= free:
+        try:
+            return compute_energies_on(units, device, weights)
+        except RuntimeError as e:
+            if not is_out_of_memory(e):
+                raise
+    return compute_energies_on(units, torch.device("cpu"), weights)
+
+
+def compute_energies_on(units: Sequence[Unit], device: torch.device, weights: Weights | None) -> Scores:
+    ks, rows = [], []
+    with exact_math(device):
+        for unit in units:
+            base = weights(unit, device) if unit.relative and weights is not None else None
+            ks.append(choose_k(unit, "all", base))
+            rows.append([measure_role(role, unit, device, base) for role in ("content", "style")])
+    content, style = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).unbind(1)
+    return Scores(tuple(ks), content, style, content, style, squared=True)
+
+
+def measure_role(role: str, unit: Unit, device: torch.device, base: Tensor | None) -> float:
+    """The energy of one LoRA in a unit: 0 where it is absent, and where fp32 has no number for any of its elements."""
+    delta: Delta | None = getattr(unit, role)
+    if delta is None or (unit.relative and base is None):
+        return 0.0
+    if delta.relative:
+        assert base is not None
+        return sum_squares(delta.update(base))
+    found = compute_energy(delta, device)
+    norm = math.sqrt(found) if math.isfinite(found) else math.inf  # no element is larger
+    if norm > LARGEST and overflows(delta):
+        said = f"its update is too large for fp32, with numbers up to {find_largest(delta):.3g}"
+        raise LoraFileError(f"{unit.name} cannot be used: {said}", role)
+    return 0.0 if norm < SMALL and not bool(delta.dense().any()) else found
+
+
+def compute_energy(delta: Delta, device: Device = None) -> float:
+    """‖ΔW‖² of scale·up @ down is scale²·Σ (upᵀup)∘(down downᵀ): two small matrices, whose product is summed in fp64.
+
+    A fused module's is the sum of its parts', a Kronecker product's the product of its factors'.  What is left is formed.
+    """
+    if isinstance(delta, Dora):  # its low-rank product is what the rule looks at
+        return compute_energy(delta.inner, device)
+    if isinstance(delta, Fused):
+        return sum(compute_energy(part, device) for part in delta.known)
+    if isinstance(delta, Lokr):
+        one, two = (sum_squares(multiply_factors(w, device)) for w in (delta.w1, delta.w2))
+        return delta.scale**2 * one * two
+    low_rank = delta.factors()
+    if low_rank is None:
+        return sum_squares(delta.dense(device))
+    (up, a), (down, b) = (normalise(t, device) for t in low_rank[:2])
+    return max(0.0, float((compute_gram(up.T) * compute_gram(down)).sum())) * (low_rank[2] * a * b) ** 2
+
+
+def sum_squares(matrix: Tensor) -> float:
+    """Σ x²: rows in fp32, their sum in fp64."""
+    x, size = normalise(matrix)
+    return float(x.square().sum(-1).cpu().double().sum()) * size**2
