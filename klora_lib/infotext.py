@@ -11,6 +11,7 @@ from .settings import BY_NAME, FIELDS, Field, Settings
 ALWAYS = ("enabled", "content", "style", "method", "alpha", "beta", "gamma", "scale")  # written even if default
 STEM = "K-LoRA "
 NEVER = ("show_map",)  # does not change the image
+BEFORE = {("switch", "switch_every"): 5}  # by method: older defaults of values that the text leaves out
 
 
 def write(settings: Settings) -> dict[str, str]:
@@ -19,7 +20,9 @@ def write(settings: Settings) -> dict[str, str]:
     written = {
         name: value
         for name, value in values.items()
-        if name in ALWAYS or (name not in NEVER and value != BY_NAME[name].default)
+        if name in ALWAYS
+        or (settings.method, name) in BEFORE
+        or (name not in NEVER and value != BY_NAME[name].default)
     }
     return {BY_NAME[name].infotext: format_value(value) for name, value in written.items()}
 
@@ -59,7 +62,8 @@ def read(params: Mapping[str, str], field: Field, default: Any) -> Any:
     if not with_klora:
         return False if field.name == "enabled" else None
     if field.infotext not in params:
-        return None if field.name in NEVER else default
+        before = BEFORE.get((params.get(BY_NAME["method"].infotext, ""), field.name), default)
+        return None if field.name in NEVER else before
     try:
         return field.read(params[field.infotext])
     except (ValueError, TypeError):

@@ -77,7 +77,10 @@ class Explained:
 
 
 def explain(plan: Plan, steps: int) -> Explained:
-    """``plan`` over ``steps`` steps of txt2img.  Raises LoraFileError where an update has no numbers in fp32."""
+    """``plan``, of a pair that is not ``relative``, over ``steps`` steps of txt2img.
+
+    Raises LoraFileError if an update has no finite values in fp32.
+    """
     known, close, table = compute_energies(plan.units, CPU), measure_closeness(plan.units), plan.table(steps)
     columns = torch.stack([known.content_topk, known.style_topk, close.inner, close.inside, close.chance])
 

@@ -23,12 +23,14 @@ from .storages import site_of as packed_site
 from .test_bypass import answer, rand
 
 NAME, WEIGHTS = "x.attn1.to_q", (0.8, -0.6)
+FIRST = {"inpainting": "conv_in", "wider linear": "x_embedder"}  # only a first layer may be wider in the model
 COMBINING = ("np", "average", "ties")
 
 
 def prepared(shape: tuple[int, ...], kinds: tuple[str, str], method: str, sites: dict[str, Site], engine: str = "auto"):
     """A session on ``sites`` and what acts on the layer."""
-    unit = Unit(NAME, KINDS[kinds[0]](shape, 40)[0], KINDS[kinds[1]](shape, 60)[0])
+    (name,) = sites
+    unit = Unit(name, KINDS[kinds[0]](shape, 40)[0], KINDS[kinds[1]](shape, 60)[0])
     return session_of(unit, method, sites, engine)
 
 
@@ -65,7 +67,7 @@ def test_a_layer_carries_the_dense_matrix(method: str, engine: str, layer: str, 
     module = make_layer(layer)
     site, x, bits = site_of(layer, module), rand(*LAYERS[layer].x, seed=7), snapshot(module)
     before, bias, plain = module.weight.clone(), module.bias.clone(), module(x)
-    session, acting = prepared(LAYERS[layer].shape, kinds, method, {NAME: site}, engine)
+    session, acting = prepared(LAYERS[layer].shape, kinds, method, {FIRST.get(layer, NAME): site}, engine)
     want = expected(acting, site, before)
     wanted_bias = bias.double().clone()
     for delta, w in zip((acting.unit.content, acting.unit.style), acting.weights):

@@ -17,13 +17,13 @@ from klora_lib.rule.pairing import Pair, Unit
 from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.settings import Settings
 
-from ..engine.cases import DENSE, DORAS, KINDS, LOW_RANK, flat, rand
+from ..engine.cases import DENSE, DORAS, KINDS, LOW_RANK, RELATIVE, flat, rand
 from ..pairs import ATTENTION, as_file, as_pair, random_layers
 
 CPU = torch.device("cpu")
 SHAPES = [(8, 6), (6, 4, 3, 3)]
 WEIGHTS = (0.8, -0.6)
-ASKING = (*DORAS, "glora")
+ASKING = (*DORAS, *RELATIVE, "glora")
 PAIRS = [(content, style) for content in KINDS for style in KINDS if style not in ASKING]
 
 
@@ -31,7 +31,8 @@ def planned(content: str, style: str, shape: tuple[int, ...], **given: object) -
     """The plan of one layer with modules of these types."""
     unit = Unit("x.attn1.to_q", KINDS[content](shape, 40)[0], KINDS[style](shape, 60)[0])
     pair, settings = Pair(as_file(random_layers(1), "one"), as_file(random_layers(2), "two"), (unit,), ()), Settings(**given)
-    return make_plan(pair, Library().measure(pair, settings, CPU), settings, 30), unit
+    scores = Library().measure(pair, settings, CPU, weights=lambda unit, device: base_of(shape))
+    return make_plan(pair, scores, settings, 30), unit
 
 
 def total(acting: Acting, base: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from klora_lib.errors import LoraFileError, PairError
 from klora_lib.lora.deltas import Delta, Lora
 from klora_lib.rule import cache, energies
 from klora_lib.rule.cache import Library
-from klora_lib.rule.pairing import Unit
+from klora_lib.rule.pairing import Pair, Unit
 from klora_lib.rule.plan import Plan, format_row, make_plan
 from klora_lib.settings import Settings
 
-from ..engine.cases import DENSE, DORAS, LOW_RANK, lora, rand
-from ..pairs import Layers, as_pair, dense, random_layers, scaled
+from ..engine.cases import DENSE, DORAS, LOW_RANK, RELATIVE, lora, rand
+from ..pairs import Layers, as_file, as_pair, dense, random_layers, scaled
 
 CPU = torch.device("cpu")
 STEPS = 30
@@ -44,6 +44,24 @@ def test_an_energy_is_the_sum_of_the_dense_squares(kind: str, shape: tuple[int, 
 def test_of_a_dora_the_low_rank_product_counts(kind: str) -> None:
     inner, step = lora((8, 6), 5)
     assert energies.compute_energy(DORAS[kind]((8, 6), 5)[0]) == energies.compute_energy(inner)
+
+
+@pytest.mark.parametrize("kind", RELATIVE)
+def test_of_what_multiplies_the_weight_the_change_of_the_weight_counts(kind: str) -> None:
+    (delta, step), base = RELATIVE[kind]((8, 6), 5), rand(8, 6, seed=3)
+    unit = Unit("x", delta, lora((8, 6), 5)[0])
+    found = energies.compute_energies([unit], CPU, weights=lambda unit, device: base)
+    assert float(found.content_topk) == pytest.approx(float(step(base.double()).square().sum()), rel=1e-5)
+    assert float(found.style_topk) == pytest.approx(energies.compute_energy(unit.style))
+    gone = energies.compute_energies([unit], CPU, weights=lambda unit, device: None)
+    assert float(gone.content_topk) == float(gone.style_topk) == 0.0
+
+
+def test_est_of_such_a_pair_needs_the_model() -> None:
+    unit = Unit("x", RELATIVE["ia3"]((8, 6), 5)[0], lora((8, 6), 5)[0])
+    pair = Pair(as_file(random_layers(1), "subject"), as_file(random_layers(2), "painter"), (unit,), ())
+    with pytest.raises(PairError, match="content: 'subject' is an OFT, BOFT or IA3, .* only with the model"):
+        Library().measure(pair, Settings(method="est"), CPU)
 
 
 def module(up: float, down: float, scale: float = 1.0) -> Lora:

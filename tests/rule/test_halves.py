@@ -9,16 +9,15 @@ import pytest
 
 from klora_lib.cli.main import main
 from klora_lib.errors import PairError
-from klora_lib.settings import METHODS
 
 from ..pairs import ATTENTION, OTHERS, random_layers, scaled, write_file
-from .test_plan import CONTENT, STYLE, plan_of, rows
+from .test_plan import ANYWHERE, CONTENT, STYLE, plan_of, rows
 
 HALVES = random_layers(1, ATTENTION), random_layers(2, OTHERS, rank=3)
 
 
 @pytest.mark.parametrize("layers", ["all", "attention"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANYWHERE)
 def test_without_a_common_layer_each_layer_has_the_lora_that_touches_it(method: str, layers: str) -> None:
     plan = plan_of(*HALVES, method=method, layers=layers)
     got = rows(plan)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klora_lib import infotext
-from klora_lib.settings import ENGINES, FIELDS, LAYERS, METHODS, PROGRESS, SCALES, Settings, read_settings
+from klora_lib.settings import BY_NAME, ENGINES, FIELDS, LAYERS, METHODS, PROGRESS, SCALES, Settings, read_settings
 from klora_lib.webui import panel
 
 weight = st.floats(-100, 100)
@@ -89,10 +89,25 @@ def test_defaults_are_left_out_but_for_what_makes_the_image_readable() -> None:
         f"K-LoRA {n}" for n in ("enabled", "content", "style", "method", "alpha", "beta", "gamma", "scale")
     ]
     everything = Settings(
-        True, "a", "b", 0.5, 0.5, 0.1, 0.2, k=3, layers="attention", engine="merge", show_map=True, switch_every=2
+        True, "a", "b", 0.5, 0.5, 0.1, 0.2, k=3, layers="attention", engine="merge", show_map=True, switch_every=3
     )
     assert "K-LoRA show_map" not in infotext.write(everything)
-    assert infotext.write(everything)["K-LoRA switch_every"] == "2"
+    assert infotext.write(everything)["K-LoRA switch_every"] == "3"
+
+
+def test_an_image_of_switch_from_before_its_default_changed_is_read_as_it_was_drawn() -> None:
+    """It left out 5, which was the default; since then it is always told where that method looks at it."""
+    old = {"K-LoRA enabled": "True", "K-LoRA method": "switch"}
+    assert infotext.read(old, BY_NAME["switch_every"], 2) == 5
+    assert infotext.read(old | {"K-LoRA switch_every": "7"}, BY_NAME["switch_every"], 2) == 7
+    assert infotext.read(old | {"K-LoRA method": "klora"}, BY_NAME["switch_every"], 2) == 2
+    assert infotext.write(Settings(True, "a", "b", method="switch"))["K-LoRA switch_every"] == "2"
+    assert "K-LoRA switch_every" not in infotext.write(Settings(True, "a", "b"))
+
+
+def test_an_image_from_before_a_setting_was_there_has_its_default() -> None:
+    old = {"K-LoRA enabled": "True", "K-LoRA method": "klora", "K-LoRA alpha": "1.5"}
+    assert [infotext.read(old, BY_NAME[n], BY_NAME[n].default) for n in ("balance", "mu", "density")] == [0.0, 0.5, 0.2]
 
 
 @pytest.mark.parametrize(("scale", "beta"), [("s", "0.5"), ("s*", "1.275")])
