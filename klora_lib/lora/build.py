@@ -1,4 +1,4 @@
-"""From one module's tensors to its Delta: which type it is, whether its shapes fit, what its scale is."""
+"""Makes the Delta of one module from its tensors: finds its type, checks the shapes, reads the scale."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SPLIT = "oft_blocks."  # kohya's OFT of a fused projection of Flux: oft_blocks.0
 
 
 def find_type(parts: Parts) -> str | None:
-    """The module's type ("LoRA", "LoHa", …, "bias"), or None where a word belongs to no type or to two."""
+    """The module's type ("LoRA", "LoHa", …, "bias"); None if a word belongs to no type, or the words to two."""
     own = parts.keys() - COMMON
     if not own:
         return "bias" if parts.keys() <= {"diff_b", *SCALARS} else None
@@ -62,7 +62,7 @@ def build_delta(layer: str, parts: Parts) -> Delta:
     """The Delta of one module.
 
     Args: parts: tensors by normalised word (`lora_up.weight`, `alpha`, `hada_w1_a`, …), see keys.parse_key.
-    Raises LoraFileError, one sentence that begins with the layer, where something is missing or does not fit.
+    Raises LoraFileError, one sentence that begins with the layer, if a tensor is missing or does not fit.
     """
     type_name = find_type(parts)
     try:
@@ -77,7 +77,7 @@ def build_delta(layer: str, parts: Parts) -> Delta:
 
 
 def check_tensor(word: str, tensor: Tensor) -> None:
-    """Refuse what no type can use: an empty tensor, NaN or infinity, integers, an alpha that is not one number."""
+    """Raises Misfit for an empty tensor, NaN or infinity, integers, and an alpha that is not one number."""
     if tensor.numel() == 0:
         raise Misfit(f"has an empty {word} ({format_size(tensor)})")
     if word in (*SCALARS, *SWITCHES) and tensor.numel() != 1:
@@ -97,7 +97,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def require_tensors(parts: Parts, *words: str) -> list[Tensor]:
-    """The tensors of these words, all of which the type must have."""
+    """The tensors of these words.  Raises Misfit if one is missing."""
     missing = [word for word in words if word not in parts]
     if missing:
         there = [word for word in parts if word not in COMMON]
@@ -272,7 +272,7 @@ BUILDERS: dict[str, Callable[[Parts], Delta]] = {
 
 
 def add_magnitude(delta: Delta, parts: Parts) -> Delta:
-    """`delta`, or a DoRA around it where the file has a magnitude: [out, 1] by row, [1, in] by input channel."""
+    """`delta`, or a DoRA around it if the file has a magnitude: [out, 1] by row, [1, in] by input channel."""
     word = next((word for word in ("dora_scale", "lora_magnitude_vector") if word in parts), None)
     if word is None:
         return delta

@@ -1,4 +1,4 @@
-"""Modules made of other modules: what a method that changes the updates themselves puts in their place."""
+"""Modules made from other modules, for the methods that change the updates themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .factors import find_row_space
 
 @dataclass(frozen=True, eq=False)
 class Projected(Delta):
-    """``inner`` without ``share`` of what it does along some directions: ΔW·(I − share·QQᵀ); low-rank where it was.
+    """ΔW·(I − share·QQᵀ): ``inner`` with its part along the directions Q reduced.  It stays low-rank if ``inner`` is.
 
     directions: Q [columns, k], orthonormal; or the low-rank module whose rows span them.
     """

@@ -35,7 +35,7 @@ def read_bytes(path: Path) -> bytearray:
 
 
 def parse_tensors(path: Path, data: bytearray, name: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """The tensors, as views of ``data``, and the metadata of a safetensors file; LoraFileError where it is none."""
+    """The tensors, as views of ``data``, and the metadata of a safetensors file.  Raises LoraFileError if it is none."""
     if not data:
         raise LoraFileError(f"{name!r} is an empty file")
     header, metadata = read_header(data, name)
@@ -59,7 +59,7 @@ class Entry(NamedTuple):
     first: int  # byte of the file
 
     def view(self, data: bytearray) -> Tensor:
-        """The tensor, in the file's own memory where its numbers are aligned there."""
+        """The tensor: a view of ``data`` if its numbers are aligned there, else a copy."""
         if self.dtype not in DTYPES:
             raise ValueError(f"numbers of type {self.dtype}")
         dtype, numel = DTYPES[self.dtype], math.prod(self.shape)
@@ -71,7 +71,7 @@ class Entry(NamedTuple):
 
 
 def read_header(data: bytearray, name: str) -> tuple[dict[str, Entry], Mapping[str, str]]:
-    """Tensor name -> its entry, and the metadata: from the JSON that opens a safetensors file."""
+    """(tensor name -> its entry, metadata), from the JSON at the beginning of a safetensors file."""
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length] if 8 + length <= len(data) else b"")

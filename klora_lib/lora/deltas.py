@@ -1,7 +1,7 @@
-"""What one LoRA module adds to one weight: small frozen classes with the same verbs.
+"""What one LoRA module adds to one weight: small frozen classes with the same methods.
 
-Every matrix is flat, [out, in·kh·kw], and every result a fresh fp32 tensor the caller may write to.
-Tensors stay as the file has them (fp8 to fp64) and are widened where they are used: no half matmul.
+Every matrix is flat, [out, in·kh·kw].  Every result is a new fp32 tensor, which the caller may overwrite.  Tensors keep the
+type that they have in the file (fp8 to fp64) and are converted to fp32 for every computation.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Delta:
     bias: what is added to the layer's bias, [out], or None.
     bias_factor: times the layer's own bias, what is added to it, [out], or None.
     asks_base: whether the update depends on the weight W that it is added to.
-    relative: ΔW is made from W, so that there is none without it: no dense() and no factors(), update() alone.
+    relative: ΔW can only be computed from W.  Then there is no dense() and no factors(), only update().
     merges_only: whether it is for writing into the weight alone, as it costs too much at every forward.
     """
 
@@ -55,7 +55,7 @@ class Delta:
         return None
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether it can act on a weight of ``shape`` whose known sizes are its own."""
+        """Whether it can act on a weight of ``shape``; sizes that are known are already compared."""
         return True
 
     def dense(self, device: Device = None) -> Tensor:
@@ -63,11 +63,11 @@ class Delta:
         raise NotImplementedError
 
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
-        """(up [out, rank], down [rank, in·kh·kw], scale) where the whole update is scale·up@down; None elsewhere."""
+        """(up [out, rank], down [rank, in·kh·kw], scale) if the whole update is scale·up @ down; else None."""
         return None
 
     def update(self, base: Tensor) -> Tensor:
-        """What to add to `base` (fp32 [out, in·kh·kw]): fp32, same shape and device; dense() for most types."""
+        """The update of a weight `base` (fp32 [out, in·kh·kw]), in its type, shape and device; dense() for most types."""
         return self.dense(base.device)
 
 
@@ -94,7 +94,7 @@ class Lora(Delta):
 
 @dataclass(frozen=True, eq=False)
 class Full(Delta):
-    """ΔW itself (`diff`), times `scale` where the file has that tensor; alpha has no meaning here."""
+    """ΔW itself (`diff`), times `scale` if the file has that tensor; alpha has no meaning here."""
 
     diff: Tensor  # [out, in·kh·kw]
     scale: float
@@ -111,7 +111,7 @@ class Full(Delta):
 
 @dataclass(frozen=True, eq=False)
 class Norm(Delta):
-    """A norm's weight and bias, or (weight None) a bias alone on any layer, whose weight then stays as it is."""
+    """The update of a norm's weight and bias; or, if `weight` is None, of the bias of any layer."""
 
     weight: Tensor | None  # [n]
     bias: Tensor | None  # [n]
@@ -137,8 +137,8 @@ class Norm(Delta):
 class Dora(Delta):
     """Weight-decomposed: W becomes magnitude · (W + ΔW) / ‖W + ΔW‖, ΔW from any other module.
 
-    The magnitude's shape says over what the norm runs: [out, 1] one per output row (PEFT, newer LyCORIS),
-    [1, in] one per input channel, over outputs and kernel (kohya, OneTrainer, older LyCORIS).
+    The shape of the magnitude tells which norm is meant: [out, 1] is one norm per output row (PEFT, newer LyCORIS), [1, in]
+    one per input channel, over outputs and kernel (kohya, OneTrainer, older LyCORIS).
     """
 
     inner: Delta
@@ -173,13 +173,13 @@ class Dora(Delta):
 
 
 def avoid_zero(norm: Tensor) -> Tensor:
-    """A norm that can be divided by: a weight of zeros stays zero instead of becoming NaN."""
+    """`norm`, but never 0, so that a weight of zeros stays zero instead of becoming NaN."""
     return norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
 @dataclass(frozen=True, eq=False)
 class Fused(Delta):
-    """Members of one fused weight, stacked along its output rows; a None member is rows of zeros."""
+    """Members of one fused weight, stacked along its output rows.  The rows of a member that is None are zero."""
 
     parts: tuple[Delta | None, ...]
     rows: tuple[int, ...]
@@ -217,7 +217,7 @@ class Fused(Delta):
         return self.stacked([None if part is None else part.bias_factor for part in self.parts])
 
     def stacked(self, vectors: Sequence[Tensor | None]) -> Tensor | None:
-        """One vector of them, zeros where a part has none; None where no part has one."""
+        """These vectors as one, with zeros for a part that has none; None if no part has one."""
         known = [widen(vector) for vector in vectors if vector is not None]
         if not known:
             return None
@@ -265,7 +265,7 @@ class Fused(Delta):
 
 
 def overflows(delta: Delta) -> bool:
-    """Whether ΔW is too large for fp32.  Looked at element by element only where a bound cannot exclude it."""
+    """Whether ΔW is too large for fp32.  Its elements are computed only if a bound cannot exclude it."""
     low_rank = delta.factors()
     if low_rank is not None:
         up, down, scale = low_rank
@@ -276,9 +276,10 @@ def overflows(delta: Delta) -> bool:
 
 
 def fuse_parts(parts: Sequence[Delta | None], rows: Sequence[int]) -> Delta:
-    """One module for a fused weight: `parts` from the top row down, each rows[i] tall, None for one that is absent.
+    """One module for a fused weight.
 
-    Raises LoraFileError where a part is not rows[i] tall, widths differ, or no part is there.
+    Args: parts: from the top row down; None for an absent part.  rows: the number of output rows of each part.
+    Raises LoraFileError if a part has another number of rows, if widths differ, or if all parts are absent.
     """
     known = [(part, height) for part, height in zip(parts, rows, strict=False) if part is not None]
     if not known or len(parts) != len(rows):

@@ -27,10 +27,10 @@ class Dialect(NamedTuple):
     prefixes: tuple[Prefix, ...]
 
 
-# What wrappers put before the path, or trainers leave there: it says nothing about the layer
+# Words that wrappers and trainers add before the path; they say nothing about the layer
 AROUND = r"(?:(?:base_model\.model|module|net|pipe\.dit)\.)*"
 AROUND_FLAT = r"_*(?:(?:base_model_model|(?:model_)?diffusion_model|module|net)_+)*"
-# What torch puts into the path, also between blocks: compiled, sharded and checkpointed modules
+# Words that torch adds anywhere in the path: for compiled, sharded and checkpointed modules
 INSIDE = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|(?<=_)_orig_mod_")
 
 
@@ -43,7 +43,7 @@ def make_dotted_prefix(words: str, role: str) -> Prefix:
 
 
 def make_bare_prefix(words: str, role: str) -> Prefix:
-    """No prefix at all: the path itself tells whose it is."""
+    """No prefix: the first word of the path says which model it belongs to."""
     return Prefix(re.compile(rf"{AROUND}((?:{words})(?:\..+)?)"), role)
 
 

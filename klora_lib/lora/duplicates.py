@@ -1,4 +1,4 @@
-"""One module a weight: files written for two programs at once have layers twice, under two names or whole and in parts."""
+"""One module per weight.  Files written for two programs can have a layer twice: under two names, or fused and in parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDING = 0.01  # of a norm: two writers of one module round to bf16 at differe
 
 
 def join_spellings(spellings: Mapping[str, Parts]) -> Mapping[str, Parts]:
-    """A layer's tensors by the name that the file has for its module; as one, where together they make up one module."""
+    """A layer's tensors by the file's name of the module.  Two names that together have one module's tensors become one."""
     together = {word: tensor for parts in spellings.values() for word, tensor in parts.items()}
     if len(spellings) > 1 and (len(together) < sum(map(len, spellings.values())) or find_type(together) is None):
         return spellings
@@ -28,9 +28,9 @@ def join_spellings(spellings: Mapping[str, Parts]) -> Mapping[str, Parts]:
 
 
 def drop_repeats(modules: Iterable[tuple[str, str, Delta]]) -> tuple[dict[str, Delta], list[str]]:
-    """(layer -> its one module, what is wrong with others).
+    """(layer -> its module, errors).
 
-    Of modules that do the same, one is taken; members of a fused layer that are zero, or are its rows, are left out.
+    Of equal modules one is kept.  A member of a fused layer is left out if it is zero or equal to the layer's rows.
 
     Args: modules: (layer, the module as the file writes it, Delta).
     """
@@ -59,7 +59,7 @@ def drop_repeats(modules: Iterable[tuple[str, str, Delta]]) -> tuple[dict[str, D
 
 
 def find_member_rows(whole: str, parts: Mapping[str, Delta], fused: Delta) -> dict[str, tuple[int, int]]:
-    """Member -> [first, last) of it in the fused layer; none where they do not make it up."""
+    """Member -> its rows [first, last) of the fused layer; empty if the members' rows do not add up."""
     total, names = fused.shape[0], list_members(whole)
     if len(fused.shape) == 1:  # a bias alone: nothing tells how wide the layer is
         return {}
@@ -70,7 +70,7 @@ def find_member_rows(whole: str, parts: Mapping[str, Delta], fused: Delta) -> di
 
 
 def is_repeat(part: Delta, whole: Delta, rows: tuple[int, int]) -> bool:
-    """Whether ``part`` does what ``whole`` does to these rows."""
+    """Whether ``part`` changes these rows as ``whole`` does."""
     try:
         same = cut_rows(whole, *rows)
     except PairError:
@@ -79,14 +79,14 @@ def is_repeat(part: Delta, whole: Delta, rows: tuple[int, int]) -> bool:
 
 
 def is_placeholder(delta: Delta) -> bool:
-    """Whether it is a placeholder: ΔW and bias are zero, whatever magnitude stands beside."""
+    """Whether ΔW and the bias are zero; a DoRA's magnitude does not matter."""
     if delta.relative:  # no program writes such placeholders
         return False
     return not delta.dense().any() and (delta.bias is None or not delta.bias.any())
 
 
 def act_alike(one: Delta, other: Delta) -> bool:
-    """Whether both do the same to any weight: shown by one of random numbers, as DoRA and GLoRA ask for it."""
+    """Whether both change a random weight in the same way: DoRA and GLoRA depend on the weight."""
     if (isinstance(one, Norm), flatten_shape(one)) != (isinstance(other, Norm), flatten_shape(other)):
         return False
     if one.relative or other.relative:  # their shapes do not tell of which weight

@@ -27,15 +27,15 @@ NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """What one file brings. Mappings are read-only and sorted by layer, numbers as numbers.
+    """The contents of one file.  Mappings are read-only and sorted by layer (block 2 before block 10).
 
-    modules: denoiser layers the rule chooses between, canonical name -> Delta.
-    added: denoiser norms and lone biases, which are added and not chosen.
-    text: text-encoder tensors under kohya names (`lora_te_…`, `lora_te1_…`, `lora_te2_…`), as the file stores them;
+    modules: the denoiser layers for which the rule chooses, canonical name -> Delta.
+    added: norms and lone biases of the denoiser, which are always added.
+    text: text-encoder tensors under kohya's names (`lora_te_…`, `lora_te1_…`, `lora_te2_…`), as the file stores them;
         those of a language model under the file's own names.
-    foreign_text: the file's own text keys were of another dialect, so a WebUI does not load them by itself.
-    unknown: keys no dialect reads.
-    bundled: names of the embeddings in it.
+    foreign_text: whether the text keys were written in another dialect; a WebUI does not load these by itself.
+    unknown: keys that no dialect reads.
+    bundled: names of the embeddings in the file.
     """
 
     name: str
@@ -49,7 +49,7 @@ class LoraFile:
 
     @property
     def notes(self) -> list[str]:
-        """What of the file is left out, one sentence each."""
+        """What is left out of the file, one sentence each."""
         if not self.unknown:
             return []
         n = len(self.unknown)
@@ -62,7 +62,7 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
     """Read a .safetensors LoRA, the digest (blake2b, hex) and the tensors from the same bytes.
 
     Args: path: of the file, or of a folder that PEFT saved.  name: how messages call it; see peft.name_of when None.
-    Raises LoraFileError, one sentence with that name and never a path, for whatever is not a usable LoRA.
+    Raises LoraFileError if the file is no usable LoRA: one sentence with the name, never with the path.
     """
     name = name_file(path) if name is None else name
     path = find_weights(path)
@@ -87,7 +87,7 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
 def describe_wrong_path(path: Path) -> str:
-    """What is wrong with a path that does not end in .safetensors."""
+    """Says what is wrong with a path that does not end in .safetensors."""
     if path.suffix.lower() in PICKLES:
         return f"is a {path.suffix} file, which may run code when opened: convert it to .safetensors"
     if os.path.isdir(path):
@@ -152,7 +152,7 @@ def lora_file(
 
 
 def build_all(layers: Mapping[str, Mapping[str, Parts]], adapter: Adapter | None) -> tuple[dict[str, Delta], list[str]]:
-    """(layer -> Delta with its rows as in the model, one a weight, sorted by layer; what is wrong with the others)."""
+    """(layer -> Delta, with rows in the model's order, one per weight, sorted by layer; errors)."""
     built: list[tuple[str, str, Delta]] = []
     wrong: list[str] = []
     for layer, spellings in layers.items():
@@ -174,7 +174,7 @@ PLAIN = ("weight", "bias", "scale_weight", "weight_scale")  # what a model's own
 def refuse_other_files(
     name: str, total: int, layers: Mapping[str, Mapping[str, Parts]], texts: int, unknown: list[str]
 ) -> None:
-    """Raises LoraFileError where the file is a model, has nothing for the denoiser, or is mostly unread."""
+    """Raises LoraFileError if the file is a model, has nothing for the denoiser, or most of it is not read."""
     modules = [(layer, parts) for layer, each in layers.items() for parts in each.values() if "on_input" not in parts]  # IA3
     read = [(layer, part) for layer, parts in modules for part in parts]
     others = [split for key in unknown if (split := split_word(key))]

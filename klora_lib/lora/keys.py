@@ -26,7 +26,7 @@ class Key(NamedTuple):
 
 
 def split_word(key: str) -> tuple[str, str] | None:
-    """(what stands before the word, the word in kohya's spelling); None without a dot."""
+    """(the part before the word, the word in kohya's spelling); None if there is no dot."""
     for pattern, module, part in WORDS:
         if found := pattern.fullmatch(key):
             return found.expand(module), found.expand(part)
@@ -34,7 +34,7 @@ def split_word(key: str) -> tuple[str, str] | None:
 
 
 def split_prefix(module: str) -> tuple[Dialect, str, str] | None:
-    """(the first dialect that fits, role, dotted path); None where none does."""
+    """(the first dialect that fits, role, dotted path); None if none fits."""
     module = INSIDE.sub("", module).rstrip("_")
     for dialect in DIALECTS:
         for pattern, role in dialect.prefixes:
@@ -56,9 +56,9 @@ def name_text_layer(path: str) -> str:
 
 
 def read_key(key: str) -> tuple[str, Key] | None:
-    """(the module as the file writes it, what it means); None where no dialect reads ``key``.
+    """(the module as the file writes it, its meaning); None if no dialect reads ``key``.
 
-    Parts come in kohya's words: lora_A is lora_down.weight, lora_B is lora_up.weight.
+    Parts have kohya's names: lora_A is lora_down.weight, lora_B is lora_up.weight.
     """
     if key.startswith("bundle_emb."):
         return key, Key("bundled", key.split(".")[1], key.split(".", 2)[-1])
@@ -71,7 +71,7 @@ def read_key(key: str) -> tuple[str, Key] | None:
 
 
 def parse_key(key: str) -> Key | None:
-    """The role, canonical layer and normalised part a key names; None where no dialect reads it."""
+    """Role, canonical layer and part of a key; None if no dialect reads it."""
     found = read_key(key)
     return found and found[1]
 
@@ -114,7 +114,7 @@ MEMBERS: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = (
 
 
 def list_members(layer: str) -> tuple[str, ...]:
-    """The canonical layers a fused layer stacks, in row order; () for a layer that is not fused."""
+    """The canonical names of the layers that a fused layer stacks, in the order of their rows; () if it is not fused."""
     for block, fused, names in MEMBERS:
         found = block.match(layer)
         if found and layer[found.end() :] == fused:
@@ -123,7 +123,7 @@ def list_members(layer: str) -> tuple[str, ...]:
 
 
 def find_fused(layer: str) -> str | None:
-    """The fused layer a split member belongs to (`...attn.to_k` -> `...attn.to_qkv`); None for any other."""
+    """The fused layer that a member belongs to (`...attn.to_k` -> `...attn.to_qkv`); None for any other layer."""
     for block, fused, names in MEMBERS:
         found = block.match(layer)
         if found and layer[found.end() :] in names:

@@ -1,7 +1,7 @@
 """Updates that multiply the weight instead of adding to it: OFT, BOFT and IA3.
 
-Without the weight W there is no ΔW = W' − W, so these have no ``dense``.  The file knows one side of W alone: the other is
-UNKNOWN in ``shape``.  A user's weight w acts as W + w·ΔW, as kohya and LyCORIS do for OFT.
+ΔW = W' − W needs the weight W, so these have no ``dense``.  A file tells only one side of W; the other is UNKNOWN in
+``shape``.  A user's weight w gives W + w·ΔW, as kohya and LyCORIS do for OFT.
 """
 
 from __future__ import annotations

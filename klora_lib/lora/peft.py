@@ -37,7 +37,7 @@ CHANGES_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class Adapter:
-    """What one component's configuration says of alpha, and where it says so of rank (None: the tensors alone know)."""
+    """The alpha of one component's configuration, and its rank (None if only the tensors tell it)."""
 
     alpha: float
     patterns: Mapping[str, float] = field(default_factory=dict)  # layer, or its end, or a regular expression → alpha
@@ -48,10 +48,10 @@ class Adapter:
     on_input: str | tuple[str, ...] = ()  # of an IA3: the modules whose input it scales, ends of names or an expression
 
     def strength(self, path: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The ``alpha`` or ``scale`` that a module's ``parts`` lack; for OFT and IA3, how they are meant.
+        """The ``alpha`` or ``scale`` that a module's ``parts`` lack; for OFT and IA3, the options that they need.
 
         Args: path: the module's, with the names of the model that was trained.
-        Raises LoraFileError where the configuration speaks of another rank than the tensors have.
+        Raises LoraFileError if the configuration has another rank than the tensors.
         """
         if "oft_R" in parts:
             return {word: torch.tensor(value) for word, value in self.turning.items()}
@@ -95,10 +95,10 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def read_adapters(metadata: Mapping[str, str], name: str) -> dict[str, Adapter]:
-    """Role → configuration; empty where there is none.
+    """Role → configuration; empty if there is none.
 
     Args: metadata: a safetensors file's own, and the text of the configuration beside it under CONFIG.
-    Raises LoraFileError for a configuration beside the file that is not read. Metadata that cannot be read are as none.
+    Raises LoraFileError for a configuration beside the file that is not read.  Unreadable metadata are ignored.
     """
     if CONFIG in metadata:
         return dict.fromkeys(COMPONENTS.values(), read_config(metadata[CONFIG], name))
@@ -145,7 +145,7 @@ def read_config(text: str, name: str) -> Adapter:
 
 
 def read_turning(config: Mapping[str, Any]) -> dict[str, float]:
-    """How an OFT's matrices are made of what is stored: by a series unless that is switched off, within COFT's bound."""
+    """How an OFT's matrices are made from the stored numbers: with a series or exactly, and within COFT's bound."""
     exact = not config.get("use_cayley_neumann", False)  # before there was a choice, it was none
     terms = {"neumann_terms": 0.0 if exact else float(config.get("num_cayley_neumann_terms", 5))}
     return {**terms, "coft": float(config.get("eps", 6e-5))} if config.get("coft") else terms
@@ -170,15 +170,15 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
 
 
 def name_file(path: str | os.PathLike[str]) -> str:
-    """What a LoRA is called: its file's stem; a PEFT adapter's folder, whose file is always called the same."""
+    """The name of a LoRA: its file's stem, or the name of the folder that PEFT saved."""
     weights = find_weights(path)
     return weights.absolute().parent.name if weights.name == WEIGHTS else weights.stem
 
 
 def read_config_beside(path: Path, keys: Iterable[str], name: str) -> bytes | None:
-    """The bytes of the adapter_config.json beside a file with these ``keys``; None where none is about that file.
+    """The bytes of the adapter_config.json beside a file with these ``keys``; None if there is none for this file.
 
-    A folder of LoRAs may hold files of many trainers, and one adapter_config.json: it speaks of what PEFT wrote.
+    A folder of LoRAs can hold files of many trainers and one adapter_config.json, which belongs to PEFT's file.
     """
     if not all(key.startswith(PREFIX) for key in keys):
         return None

@@ -1,7 +1,7 @@
-"""Output rows of a module: some of them, in another order, or grouped as the model groups them.
+"""Output rows of a module: a part of them, or all in another order.
 
-A model may have one weight where a file has several, or the other way round; and diffusers has scale above shift where the
-makers of Flux and SD3 have shift above scale.
+A model can have one weight for several modules of a file, or several weights for one.  In some layers diffusers stores scale
+above shift, and the makers of Flux and SD3 store shift above scale.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Pieces = tuple[tuple[int, int], ...]  # [first row, row after the last) of each
 
 @dataclass(frozen=True, eq=False)
 class Rows(Delta):
-    """The rows of ``inner`` in ``pieces``, from the top down.
+    """The rows ``pieces`` of ``inner``, from the top down.
 
-    Where they are all rows in another order, ``inner`` may ask for the weight (DoRA, GLoRA); else it must not.
+    If these are all rows in another order, ``inner`` may depend on the weight (DoRA, GLoRA); if only some, it must not.
     """
 
     inner: Delta
@@ -84,7 +84,7 @@ def take_rows(tensor: Tensor, pieces: Pieces) -> Tensor:
 
 
 def invert_pieces(pieces: Pieces) -> Pieces:
-    """Where each of ``pieces``, in the order of its rows, stands when they are stacked."""
+    """The pieces that bring rows taken by ``pieces`` back into their old order."""
     ends = [0, *accumulate(last - first for first, last in pieces)]
     return tuple(place for _, place in sorted(zip(pieces, pairwise(ends))))
 
@@ -93,9 +93,9 @@ def invert_pieces(pieces: Pieces) -> Pieces:
 
 
 def cut_rows(delta: Delta | None, first: int, last: int) -> Delta | None:
-    """Output rows [first, last) of ``delta``; None where it has nothing there.
+    """Output rows [first, last) of ``delta``; None if it is zero there by construction.
 
-    Raises PairError for a DoRA whose norm runs over all rows, of which a model that has the layer split knows a part.
+    Raises PairError for a DoRA with a norm over all rows: a model that has the layer split knows only a part of them.
     """
     if delta is None or (isinstance(delta, Fused) and is_absent(delta, first, last)):
         return None
@@ -134,7 +134,7 @@ def is_absent(delta: Fused, first: int, last: int) -> bool:
 
 
 def cut_member(delta: Fused, first: int, last: int) -> Delta | None:
-    """The one part that lies in [first, last): the members of a fused layer are as tall in every file and model."""
+    """The one part in the rows [first, last).  A member of a fused layer has the same number of rows everywhere."""
     inside = [(part, top) for part, top, end in list_stacked(delta) if top <= first and last <= end]
     if not inside:
         raise PairError(f"rows {first} to {last} of a fused layer are those of several of the LoRA's modules")
@@ -210,7 +210,7 @@ def arrange_rows(modules: Sequence[tuple[str, str, Delta]]) -> list[tuple[str, s
 
 
 def has_two_parts(delta: Delta) -> bool:
-    """Twice as many rows as columns."""
+    """Whether it has twice as many rows as columns."""
     return len(delta.shape) == 2 and delta.shape[0] == 2 * delta.shape[1]
 
 
@@ -226,7 +226,7 @@ def swap_halves(delta: Delta) -> Delta:
 
 
 def split_single(layer: str, delta: Delta) -> list[tuple[str, Delta]]:
-    """The qkv of a Flux single block (XLabs', Flux.2's) as its three projections: no model has that weight."""
+    """A qkv of a Flux single block (XLabs, Flux.2) as three projections, since no model has such a weight."""
     names = list_members(layer) if layer.startswith("single_") and layer.endswith(".to_qkv") else ()
     by_input = isinstance(delta, Dora) and delta.magnitude.shape[0] != delta.shape[0]
     height = delta.shape[0] // 3

@@ -1,4 +1,4 @@
-"""The text-encoder part of a LoRA file, under the names by which every WebUI knows it: kohya's."""
+"""The text-encoder part of a LoRA file, under kohya's names, which every WebUI reads."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Text(NamedTuple):
 
     @property
     def foreign(self) -> bool:
-        """Whether the key is not as kohya writes it, though kohya has a name for it.
+        """Whether kohya has another name for this key.
 
-        Chroma's T5 as OneTrainer's `lora_te_` is known to no WebUI.
+        No WebUI reads Chroma's T5 under OneTrainer's prefix `lora_te_`.
         """
         if self.key.role == "language_model":
             return False
@@ -35,7 +35,7 @@ class Text(NamedTuple):
 
 
 def name_as_kohya(texts: list[Text], deltas: Mapping[str, Delta]) -> tuple[dict[str, Tensor], list[str]]:
-    """(text-encoder tensors under kohya's names, what is wrong with some); kohya's own keys stay as they are."""
+    """(text-encoder tensors under kohya's names, errors); kohya's own keys do not change."""
     several = is_transformer(deltas) or is_sdxl(deltas) or any(text.key.role == "text_encoder_2" for text in texts)
     prefixes = {"text_encoder": "lora_te1_" if several else "lora_te_", "text_encoder_2": "lora_te2_"}
     named: dict[str, Tensor] = {}
@@ -75,7 +75,7 @@ def is_sdxl(modules: Mapping[str, Delta]) -> bool:
 
 
 def add_strengths(known: Mapping[str, Adapter], texts: list[Text]) -> list[str]:
-    """Add to ``texts`` the strengths that their adapters' configurations give; what is wrong with some of them."""
+    """Add the strengths from the adapters' configurations to ``texts``, and return the errors."""
     modules: dict[tuple[str, str], dict[str, Text]] = {}
     for text in texts:
         if text.foreign and text.key.role in known:

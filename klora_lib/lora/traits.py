@@ -1,4 +1,4 @@
-"""Whether two LoRAs without a common layer are for one model: what the names and shapes of their layers tell of it."""
+"""Whether two LoRAs without a common layer can be for one model, as far as the names and shapes of their layers tell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CROSS = (".attn2.", ".cross_attn.")  # of a transformer: some are as wide as the
 
 
 def find_traits(layers: Mapping[str, Delta]) -> dict[str, set[object]]:
-    """What a file's ``layers`` tell of the model that it is for, as far as they tell anything: trait → values."""
+    """What a file's ``layers`` tell about its model: trait → values."""
     found: dict[str, set[object]] = {}
     for layer, delta in layers.items():
         for trait, value in read_traits(layer, delta.shape):
@@ -46,9 +46,9 @@ def read_traits(layer: str, shape: tuple[int, ...]) -> Iterator[tuple[str, objec
 
 
 def find_difference(one: Mapping[str, Delta], two: Mapping[str, Delta]) -> str | None:
-    """The first trait by which two files are for different models; None where nothing speaks against it.
+    """The first trait in which two files differ; None if they may be for one model.
 
-    Layers that neither names nor shapes tell apart may be of two models: the loaded one then lacks them, and says so.
+    Two files can be for two models even so.  Then the loaded model lacks layers of one of them, and that is reported.
     """
     of_one, of_two = find_traits(one), find_traits(two)
     for trait in of_one:

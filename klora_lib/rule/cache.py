@@ -1,4 +1,4 @@
-"""What a program keeps between images: files read and pairs scored, so that a change of α, β, γ or scale costs nothing."""
+"""Files and scores that a program keeps between images, so that a change of α, β, γ or scale costs nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAIRS, SCORES = 2, 64  # how many are kept; a pair is made of two of the files, 
 
 
 class Library:
-    """LoRA files by what is on disk now, scores by file content and K.  Nothing here lives on a GPU.
+    """A cache of LoRA files (by their state on disk) and of scores (by file content and K).  Nothing is kept on a GPU.
 
     Args: most: bytes of files to keep.
     """
@@ -55,7 +55,7 @@ class Library:
         return file
 
     def let_go(self) -> None:
-        """Drop the files unused for longest while there are too many bytes of them, and the pairs made of these."""
+        """Drop the files that were unused for longest, and their pairs, until the rest is small enough."""
         while len(self.files) > 2 and sum(self.sizes.values()) > self.most:
             key, file = self.files.popitem(last=False)
             del self.sizes[key]
@@ -108,8 +108,8 @@ class Library:
     ) -> Scores:
         """The pair's scores, taken on ``device`` the first time, within ``free`` bytes of it.
 
-        Scores that depend on the model's ``weights`` are not kept: these change, and nobody tells.  Raises PairError for
-        such a pair without a model.
+        Scores that depend on the model's ``weights`` are not kept, because nothing reports a change of these.  Raises
+        PairError for such a pair without a model.
         """
         if pair.relative:
             if weights is None:
@@ -130,7 +130,7 @@ def make_model_needed_error(pair: Pair) -> PairError:
 
 
 class Stamp(NamedTuple):
-    """What tells one state of a file on disk from another."""
+    """Changes when the file on disk changes."""
 
     inode: int
     size: int
@@ -147,7 +147,7 @@ def read_stamp(path: str | os.PathLike[str]) -> Stamp | None:
 
 
 def get_or_make(shelf: OrderedDict[Hashable, T], key: Hashable, most: int, make: Callable[[], T]) -> T:
-    """``shelf[key]``, made where it is absent; beyond ``most`` entries the one unused for longest goes."""
+    """``shelf[key]``; made if it is absent.  Beyond ``most`` entries, the one unused for longest is dropped."""
     if key not in shelf:
         value = make()
         shelf[key] = value

@@ -1,9 +1,9 @@
-"""The methods that change what acts, not only when: each a pure function (what acts on a layer, its facts, settings) →
-what acts there instead.
+"""Methods that change the updates themselves: each a pure function (what acts on a layer, its facts, settings) → what acts
+there instead.
 
-The user's weights go through a combiner, since methods differ in where they enter: ``np`` does not look at them, ``average``
-divides them, ``ties`` compares the weighted updates and uses them up.  A combiner is asked where a method decides; layers
-of one LoRA, and those that ``layers`` leaves out, act as they are.
+A combiner also gets the user's weights, because methods use them in different ways: ``np`` ignores them, ``average`` scales
+them, ``ties`` applies them to the updates before it compares these.  Combiners are called for the layers for which a method
+decides.  Layers of one LoRA only, and layers that ``layers`` excludes, do not change.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ..lora.traits import find_difference
 
 @dataclass(frozen=True)
 class Unit:
-    """One choice: the modules of both LoRAs on one layer, at the finest granularity both share.  One may be absent."""
+    """The modules of both LoRAs for one layer, between which the rule chooses.  One of them may be absent."""
 
     name: str  # diffusers-style dotted path in the denoiser
     content: Delta | None
@@ -31,26 +31,26 @@ class Unit:
 
     @property
     def relative(self) -> bool:
-        """Whether one of the two has no ΔW without the model's weight."""
+        """Whether the ΔW of one of the two depends on the model's weight."""
         return any(delta is not None and delta.relative for delta in (self.content, self.style))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of ΔW as in the file: [out, in] or [out, in, kh, kw].  A size is UNKNOWN where neither LoRA tells it."""
+        """Shape of ΔW as in the file: [out, in] or [out, in, kh, kw].  A size that neither LoRA tells is UNKNOWN."""
         shapes = [delta.shape for delta in (self.content, self.style) if delta is not None]
         whole = next((shape for shape in shapes if UNKNOWN not in shape), None)
         return whole or tuple(max(sizes) for sizes in zip(*map(flatten_shape, shapes)))
 
     @property
     def elements(self) -> int:
-        """Of ΔW; 0 where its shape is not known."""
+        """Number of elements of ΔW; 0 if its shape is not known."""
         out, columns = flatten_shape(self.shape)
         return out * columns
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Content and style, aligned.  ``units`` are chosen from or applied alone; ``added`` (norms, biases) always both."""
+    """Content and style, aligned by layer.  ``units``: what the rule chooses from.  ``added``: norms and biases."""
 
     content: LoraFile
     style: LoraFile
@@ -59,19 +59,19 @@ class Pair:
 
     @property
     def shared(self) -> bool:
-        """Whether any layer has both, and so anything is to be chosen."""
+        """Whether any layer has both LoRAs, so that there is something to choose."""
         return any(unit.shared for unit in self.units)
 
     @property
     def relative(self) -> bool:
-        """Whether the pair's scores depend on the model: OFT, BOFT and IA3 have no ΔW without its weights."""
+        """Whether the pair's scores depend on the model's weights (OFT, BOFT, IA3)."""
         return any(unit.relative for unit in self.units)
 
 
 def make_pair(content: LoraFile, style: LoraFile) -> Pair:
     """Align two LoRAs.
 
-    Raises PairError where a common layer has two shapes, or where none is in common and they are for different models.
+    Raises PairError if a common layer has two shapes, or if they have no common layer and are for different models.
     """
     one, two = match_granularity(content.modules, style.modules), match_granularity(style.modules, content.modules)
     units = tuple(Unit(name, one.get(name), two.get(name)) for name in dict.fromkeys([*one, *two]))
@@ -86,7 +86,7 @@ def make_pair(content: LoraFile, style: LoraFile) -> Pair:
 
 
 def refuse_two_architectures(content: LoraFile, style: LoraFile) -> None:
-    """Raise PairError where two LoRAs without a common layer (as B-LoRA's halves are) cannot be for one model."""
+    """Raise PairError if two LoRAs without a common layer are for different models.  (B-LoRA's halves are for one.)"""
     one, two = {**content.modules, **content.added}, {**style.modules, **style.added}
     if what := find_difference(one, two):
         raise PairError(
@@ -96,7 +96,7 @@ def refuse_two_architectures(content: LoraFile, style: LoraFile) -> None:
 
 
 def match_granularity(own: Mapping[str, Delta], other: Mapping[str, Delta]) -> dict[str, Delta]:
-    """``own`` with split projections stacked wherever ``other`` has the fused weight (Flux, SD3: qkv in one)."""
+    """``own``, with split projections stacked if ``other`` has the fused weight (qkv in Flux and SD3)."""
     out: dict[str, Delta] = {}
     for name, delta in own.items():
         whole = find_fused(name)
@@ -110,7 +110,7 @@ def match_granularity(own: Mapping[str, Delta], other: Mapping[str, Delta]) -> d
 def stack_members(whole: str, own: Mapping[str, Delta], size: tuple[int, int]) -> Delta:
     """The members of ``whole`` that ``own`` has, as one module; absent members are zero.
 
-    Args: size: rows and columns of the fused weight, as far as the other LoRA tells them.
+    Args: size: rows and columns of the fused weight; UNKNOWN if the other LoRA does not tell them.
     """
     parts = [own.get(m) for m in list_members(whole)]
     known = [p.shape for p in parts if p is not None]
@@ -136,7 +136,7 @@ def refuse_two_shapes(content: str, style: str, units: tuple[Unit, ...]) -> None
 
 
 def sizes_agree(one: tuple[int, int], two: tuple[int, int]) -> bool:
-    """The same sizes, as far as both are known."""
+    """Whether sizes are equal where both are known."""
     return all(n == m or UNKNOWN in (n, m) for n, m in zip(one, two))
 
 

@@ -18,7 +18,7 @@ from .selectors import BLOCKS, BOTH, CONTENT, LETTERS, STYLE, Facts, find_side, 
 
 @dataclass(frozen=True)
 class Plan:
-    """Units × progress → mask.  A pure function of progress; a table is just the plan read at t/T."""
+    """Units × progress → mask, as a pure function of progress.  A table is the plan at t/T."""
 
     units: tuple[Unit, ...]
     facts: Facts
@@ -28,12 +28,12 @@ class Plan:
 
     @property
     def gamma(self) -> float:
-        """1 where no layer has both LoRAs: nothing is compared there, and nothing balanced."""
+        """γ; 1 if no layer has both LoRAs, because then nothing is compared."""
         return self.facts.gamma
 
     @property
     def notes(self) -> list[str]:
-        """What is unusual about it, one sentence each."""
+        """What the user should know about it, one sentence each."""
         if any(unit.shared for unit in self.units):
             return []
         return ["the two LoRAs have no denoiser layer in common: each layer has the one LoRA that touches it, at every step"]
@@ -59,7 +59,7 @@ class Plan:
         return combine_units(self.method, self.units, self.facts, self.settings, weights)
 
     def added_mask(self, unit: Unit) -> int:
-        """Norms and biases are not chosen: both LoRAs' are added, or those that the method leaves."""
+        """The mask for norms and biases, for which nothing is chosen: both LoRAs, or those that the method keeps."""
         if self.layers == "attention-only":
             return 0
         if self.method == "blora":
@@ -70,8 +70,8 @@ class Plan:
 def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: int = 0) -> Plan:
     """The plan that ``settings`` make of a scored pair.  ``steps``: sampler steps of the pass; ``seed``: the image's.
 
-    Raises PairError where ``layers`` leaves the rule nothing to decide, or a LoRA is zero wherever it is to decide. Two
-    LoRAs that share no layer at all are drawn, each on its own layers: there γ is 1 unless it is given.
+    Raises PairError if ``layers`` leaves no layer to decide, or if a LoRA is zero in all layers to decide.  Two LoRAs
+    without a common layer are drawn, each on its own layers; then γ is 1 unless it is given.
     """
     attention = torch.tensor([u.attention for u in pair.units])
     shared = torch.tensor([u.shared for u in pair.units])
@@ -100,7 +100,7 @@ def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, seed: 
 
 
 def refuse_zero(pair: Pair, scores: Scores, decided: Tensor) -> None:
-    """Raise PairError where a LoRA is zero in every layer that the rule is to decide."""
+    """Raise PairError if a LoRA is zero in every layer for which the rule decides."""
     shared = [unit for unit, mine in zip(pair.units, decided.tolist()) if mine]
     where = f"in all {len(shared)} layers that it shares with the other LoRA"
     for role, file, sums in (("content", pair.content, scores.content_abs), ("style", pair.style, scores.style_abs)):
@@ -109,7 +109,7 @@ def refuse_zero(pair: Pair, scores: Scores, decided: Tensor) -> None:
 
 
 def refuse_nothing_left(pair: Pair, scores: Scores, present: Tensor, layers: str) -> None:
-    """Raise PairError where one of two LoRAs without a common layer would not act: it is zero, or ``layers`` drops it."""
+    """Raise PairError if one of two LoRAs without a common layer does not act: it is zero, or ``layers`` excludes it."""
     columns = (scores.content_abs, scores.style_abs)
     for role, bit, file, size in zip(("content", "style"), (CONTENT, STYLE), (pair.content, pair.style), columns):
         if not file.modules:  # norms and biases alone
@@ -121,7 +121,7 @@ def refuse_nothing_left(pair: Pair, scores: Scores, present: Tensor, layers: str
 
 
 def make_zero_error(role: str, name: str, units: Sequence[Unit], where: str) -> PairError:
-    """Says whether a LoRA is zero because its numbers are too small for fp32."""
+    """The error for a LoRA that is zero; it says if the reason is that its numbers are too small for fp32."""
     small = [delta for unit in units if (delta := getattr(unit, role)) is not None and vanishes(delta)]
     if small:
         most = max(find_largest(delta) for delta in small)
@@ -130,7 +130,7 @@ def make_zero_error(role: str, name: str, units: Sequence[Unit], where: str) -> 
 
 
 def refuse_unfit(pair: Pair, method: str, decided: Tensor) -> None:
-    """Raise PairError where a LoRA is none that the method can work with."""
+    """Raise PairError if the method cannot work with one of the LoRAs."""
     if method == "blora":
         for role, file in (("content", pair.content), ("style", pair.style)):
             if not any(getattr(unit, role) is not None and unit.name.startswith(BLOCKS[role]) for unit in pair.units):

@@ -1,4 +1,4 @@
-"""What the rule knows of a pair: per layer, S_c and S_s (Top-K sums) and the absolute sums that γ is made of."""
+"""The scores of a pair: for each layer the Top-K sums S_c and S_s, and the absolute sums from which γ is computed."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def sum_topk(x: Tensor, k: int) -> Tensor:
 
 
 def compute_absolute(delta: Delta, scratch: Tensor, base: Tensor | None) -> Tensor:
-    """|ΔW|, fp32 [out, in·kh·kw], on the device of ``scratch``: where two factors make it, inside ``scratch`` (fp32, flat).
+    """|ΔW|, fp32 [out, in·kh·kw], on the device of ``scratch`` (fp32, flat).  A product of factors is made inside it.
 
-    A product of some MB in memory that is new each time costs as much again in page faults.
+    New memory for every product would cost as much time again in page faults.
     """
     if delta.relative:
         assert base is not None
@@ -107,7 +107,7 @@ def compute_sums(delta: Delta, k: int, scratch: Tensor, base: Tensor | None = No
 
 
 def find_largest(delta: Delta) -> float:
-    """The largest absolute number of a module's tensors."""
+    """The largest absolute value in a module's tensors."""
     return max((float(widen(t).abs().max()) for t in find_tensors(delta)), default=0.0)
 
 
@@ -119,18 +119,16 @@ def vanishes(delta: Delta) -> bool:
 def score_units(
     units: Sequence[Unit], k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None
 ) -> Scores:
-    """Scores of every unit: one pass, one product per LoRA and unit; nothing is kept but four numbers.
+    """Scores of every unit: one product per LoRA and unit, of which only four numbers are kept.
 
-    OFT, BOFT and IA3 are scored by what they would add to the weight, ΔW = W' − W: only that is of one measure with a
-    LoRA's ΔW.  How far R is from I is not: it does not know how large the weights are that it turns, and one γ for all
-    layers could not make up for it.  So these units need the loaded model; where it lacks a layer, nothing acts there, and
-    its sums are 0.
+    OFT, BOFT and IA3 are scored by what they add to the weight, ΔW = W' − W, because only this can be compared with a LoRA's
+    ΔW.  (The distance of R from I ignores how large the weights are, and one γ for all layers cannot correct that.)  So
+    these units need the loaded model.  If it lacks a layer, nothing acts there, and its sums are 0.
 
-    Args: k: "auto", "all" or K itself.  device: where the products are taken.  free: bytes of it that may be used; where
-        these do not do, or turn out not to be there, products are taken on the CPU.  weights: needed where a unit is
-        ``relative``.
-    Raises LoraFileError that names role and layer where an update has no numbers in fp32, and PairError where not even the
-    CPU has the memory.
+    Args: k: "auto", "all" or K itself.  device: computes the products.  free: bytes of it that may be used; if they are too
+        few, or the device runs out of memory, the CPU computes.  weights: needed if a unit is ``relative``.
+    Raises LoraFileError, with role and layer, if an update is too large for fp32, and PairError if the CPU has too little
+    memory too.
     """
     cpu = torch.device("cpu")
     bytes_needed = PRODUCTS * 4 * max((unit.elements for unit in units), default=0)

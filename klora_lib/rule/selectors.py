@@ -22,23 +22,23 @@ LETTERS = "NCSB"  # LETTERS[mask]
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything a selector may look at.  Tensors run over units."""
+    """The input of a selector.  Every tensor has one entry per unit."""
 
     scores: Scores
     gamma: float
     present: Tensor  # uint8: the mask of the LoRAs that touch the unit (and that ``layers`` lets act)
-    decided: Tensor  # bool: shared units, between whose LoRAs a method chooses; the others get what is present
+    decided: Tensor  # bool: the units for which a method chooses between the two; the others get all that is present
     alpha: float
     beta: float
     star: bool
     steps: int  # sampler steps of the pass, for the methods that count them
     switch_every: int
     seed: int
-    stops: float = 0.0  # the user's balance: how often every threshold is doubled
+    stops: float = 0.0  # the user's balance: every threshold is multiplied by 2^stops
     names: tuple[str, ...] = ()  # of the units' layers
 
     def scale(self, progress: Tensor) -> Tensor:
-        """S(t), or S*(t) where asked for, times 2^balance.  [T]"""
+        """S(t), or S*(t) if ``star``, times 2^balance.  [T]"""
         return (scale_s_star if self.star else scale_s)(progress, self.alpha, self.beta) * self.factor
 
     @property
@@ -54,7 +54,7 @@ class Facts:
         )
 
     def step(self, progress: Tensor) -> Tensor:
-        """The sampler step that a progress lies in; 1e-6 forgives t/T·T < t.  int64 [T]"""
+        """The sampler step of a progress.  1e-6 corrects for rounding in t/T·T.  int64 [T]"""
         return torch.floor(progress * self.steps + 1e-6).long()
 
 
@@ -62,7 +62,7 @@ Selector = Callable[[Facts, Tensor], Tensor]
 
 
 def choose_content(facts: Facts, content: Tensor) -> Tensor:
-    """Content where ``content`` (bool [units, T]) says so, else style; both where nothing is to be decided."""
+    """Content where ``content`` (bool [units, T]) is true, else style; both for units without a decision."""
     chosen = torch.where(content, CONTENT, STYLE)
     return torch.where(facts.decided[:, None], chosen, BOTH)
 
@@ -97,7 +97,7 @@ def random(facts: Facts, progress: Tensor) -> Tensor:
 
 
 def draw_uniform(n: int, seed: int, step: int) -> Tensor:
-    """n uniform numbers that depend on (seed, step) alone; a generator of its own, so the host's noise is untouched."""
+    """n uniform numbers that depend only on seed and step.  An own generator leaves the host's noise as it is."""
     return torch.rand(n, generator=torch.Generator().manual_seed((seed * 1000003 + step) % 2**63))
 
 
@@ -113,12 +113,12 @@ def direct(facts: Facts, progress: Tensor) -> Tensor:
 
 
 def content(facts: Facts, progress: Tensor) -> Tensor:
-    """The content LoRA only; what only style touches stays as the model has it."""
+    """The content LoRA only.  Layers that only style has keep the model's weights."""
     return torch.full((1, len(progress)), CONTENT)
 
 
 def style(facts: Facts, progress: Tensor) -> Tensor:
-    """The style LoRA only; what only content touches stays as the model has it."""
+    """The style LoRA only.  Layers that only content has keep the model's weights."""
     return torch.full((1, len(progress)), STYLE)
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from klora_lib.lora.deltas import Dora
+from klora_lib.lora.keys import make_natural_order
 from klora_lib.rule.cache import Library
-from klora_lib.rule.explain import Explained, compare, describe_turns, explain, find_block, format_report, natural
+from klora_lib.rule.explain import Explained, compare, describe_turns, explain, find_block, format_report
 from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.settings import Settings
 
@@ -88,7 +89,7 @@ def test_blocks_make_up_the_whole_and_stand_in_the_models_order() -> None:
     assert [part.layers for part in found.blocks] == [1, 1, 2, 1]
     assert sum(part.content_energy for part in found.blocks) == pytest.approx(found.total.content_energy)
     assert find_block("single_transformer_blocks.7.attn.to_q") == "single_transformer_blocks.7"
-    assert sorted(("b.10", "b.9", "a"), key=natural) == ["a", "b.9", "b.10"]
+    assert sorted(("b.10", "b.9", "a"), key=make_natural_order) == ["a", "b.9", "b.10"]
 
 
 def test_one_lora_against_itself_is_all_inside() -> None:
