@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..devices import move
+from ..devices import is_out_of_memory, move
+from ..errors import HostError
 from ..lora.deltas import Delta
 from ..numerics import exact_math
 from .memory import Claims, MemoryBudget
@@ -62,9 +63,21 @@ class Bypassed:
         self.claims.give_back()
 
     def add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """The forward hook.  args[0]: [..., in] or [batch, in, h, w]; output likewise with out."""
+        """The forward hook.  args[0]: [..., in] or [batch, in, h, w]; output likewise with out.
+
+        Raises HostError if there is no memory.
+        """
         if not self.chosen:
             return None
+        try:
+            return self.add_terms(module, args, output)
+        except Exception as e:
+            if not is_out_of_memory(e):
+                raise
+            said = f"{output.device} has no memory left to add the LoRAs to the output of a layer"
+            raise HostError(f"{said}; take a smaller image or batch") from e
+
+    def add_terms(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         x = args[0].to(output.dtype)
         result = output if may_change(module, args, output) else output.clone()
         part = result if self.site.rows is None else self.narrow_output(result)

@@ -10,19 +10,22 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from klora_lib import devices, numerics
 from klora_lib.engine import session
+from klora_lib.engine.bypass import Bypassed
 from klora_lib.engine.memory import MemoryBudget
 from klora_lib.engine.merge import Merged
+from klora_lib.engine.site import Site, SiteDeltas, WeightedDelta
 from klora_lib.errors import HostError
+from klora_lib.lora.deltas import Lora
 from klora_lib.rule.scoring import score_units
 
 from ..engine.cases import CPU
 from ..engine.stack import prepare
 from .audit import STEPS, Where, every_second, everywhere, nowhere, open_job, whole_job
-from .pretend import Device, OutOfMemory, pretend
+from .pretend import Device, OutOfMemory, pretend, put
 
 KINDS = ("cuda", "xpu", "mps", "privateuseone")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -112,6 +115,29 @@ def test_memory_that_ends_at_any_point_of_a_pass_ends_it_in_one_sentence(kind: s
         walk(job)
         running.close()
         job.check_closed()
+
+
+@pytest.mark.parametrize("make", [nn.Linear, lambda i, o: nn.Conv2d(i, o, 1)], ids=["linear", "convolution"])
+def test_memory_that_ends_within_a_forward_is_one_sentence(make: Any) -> None:
+    with pretend("cuda") as device:
+        module = put(make(6, 8), device)
+        delta = Lora(torch.ones(8, 2), torch.ones(2, 6), 1.0, (8, 6), torch.ones(8))
+        x = put(nn.Linear(6, 6), device).weight.detach()
+        x = x if isinstance(module, nn.Linear) else x[None, :, :, None]
+        output = module(x).detach()
+
+        def forward() -> None:
+            actor = Bypassed(Site(module), SiteDeltas(WeightedDelta(delta, 0.8), None))
+            actor.show(1)
+            actor.add(module, (x,), output)
+            actor.close()
+
+        with failing_at(device, -1) as made:
+            forward()
+        assert made[0] > 3
+        for k in range(made[0]):
+            with failing_at(device, k), pytest.raises(HostError, match="no memory left to add the LoRAs to the output"):
+                forward()
 
 
 def walk(job: Any) -> None:
