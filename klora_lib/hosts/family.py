@@ -75,6 +75,8 @@ class Family:
                 elif tag := getattr(params, STANDS_FOR) if hasattr(params, STANDS_FOR) else read_tag(params):
                     taken[entry.name] = taken.get(entry.name, Tag(0.0, 0.0)) + tag
             network_data[kind] = left
+        for name, tag in taken.items():
+            refuse_large_sum(name, tag)
         return taken
 
     def key_prompt_cache(self, network_data: Any, parts: Iterable[TextPart]) -> None:
@@ -223,6 +225,16 @@ def run_first(act: Callable[..., None]) -> Callable[..., AbstractContextManager[
         yield
 
     return context
+
+
+def refuse_large_sum(name: str, tag: Tag) -> None:
+    """Raise SettingsError if the tags of one LoRA add up to more than a weight may be."""
+    for weight in (tag.te, tag.unet):
+        try:
+            TAG_WEIGHT.read(weight)
+        except ValueError:
+            said = f"the tags of {name!r} add up to {weight:g}, which is not {TAG_WEIGHT.accepts}"
+            raise SettingsError(said, "prompt") from None
 
 
 def read_tag(params: Any) -> Tag:

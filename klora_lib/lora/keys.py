@@ -76,13 +76,6 @@ def parse_key(key: str) -> Key | None:
     return found and found[1]
 
 
-def find_dialect(key: str) -> str | None:
-    """The name of the dialect that reads ``key``."""
-    split = split_word(key)
-    found = split_prefix(split[0]) if split else None
-    return found[0].name if found else None
-
-
 def make_key(role: str, path: str, part: str) -> Key:
     if role == "language_model" or path.startswith("llm_adapter."):  # Anima's adapter, filed under the denoiser
         return Key("language_model", path, part)

@@ -138,6 +138,12 @@ def test_a_lora_tagged_twice_acts_with_the_sum_of_its_tags(host: FakeA1111, kind
     assert detect().take_tags(data, entries(host)) == {"style_full": Tag(1.0, 1.0)}
 
 
+def test_tags_that_add_up_to_too_much_are_refused(host: FakeA1111) -> None:
+    _, data = parse_prompt("<lora:style_full:60><lora:style_full:60>")
+    with pytest.raises(KLoraError, match="the tags of 'style_full' add up to 120, which is not a number from -100 to 100"):
+        detect().take_tags(data, entries(host))
+
+
 def prompted(host: FakeA1111) -> Processing:
     p = Processing(host)
     p.prompts, p.seeds = [p.prompt], [p.seed]

@@ -9,7 +9,7 @@ from torch import Tensor
 from klora_lib.lora.architectures import ARCHITECTURES, make_canonical
 from klora_lib.lora.dialects import DIALECTS, INSIDE, WORDS
 from klora_lib.lora.file import lora_file
-from klora_lib.lora.keys import Key, find_dialect, parse_key, split_word
+from klora_lib.lora.keys import Key, parse_key, split_prefix, split_word
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT = Q.replace(".", "_")
@@ -91,6 +91,13 @@ SNAPSHOTS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
 }  # fmt: skip
 CASES = [pytest.param(name, *of, id=of[0]) for name, keys in SNAPSHOTS.items() for of in keys.items()]
+
+
+def find_dialect(key: str) -> str | None:
+    """The name of the dialect that reads ``key``."""
+    split = split_word(key)
+    found = split_prefix(split[0]) if split else None
+    return found[0].name if found else None
 
 
 @pytest.mark.parametrize(("dialect", "key", "meaning"), CASES)
