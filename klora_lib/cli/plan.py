@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,6 +42,19 @@ def add_commands(commands: Any) -> None:
         command.add_argument("--steps", default=30, help="sampler steps (default: %(default)s)")
         command.add_argument("--seed", default=0, help="the image's seed, for the method random (default: %(default)s)")
         add_settings(command, RULE)
+        add_probe(command)
+
+
+def add_probe(command: argparse.ArgumentParser) -> None:
+    """What measures β; what it draws with is loaded only then."""
+    command.add_argument(
+        "--probe", metavar="MODEL",
+        help="for the method est: measure β, by drawing an image with each LoRA alone on this model (as generate's --model)",
+    )  # fmt: skip
+    command.add_argument("--dino", metavar="ENCODER", help="what compares the two images: a transformers DINO model")
+    command.add_argument(
+        "--prompt", nargs="+", metavar="WORDS", help="of the two images: the content's and the style's, or one for both"
+    )
 
 
 def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
@@ -55,10 +69,16 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
         raise SettingsError(f"must be another LoRA than content, both are {args.content!r}", "style")
     files = library.read_both(*((path, name_file(path)) for path in (args.content, args.style)))
     pair = library.pair(*files)
+    notes = [note for file in files for note in file.notes]
+    if args.probe:
+        from . import probe
+
+        settings = replace(settings, beta=probe.measure_beta(args, settings, steps, seed))
+        notes.append(f"the style discrepancy of the two is {settings.beta:.4f}, and stands in the place of β")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores = library.measure(pair, settings, device, MemoryBudget.on(device, 0).free)
     plan = make_plan(pair, scores, settings, steps, seed)
-    notes = [*(note for file in files for note in file.notes), *plan.notes]
+    notes += plan.notes
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return plan, steps, notes
@@ -67,6 +87,8 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
 def run_plan(args: argparse.Namespace) -> None:
     plan, steps, notes = read_plan(args)
     told = describe_plan(plan, steps, notes)
+    if args.probe:
+        told["beta"] = plan.facts.beta
     if args.report:
         found = explain(plan, steps)
         told["report"] = found.as_json()

@@ -11,9 +11,10 @@ import torch
 
 from ..errors import PairError
 from ..rule.cache import Library
+from ..rule.energies import measure_pair
 from ..rule.pairing import Pair
 from ..rule.plan import make_plan
-from ..rule.scoring import Scores, score_units
+from ..rule.scoring import Scores
 from ..settings import Settings
 from .fit import make_weight_reader, place_units, refuse_misfit
 from .memory import MemoryBudget
@@ -55,8 +56,8 @@ class Fusion:
     def score_again(self, target: Target) -> Fusion:
         """The same pair with the scores of ``target``'s weights, for OFT, BOFT and IA3."""
         free = MemoryBudget.on(target.device, target.reserve).free
-        scores = score_units(self.pair.units, self.settings.k, target.device, free, make_weight_reader(target.sites))
-        return replace(self, scores=scores)
+        scores = measure_pair(self.pair.units, self.settings, target.device, free, make_weight_reader(target.sites))
+        return replace(self, scores=replace(scores, directions=self.scores.directions))  # which are the files' own
 
 
 def fuse_files(

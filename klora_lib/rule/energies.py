@@ -8,17 +8,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..devices import is_out_of_memory
 from ..errors import LoraFileError
 from ..lora.deltas import Delta, Device, Dora, Fused, overflows
 from ..lora.factors import compute_gram, normalise
 from ..lora.lycoris import Lokr, multiply_factors
 from ..numerics import exact_math
+from ..settings import Settings
 from .pairing import Unit
-from .scoring import PRODUCTS, Scores, Weights, choose_k, find_largest
+from .scoring import Scores, Weights, choose_k, find_largest, run_where_memory_is, score_units
+from .selectors import BY_ENERGY
 
 LARGEST = float(torch.finfo(torch.float32).max)
 SMALL = 1e-30  # a norm below this may be that of an update without a number in fp32
+
+
+def measure_pair(
+    units: Sequence[Unit], settings: Settings, device: torch.device, free: float, weights: Weights | None = None
+) -> Scores:
+    """What the method of ``settings`` compares: Top-K sums, or energies, which cost a small part of these."""
+    if settings.method in BY_ENERGY:
+        return compute_energies(units, device, free, weights)
+    return score_units(units, settings.k, device, free, weights)
 
 
 def compute_energies(
@@ -28,16 +38,10 @@ def compute_energies(
 
     Args: device: where matrices are multiplied.  free: bytes of it that may be used; else the CPU does it.  weights: needed
         where a unit is ``relative``.
-    Raises LoraFileError that names role and layer where an update has no numbers in fp32.
+    Raises LoraFileError that names role and layer where an update has no numbers in fp32, and PairError where not even the
+    CPU has the memory.
     """
-    needed = PRODUCTS * 4 * max((unit.elements for unit in units), default=0)
-    if device.type != "cpu" and needed <= free:
-        try:
-            return compute_energies_on(units, device, weights)
-        except RuntimeError as e:
-            if not is_out_of_memory(e):
-                raise
-    return compute_energies_on(units, torch.device("cpu"), weights)
+    return run_where_memory_is(units, device, free, lambda there: compute_energies_on(units, there, weights))
 
 
 def compute_energies_on(units: Sequence[Unit], device: torch.device, weights: Weights | None) -> Scores:

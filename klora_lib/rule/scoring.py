@@ -130,16 +130,23 @@ def score_units(
     Raises LoraFileError, with role and layer, if an update is too large for fp32, and PairError if the CPU has too little
     memory too.
     """
+    return run_where_memory_is(units, device, free, lambda there: score_units_on(units, k, there, weights))
+
+
+def run_where_memory_is(
+    units: Sequence[Unit], device: torch.device, free: float, act: Callable[[torch.device], Scores]
+) -> Scores:
+    """``act`` on ``device``, or on the CPU: see ``score_units``."""
     cpu = torch.device("cpu")
     bytes_needed = PRODUCTS * 4 * max((unit.elements for unit in units), default=0)
     if device.type != "cpu" and bytes_needed <= free:
         try:
-            return score_units_on(units, k, device, weights)
+            return act(device)
         except RuntimeError as e:
             if not is_out_of_memory(e):
                 raise
     try:
-        return score_units_on(units, k, cpu, weights)
+        return act(cpu)
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             raise

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from klora_lib.engine.fit import place_units
+from klora_lib.engine.fit import make_weight_reader, place_units
+from klora_lib.engine.fusion import Fusion, Target
 from klora_lib.engine.session import Session
 from klora_lib.engine.site import Site
 from klora_lib.errors import HostError, PairError
@@ -83,6 +84,25 @@ def test_a_layer_carries_the_dense_matrix(method: str, engine: str, layer: str, 
         assert torch.equal(module.weight, before)
     session.close()
     assert same(module, bits) and hooks(module) == 0 and torch.equal(module(x), plain)
+
+
+@pytest.mark.parametrize("method", ["est", "np", "klora"])
+def test_a_pair_that_multiplies_weights_is_measured_again_by_what_its_method_compares(method: str) -> None:
+    """Before a pass, as the weights may have changed since the job was made ready."""
+    module = make_layer("linear")
+    unit = Unit(NAME, KINDS["ia3"]((8, 6), 40)[0], KINDS["loha"]((8, 6), 60)[0])
+    pair = Pair(as_file(random_layers(1), "one"), as_file(random_layers(2), "two"), (unit,), ())
+    settings, target = Settings(method=method), Target({NAME: Site(module)}, "tiny", CPU, 0)
+    read = make_weight_reader(target.sites)
+    fusion = Fusion(pair, Library().measure(pair, settings, CPU, weights=read), settings)
+    with torch.no_grad():
+        module.weight.mul_(3)
+    again = fusion.score_again(target)
+    fresh = Library().measure(pair, settings, CPU, weights=read)
+    for name in ("k", "content_topk", "style_topk", "content_abs", "style_abs", "squared"):
+        assert getattr(again.scores, name) == getattr(fresh, name)
+    assert again.scores.directions == fusion.scores.directions and bool(fresh.directions) == (method == "np")
+    assert float(again.scores.content_topk) > 2 * float(fusion.scores.content_topk)
 
 
 @pytest.mark.parametrize("method", COMBINING)

@@ -66,6 +66,18 @@ def test_leading_directions_are_the_fewest_that_hold_the_share(kind: str, shape:
     assert float((matrix @ q).square().sum() / matrix.square().sum()) == pytest.approx(float(held[q.shape[1] - 1]), abs=1e-5)
 
 
+def test_a_loha_of_small_rank_is_decomposed_by_its_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 2 of 24 rows and 30 columns: the product has rank 4, and no ΔW is formed."""
+    up1, down1, up2, down2 = (rand(*s, seed=i) for i, s in enumerate([(24, 2), (2, 30)] * 2))
+    delta = Loha(up1, down1, up2, down2, 0.5, (24, 30))
+    matrix = 0.5 * (up1.double() @ down1.double()) * (up2.double() @ down2.double())
+    monkeypatch.setattr(Loha, "dense", lambda *_: pytest.fail("it was formed"))
+    q = find_leading(delta, 0.9).double()
+    held = torch.linalg.svdvals(matrix).square().cumsum(0) / matrix.square().sum()
+    assert q.shape == (30, int((held < 0.9).sum()) + 1) and q.shape[1] < 5
+    assert float((matrix @ q).square().sum() / matrix.square().sum()) == pytest.approx(float(held[q.shape[1] - 1]), abs=1e-5)
+
+
 def test_a_module_that_is_zero_leads_nowhere_in_particular() -> None:
     zero = Loha(UP * 0, DOWN, UP, DOWN, 1.0, (20, 12))
     assert bool(find_leading(zero, 0.9).isfinite().all())
