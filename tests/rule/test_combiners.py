@@ -204,6 +204,6 @@ def test_directions_of_a_style_without_factors_are_found_once(monkeypatch: pytes
     pair = Pair(as_file(random_layers(1), "one"), as_file(random_layers(2), "two"), (unit,), ())
     library, settings = Library(), Settings(method="np")
     first = library.measure(pair, settings, CPU)
-    monkeypatch.setattr("klora_lib.rule.combiners.leading", lambda *_: pytest.fail("it was decomposed twice"))
+    monkeypatch.setattr("klora_lib.rule.combiners.find_leading", lambda *_: pytest.fail("it was decomposed twice"))
     assert library.measure(pair, settings, CPU).directions[0] is first.directions[0]
     make_plan(pair, first, settings, 30).acting(WEIGHTS)

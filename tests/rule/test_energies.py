@@ -24,7 +24,7 @@ STEPS = 30
 
 def plan_of(content: Layers, style: Layers, **given: object) -> Plan:
     pair, settings = as_pair(content, style), Settings(method="est", **given)  # type: ignore[arg-type]
-    return make_plan(pair, Library().measure_pair(pair, settings, CPU), settings, STEPS)
+    return make_plan(pair, Library().measure(pair, settings, CPU), settings, STEPS)
 
 
 def rows(plan: Plan) -> list[str]:
@@ -61,7 +61,7 @@ def test_est_of_such_a_pair_needs_the_model() -> None:
     unit = Unit("x", RELATIVE["ia3"]((8, 6), 5)[0], lora((8, 6), 5)[0])
     pair = Pair(as_file(random_layers(1), "subject"), as_file(random_layers(2), "painter"), (unit,), ())
     with pytest.raises(PairError, match="content: 'subject' is an OFT, BOFT or IA3, .* only with the model"):
-        Library().measure_pair(pair, Settings(method="est"), CPU)
+        Library().measure(pair, Settings(method="est"), CPU)
 
 
 def module(up: float, down: float, scale: float = 1.0) -> Lora:
@@ -121,16 +121,16 @@ def test_the_strength_of_a_file_is_not_in_the_choice(by: float) -> None:
 
 @pytest.mark.parametrize("method", ["est", "np", "blora", "ties"])
 def test_nothing_is_sorted_and_nothing_measured_twice(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "score", lambda *_: pytest.fail("Top-K was asked for"))
+    monkeypatch.setattr(cache, "score_units", lambda *_: pytest.fail("Top-K was asked for"))
     pair, library, settings = as_pair(random_layers(1), random_layers(2)), Library(), Settings(method=method)
-    found = library.measure_pair(pair, settings, CPU)
-    monkeypatch.setattr(cache, "energies", lambda *_: pytest.fail("energies were measured twice"))
-    again = library.measure_pair(pair, settings, CPU)
+    found = library.measure(pair, settings, CPU)
+    monkeypatch.setattr(cache, "compute_energies", lambda *_: pytest.fail("energies were measured twice"))
+    again = library.measure(pair, settings, CPU)
     assert found.squared and all(torch.equal(getattr(found, n), getattr(again, n)) for n in ("content_topk", "style_abs"))
 
 
 def test_the_other_methods_do_ask_for_top_k(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "energies", lambda *_: pytest.fail("energies were asked for"))
+    monkeypatch.setattr(cache, "compute_energies", lambda *_: pytest.fail("energies were asked for"))
     pair = as_pair(random_layers(1), random_layers(2))
     for method in ("klora", "average", "direct"):
-        assert not Library().measure_pair(pair, Settings(method=method), CPU).squared
+        assert not Library().measure(pair, Settings(method=method), CPU).squared
