@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraFileError
-from ..lora.deltas import Delta, Device, Dora, Fused, overflows
+from ..lora.deltas import Delta, Device, Dora, Fused, overflows, widen
 from ..lora.factors import compute_gram, normalise
 from ..lora.lycoris import Lokr, multiply_factors
 from ..numerics import exact_math
@@ -18,6 +18,7 @@ from .pairing import Unit
 from .scoring import Scores, Weights, choose_k, find_largest, run_where_memory_is, score_units
 from .selectors import BY_ENERGY
 
+SAFE = 1e-25, 1e30  # of a sum of squares: neither it overflowed, nor did anything that matters in it vanish
 LARGEST = float(torch.finfo(torch.float32).max)
 SMALL = 1e-30  # a norm below this may be that of an update without a number in fp32
 
@@ -86,8 +87,12 @@ def compute_energy(delta: Delta, device: Device = None) -> float:
     low_rank = delta.factors()
     if low_rank is None:
         return sum_squares(delta.dense(device))
-    (up, a), (down, b) = (normalise(t, device) for t in low_rank[:2])
-    return max(0.0, float((compute_gram(up.T) * compute_gram(down)).sum())) * (low_rank[2] * a * b) ** 2
+    up, down, scale = low_rank
+    products = compute_gram(widen(up, device).T), compute_gram(widen(down, device))
+    if not all(SAFE[0] < float(p.trace()) < SAFE[1] for p in products):  # squares that fp32 does not hold
+        (up, a), (down, b) = (normalise(t, device) for t in (up, down))
+        products, scale = (compute_gram(up.T), compute_gram(down)), scale * a * b
+    return max(0.0, float((products[0] * products[1]).sum())) * scale**2
 
 
 def sum_squares(matrix: Tensor) -> float:

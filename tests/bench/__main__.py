@@ -26,7 +26,7 @@ def rows() -> list[str]:
         f"| plan it with `est` | with `klora` | {p['est by klora']:.3f} | {p['est']:.2f} / {p['klora']:.2f} |",
         f"| plan it with `np` | with `est` | {p['np by est']:.2f} | {p['np']:.2f} / {p['est']:.2f} |",
         f"| the projection of `np`, in a pass's first step | | | {p['projected']:.2f} |",
-        f"| `plan --report` of it, beside the plan | | | {p['explained']:.2f} |",
+        f"| explain it (`plan --report`), planned with `est` | | | {p['explained']:.2f} |",
     ]
     if image.available():
         i = image.measure()
