@@ -136,7 +136,9 @@ class Run:
         """
         (_, content), (_, style) = self.settings.weights
         target = read_target(self.pipe, denoiser, reserve)
-        session, missing = self.fusion.open(target, (content, style), steps, self.seed)
+        again = self.fusion.pair.relative and denoiser is not self.denoisers[0]  # OFT and IA3: another model, other scores
+        fusion = self.fusion.score_again(target) if again else self.fusion
+        session, missing = fusion.open(target, (content, style), steps, self.seed)
         refuse_hooks(session.actors, denoiser)
         return session, missing
 

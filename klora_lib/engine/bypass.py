@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..devices import is_out_of_memory, move
 from ..errors import HostError
-from ..lora.deltas import Delta
+from ..lora.deltas import Delta, count_columns
 from ..numerics import exact_math
 from .memory import Claims, MemoryBudget
 from .site import Site, SiteDeltas, WeightedDelta
@@ -134,7 +134,8 @@ class Bypassed:
         low_rank = delta.factors()
         if low_rank is None:
             base = self.site.read_weight(device).reshape(self.site.shape[0], -1)
-            return (self.shape_kernel(delta.update(base[:, : self.deltas.columns]) * w),)
+            columns = count_columns(delta.shape) or base.shape[1]
+            return (self.shape_kernel(delta.update(base[:, :columns]) * w),)
         up, down = (move(t, device, torch.float32) for t in low_rank[:2])
         up = up * (low_rank[2] * w)
         return self.shape_kernel(down), (up[:, :, None, None] if isinstance(self.site.module, nn.Conv2d) else up)

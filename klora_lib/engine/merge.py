@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..devices import copy_to_pinned, count_bytes, is_same_device, list_dtypes, map_tensors, move
+from ..lora.deltas import count_columns
 from .memory import Claims, MemoryBudget
 from .site import Site, SiteDeltas, WeightedDelta
 
@@ -22,7 +23,12 @@ class Factors:
         parts = (delta if low_rank is None else None, low_rank, delta.bias, delta.bias_factor)
         if device.type == "cpu" or claims.take(count_bytes(parts)):
             dtypes = list_dtypes(device)
-            parts = map_tensors(parts, lambda t: move(t, device, t.dtype if t.dtype in dtypes else torch.float32))
+
+            def place(t: Tensor) -> Tensor:
+                keep = t.dtype in dtypes or not t.is_floating_point()  # indices stay integers
+                return move(t, device, t.dtype if keep else torch.float32)
+
+            parts = map_tensors(parts, place)
         elif device.type == "cuda" and claims.pin(count_bytes(parts)):
             parts = map_tensors(parts, copy_to_pinned)
         self.delta, self.low_rank, self.bias, self.bias_factor = parts
@@ -75,17 +81,19 @@ class Merged:
             put_back(target, backup)  # which needs no memory of the device's beside it
             source = target
         wide = move(source.contiguous(), self.device, choose_wide_type(target))
-        base, columns = wide.view(target.shape[0], -1), self.deltas.columns
-        whole = columns in (None, base.shape[1])
+        base = wide.view(target.shape[0], -1)
+        columns = {id(weighted): count_columns(weighted.delta.shape) or base.shape[1] for weighted in chosen}
+        whole = all(n == base.shape[1] for n in columns.values())
         in_place = here and target.dtype == base.dtype and target.is_contiguous() and whole
         out = target.view(base.shape) if in_place else base if wide is not source else base.clone()
         chosen = sorted(chosen, key=lambda weighted: not weighted.delta.asks_base)
         if (out is base or wide is target) and sum(weighted.delta.asks_base for weighted in chosen) > 1:
             base = base.clone()
-        total, narrow = base[:, :columns], base[:, :columns]
+        total = base if whole else out  # where an update is narrower, ``out`` has W in the other columns
         for weighted in chosen:
-            self.make_ready(weighted).add_to(total, narrow, out[:, :columns])
-            total = out[:, :columns]
+            n = columns[id(weighted)]
+            self.make_ready(weighted).add_to(total[:, :n], base[:, :n], out[:, :n])
+            total = out
         if not in_place:
             put(target, out.view(target.shape))
 

@@ -55,6 +55,18 @@ def make_actor(placed: Placed, engine: str, device: torch.device, budget: Memory
     return Bypassed(site, placed.deltas, budget)
 
 
+def find_shared_biases(placed: Sequence[Placed]) -> set[int]:
+    """Identities of the lone biases on layers whose bias another of ``placed`` changes too.
+
+    Two actors must not write one bias, each with a backup of its own.  So these are added beside it.
+    """
+    by_layer: dict[int, list[Placed]] = {}
+    for p in placed:
+        if len(p.site.shape) > 1 and (p.deltas.with_bias or p.deltas.scales_bias):
+            by_layer.setdefault(id(p.site.module), []).append(p)
+    return {id(p) for each in by_layer.values() if len(each) > 1 for p in each if not p.deltas.with_weight}
+
+
 def name_foreign_type(weight: Tensor) -> str:
     """The name of a tensor subclass, or "" for a plain tensor.  A subclass may be packed and still report bfloat16."""
     return "" if type(weight) in (Tensor, nn.Parameter) else f"{type(weight).__name__} weights"
@@ -74,7 +86,11 @@ class Session:
         self.device = resolve_device(device)
         self.lock = RLock()
         self.budget = MemoryBudget.on(self.device, reserve)
-        self.actors = [make_actor(p, engine, self.device, self.budget) for p in placed]
+        several = find_shared_biases(placed)
+        self.actors: list[Actor] = [
+            Bypassed(p.site, p.deltas, self.budget) if id(p) in several else make_actor(p, engine, self.device, self.budget)
+            for p in placed
+        ]
         self.names = [p.name for p in placed]
         self.of_module: dict[int, list[int]] = {}  # module's identity → its actors
         for i, p in enumerate(placed):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -75,14 +74,6 @@ class SiteDeltas:
         """The updates that act under a mask of the plan."""
         pairs = ((CONTENT, self.content), (STYLE, self.style))
         return [weighted for bit, weighted in pairs if mask & bit and weighted is not None]
-
-    @property
-    def columns(self) -> int | None:
-        """in·kh·kw of ΔW; None where no file tells it (OFT of the output, IA3), which means all columns of the weight.
-
-        A first layer may have more input channels than ΔW (see ``fit.is_widened``); those get no update.
-        """
-        return max(math.prod(delta.shape[1:]) for delta in self.present) or None
 
     @property
     def with_weight(self) -> bool:

@@ -266,10 +266,12 @@ class Fused(Delta):
 
 def overflows(delta: Delta) -> bool:
     """Whether ΔW is too large for fp32.  Its elements are computed only if a bound cannot exclude it."""
+    if delta.relative:  # nothing is known of it without W
+        return False
     low_rank = delta.factors()
     if low_rank is not None:
         up, down, scale = low_rank
-        most = float(up.abs().max()) * float(down.abs().max()) * up.shape[1] * abs(scale)
+        most = float(widen(up).abs().max()) * float(widen(down).abs().max()) * up.shape[1] * abs(scale)
         if most < torch.finfo(torch.float32).max:
             return False
     return not bool(delta.dense().isfinite().all())

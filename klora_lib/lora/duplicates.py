@@ -13,6 +13,7 @@ from ..errors import PairError
 from .build import find_type
 from .deltas import Delta, Norm
 from .keys import list_members
+from .lycoris import Glora
 from .rows import cut_rows, find_heights
 
 Parts = dict[str, Tensor]
@@ -81,6 +82,8 @@ def is_repeat(part: Delta, whole: Delta, rows: tuple[int, int]) -> bool:
 def is_placeholder(delta: Delta) -> bool:
     """Whether ΔW and the bias are zero; a DoRA's magnitude does not matter."""
     if delta.relative:  # no program writes such placeholders
+        return False
+    if isinstance(delta, Glora) and delta.a_up.any() and delta.a_down.any():  # which W·A makes an update of
         return False
     return not delta.dense().any() and (delta.bias is None or not delta.bias.any())
 

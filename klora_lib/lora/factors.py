@@ -120,4 +120,6 @@ def pick_strongest(sizes: Tensor, share: float) -> Tensor:
     """Indices of the fewest ``sizes`` whose squares make up ``share`` of all."""
     order = sizes.argsort(descending=True)
     held = sizes[order].square().cumsum(0)
+    if not len(held) or not held[-1]:  # a layer of zeros has no directions
+        return order[:0]
     return order[: int((held < share * held[-1]).sum()) + 1]

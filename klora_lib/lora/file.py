@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +36,7 @@ class LoraFile:
     foreign_text: whether the text keys were written in another dialect; a WebUI does not load these by itself.
     unknown: keys that no dialect reads.
     bundled: names of the embeddings in the file.
+    remarks: what else the user should know, one sentence each.
     """
 
     name: str
@@ -46,16 +47,17 @@ class LoraFile:
     foreign_text: bool
     unknown: tuple[str, ...]
     bundled: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
-        """What is left out of the file, one sentence each."""
+        """What is left out of the file, and what else the user should know of it, one sentence each."""
         if not self.unknown:
-            return []
+            return list(self.remarks)
         n = len(self.unknown)
         are = "is" if n == 1 else "are"
         tensors = f"{format_count(n, 'tensor')} of {self.name!r}"
-        return [f"{tensors} {are} of no LoRA dialect that is read, {self.unknown[0]} among them"]
+        return [f"{tensors} {are} of no LoRA dialect that is read, {self.unknown[0]} among them", *self.remarks]
 
 
 def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile:
@@ -130,7 +132,8 @@ def lora_file(
         else:
             texts.append(Text(raw, key, tensor))
     refuse_other_files(name, len(tensors), layers, len(texts), unknown)
-    known = read_adapters(metadata, name)
+    written = [module.removeprefix(PREFIX) for each in layers.values() for module in each]
+    known = read_adapters(metadata, name, written)
     wrong = add_strengths(known, texts)
     deltas, misfits = build_all(layers, known.get("denoiser"))
     wrong += misfits + [f"{text.raw} has NaN or infinity" for text in texts if not is_finite(text.tensor)]
@@ -148,7 +151,16 @@ def lora_file(
         any(text.foreign for text in texts),
         tuple(unknown),
         tuple(dict.fromkeys(bundled)),
+        tuple(list_remarks(name, tensors.keys(), known)),
     )
+
+
+def list_remarks(name: str, keys: Collection[str], known: Mapping[str, Adapter]) -> list[str]:
+    """Says so if PEFT wrote the file and nothing tells its alpha."""
+    by_peft = all(key.startswith(PREFIX) and not key.endswith(".alpha") for key in keys)
+    if known or not by_peft or not any(".lora_A" in key for key in keys):
+        return []
+    return [f"{name!r} was saved by PEFT, and no {CONFIG} that tells its strength is beside it: it acts with alpha = rank"]
 
 
 def build_all(layers: Mapping[str, Mapping[str, Parts]], adapter: Adapter | None) -> tuple[dict[str, Delta], list[str]]:

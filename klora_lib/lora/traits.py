@@ -12,6 +12,7 @@ KINDS = {  # first word of a layer: the denoisers that have it
                      "add_embedding"), "a UNet"),
     **dict.fromkeys(("transformer_blocks", "single_transformer_blocks"), "a transformer like Flux or SD3"),
     **dict.fromkeys(("layers", "noise_refiner", "context_refiner"), "a transformer like Z-Image or Lumina"),
+    **dict.fromkeys(("double_stream_blocks", "single_stream_blocks"), "a transformer like HiDream"),
     "blocks": "a transformer like Wan",
 }  # fmt: skip
 FROM_THE_TEXT = ("attn2.to_k", "attn2.to_v")  # of a UNet, as wide as what the text encoders give

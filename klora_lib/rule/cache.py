@@ -19,7 +19,7 @@ from ..settings import Settings
 from .combiners import find_style_directions
 from .energies import compute_energies
 from .pairing import Pair, make_pair
-from .scoring import Scores, Weights, score_units
+from .scoring import Scores, Weights, run_where_memory_is, score_units
 from .selectors import BY_ENERGY
 
 T = TypeVar("T")
@@ -100,8 +100,11 @@ class Library:
         if settings.method != "np":
             return found
         both = pair.content.digest, pair.style.digest
-        known = get_or_make(self.directions, both, PAIRS, lambda: find_style_directions(pair, device))
-        return replace(found, directions=known)
+
+        def find_directions() -> tuple[Tensor | None, ...]:
+            return run_where_memory_is(pair.units, device, free, lambda there: find_style_directions(pair, there))
+
+        return replace(found, directions=get_or_make(self.directions, both, PAIRS, find_directions))
 
     def score(
         self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None

@@ -63,7 +63,10 @@ def measure_role(role: str, unit: Unit, device: torch.device, base: Tensor | Non
         return 0.0
     if delta.relative:
         assert base is not None
-        return sum_squares(delta.update(base))
+        found = sum_squares(delta.update(base))
+        if not math.isfinite(found):
+            raise LoraFileError(f"{unit.name} cannot be used: its update is too large for fp32", role)
+        return found
     found = compute_energy(delta, device)
     norm = math.sqrt(found) if math.isfinite(found) else math.inf  # no element is larger
     if norm > LARGEST and overflows(delta):

@@ -120,6 +120,8 @@ def stack_members(whole: str, own: Mapping[str, Delta], size: tuple[int, int]) -
     rows, width = size[0], max(widths, default=size[1])
     tall = find_heights(parts, rows, width)
     rows = rows or sum(tall)
+    if min(tall) < 1 and UNKNOWN in (*(p.shape[0] for p in parts if p is not None), size[0]):
+        raise PairError(f"the files do not tell how many rows of {whole} belong to each of its parts")
     if sum(tall) != rows or min(tall) < 1:
         raise PairError(f"the parts of {whole} have {sum(tall)} rows together, the other LoRA's fused weight has {rows}")
     return fuse_parts(parts, tall)

@@ -36,7 +36,7 @@ class Plan:
         """What the user should know about it, one sentence each."""
         if any(unit.shared for unit in self.units):
             return []
-        return ["the two LoRAs have no denoiser layer in common: each layer has the one LoRA that touches it, at every step"]
+        return ["the two LoRAs have no denoiser layer in common, so nothing is chosen: each acts on its own layers"]
 
     def at(self, progress: float) -> Tensor:
         """Masks of all units at ``progress`` in [0, 1).  uint8 [units]"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..lora.deltas import Delta, widen
 from ..numerics import exact_math
 from .pairing import Unit
 
+T = TypeVar("T")
 # (unit, device) -> the model's weight of it, fp32 [out, in·kh·kw] on that device; None where the model has none
 Weights = Callable[[Unit, torch.device], "Tensor | None"]
 
@@ -134,8 +136,8 @@ def score_units(
 
 
 def run_where_memory_is(
-    units: Sequence[Unit], device: torch.device, free: float, act: Callable[[torch.device], Scores]
-) -> Scores:
+    units: Sequence[Unit], device: torch.device, free: float, act: Callable[[torch.device], T]
+) -> T:
     """``act`` on ``device``, or on the CPU: see ``score_units``."""
     cpu = torch.device("cpu")
     bytes_needed = PRODUCTS * 4 * max((unit.elements for unit in units), default=0)

@@ -115,7 +115,7 @@ class Job:
 
     def report_notes(self, p: Any, plan: Plan) -> None:
         """Show the notes on the two files and on the plan as comments, and write their facts into the infotext."""
-        left_out = {role: file for role, file in zip(ROLES, (self.pair.content, self.pair.style)) if file.notes}
+        left_out = {role: file for role, file in zip(ROLES, (self.pair.content, self.pair.style)) if file.unknown}
         for file in left_out.values():
             for note in file.notes:
                 p.comment(f"K-LoRA: {note}")

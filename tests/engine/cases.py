@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from klora_lib.engine.site import Site, SiteDeltas, WeightedDelta
-from klora_lib.lora.deltas import Delta, Dora, Full, Lora, fuse_parts
+from klora_lib.lora.deltas import Delta, Dora, Full, Lora, count_columns, fuse_parts
 from klora_lib.lora.lycoris import Glora, Loha, Lokr
 from klora_lib.lora.multiplied import Scaled, Turned
 
@@ -185,10 +185,27 @@ def ia3_on_input(shape: tuple[int, ...], seed: int) -> tuple[Delta, Update]:
     return Scaled(factor, True), lambda base: base * factor.double().repeat_interleave(flat(shape)[1] // shape[1])
 
 
+def boft(shape: tuple[int, ...], seed: int) -> tuple[Delta, Update]:
+    """Two stages, each of two blocks, whose rows come in another order in each."""
+    rows = shape[0]
+    generator = torch.Generator().manual_seed(seed)
+    orders = torch.stack([torch.randperm(rows, generator=generator) for _ in range(2)])
+    stages = [[orthogonal(rows // 2, seed + 2 * i + j) for j in range(2)] for i in range(2)]
+    turns = torch.stack([torch.stack([(r - torch.eye(rows // 2)).float() for r in stage]) for stage in stages])
+
+    def turned(base: Tensor) -> Tensor:
+        out = base.clone()
+        for order, stage in zip(orders, stages):
+            out[order] = torch.block_diag(*stage) @ out[order]
+        return out - base
+
+    return Turned(turns, orders, None, False, (rows, 0)), turned
+
+
 LOW_RANK = {"lora": lora, "lora with bias": lora_with_bias, "fused": fused}
 DENSE = {"full": full, "loha": loha, "lokr": lokr, "glora": glora}
 DORAS = {"dora by output": dora_by_output, "dora by input": dora_by_input}
-RELATIVE = {"oft": oft, "oft on the input": oft_on_input, "ia3": ia3, "ia3 on the input": ia3_on_input}
+RELATIVE = {"oft": oft, "boft": boft, "oft on the input": oft_on_input, "ia3": ia3, "ia3 on the input": ia3_on_input}
 KINDS = {**LOW_RANK, **DENSE, **DORAS, **RELATIVE}
 
 
@@ -207,11 +224,12 @@ class Duo:
         want = base.double().clone()
         part = site.take_part(want)
         rows = part.reshape(part.shape[0], -1)
-        before, columns = rows[:, : self.deltas.columns].clone(), self.deltas.columns
+        before = rows.clone()
         rows = rows.clone()
         for i, weighted in enumerate((self.deltas.content, self.deltas.style)):
             if weighted is not None and mask >> i & 1:
-                rows[:, :columns] += weighted.weight * self.updates[i](before)
+                columns = count_columns(weighted.delta.shape) or rows.shape[1]
+                rows[:, :columns] += weighted.weight * self.updates[i](before[:, :columns])
         part.copy_(rows.reshape(part.shape))
         return want
 

@@ -62,7 +62,7 @@ def test_a_pair_without_a_common_layer_is_drawn_and_says_so(host: FakeHost) -> N
     image = drawn.images[0]
     assert "K-LoRA common layers: none" in drawn.infotexts[0]
     assert list(p.comments) == [
-        "K-LoRA: the two LoRAs have no denoiser layer in common: each layer has the one LoRA that touches it, at every step"
+        "K-LoRA: the two LoRAs have no denoiser layer in common, so nothing is chosen: each acts on its own layers"
     ]
     both = process_images(job(host, {"style": "conv_only", "method": "direct"})).images[0]
     alone = process_images(job(host, {"style": "conv_only", "method": "content"})).images[0]
