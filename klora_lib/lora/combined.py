@@ -62,10 +62,12 @@ class Projected(Delta):
         return self.without(self.inner.update(base))
 
     def without(self, rows: Tensor) -> Tensor:
-        """``rows`` [n, columns], changed in place."""
+        """``rows`` [n, columns], changed in place.  A first layer may have columns that the directions know nothing of."""
         q = self.directions if isinstance(self.directions, Tensor) else make_basis(self.directions)
         q = move(q, rows.device, torch.float32)
-        return rows.addmm_(rows @ q, q.T, alpha=-self.share)
+        known = rows[:, : len(q)]
+        known.addmm_(known @ q, q.T, alpha=-self.share)
+        return rows
 
 
 def make_basis(delta: Delta) -> Tensor:

@@ -86,7 +86,7 @@ def find_leading(delta: Delta, share: float, device: Device = None) -> Tensor:
         sizes = torch.outer(sizes_1, sizes_2).flatten()
         chosen = pick_strongest(sizes, share)
         first, second = one[:, chosen // len(sizes_2)], two[:, chosen % len(sizes_2)]
-        return (first[:, None] * second[None]).reshape(-1, len(chosen)).float()
+        return (first[:, None] * second[None]).reshape(len(one) * len(two), len(chosen)).float()
     if isinstance(delta, Loha) and 2 * delta.down1.shape[0] * delta.down2.shape[0] < min(flatten_shape(delta)):
         vectors, sizes = find_singular_of_product(*make_one_product(delta))
     else:

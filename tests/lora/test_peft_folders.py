@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from klora_lib.cli.main import main
@@ -147,8 +148,6 @@ def test_patterns_are_matched_with_the_names_of_the_model_that_was_trained(tmp_p
 
 
 def test_a_file_that_peft_did_not_write_has_nothing_to_do_with_a_configuration_beside_it(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     saved(adapted(CONFIGS["LoRA"]()), tmp_path)
     key = f"unet.{BLOCK}.attn1.to_q"
     path = tmp_path / "a.safetensors"
@@ -240,3 +239,48 @@ def test_another_configuration_is_noticed(tmp_path: Path) -> None:
         assert second.digest != first.digest  # so that pairs and scores are made anew
     shutil.move(folder / "adapter_config.json", tmp_path)
     assert library.read(folder, "mine").modules[layer].factors()[2] == 1.0  # type: ignore[index]
+
+
+# --- a configuration beside a file that it is not for ---
+
+LORA = {f"base_model.model.{BLOCK}.attn1.to_q.lora_A.weight": torch.ones(8, 8),
+        f"base_model.model.{BLOCK}.attn1.to_q.lora_B.weight": torch.ones(12, 8)}  # fmt: skip
+
+
+def beside(folder: Path, config: object) -> Path:
+    """A LoRA of rank 8 with this beside it."""
+    save_file(LORA, folder / "mine.safetensors")
+    text = config if isinstance(config, str) else json.dumps(config)
+    (folder / "adapter_config.json").write_text(text)
+    return folder / "mine.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "OFT", "BOFT", "IA3"])
+def test_a_configuration_of_another_type_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(LoraFileError, match=f"to_q is of PEFT's type LORA, where the adapter_config.json .* of type {kind}"):
+        read_lora(beside(tmp_path, {"peft_type": kind, "alpha": 2, "r": 8}))
+
+
+@pytest.mark.parametrize(("targets", "scale"), [(["to_q"], 8.0), ("all-linear", 8.0), (r".*to_[qk]", 8.0), (["to_v"], 1.0),
+                                               (r".*to_v", 1.0), (None, 8.0)])  # fmt: skip
+def test_a_configuration_for_other_modules_is_not_this_files(tmp_path: Path, targets: object, scale: float) -> None:
+    config = {"peft_type": "LORA", "lora_alpha": 64, "r": 8, "target_modules": targets}
+    file = read_lora(beside(tmp_path, config))
+    assert file.modules[f"{BLOCK}.attn1.to_q"].factors()[2] == scale  # type: ignore[index]
+    assert bool(file.notes) == (scale == 1.0)
+
+
+def test_a_file_of_pefts_without_its_configuration_says_so(tmp_path: Path) -> None:
+    save_file(LORA, tmp_path / "mine.safetensors")
+    (note,) = read_lora(tmp_path / "mine.safetensors").notes
+    assert note.startswith("'mine' was saved by PEFT, and no adapter_config.json that tells its strength is beside it")
+
+
+@pytest.mark.parametrize("config", [
+    '{"peft_type": "LORA", "r": 8, "lora_alpha": ' + "9" * 400 + "}", '{"peft_type": "LORA", "lora_alpha": 1, "r": 1e400}',
+    '{"peft_type": "IA3", "feedforward_modules": "*foo"}', "[" * 100_000,
+    '{"peft_type": "LORA", "r": 8, "lora_alpha": 1, "rank_pattern": {"to_q": Infinity}}',
+], ids=["digits", "rank", "expression", "depth", "pattern"])  # fmt: skip
+def test_a_damaged_configuration_is_one_sentence(tmp_path: Path, config: str) -> None:
+    with pytest.raises(LoraFileError, match="has an adapter_config.json beside it that cannot be read"):
+        read_lora(beside(tmp_path, config))

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from klora_lib.errors import PairError
 from klora_lib.lora.combined import Elected, Projected
+from klora_lib.lora.file import lora_file
 from klora_lib.lora.rows import cut_rows
 from klora_lib.rule.cache import Library
 from klora_lib.rule.combiners import SHARE, Acting
-from klora_lib.rule.pairing import Pair, Unit
+from klora_lib.rule.pairing import Pair, Unit, make_pair
 from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.settings import Settings
 
@@ -207,3 +208,29 @@ def test_directions_of_a_style_without_factors_are_found_once(monkeypatch: pytes
     monkeypatch.setattr("klora_lib.rule.combiners.find_leading", lambda *_: pytest.fail("it was decomposed twice"))
     assert library.measure(pair, settings, CPU).directions[0] is first.directions[0]
     make_plan(pair, first, settings, 30).acting(WEIGHTS)
+
+
+ZERO_STYLES = {
+    "full": {"diff": torch.zeros(8, 32)},
+    "square": {"diff": torch.zeros(8, 8)},
+    "lokr": {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.zeros(4, 16)},
+    "loha": {"hada_w1_a": torch.ones(8, 4), "hada_w1_b": torch.ones(4, 32), "hada_w2_a": torch.zeros(8, 4),
+             "hada_w2_b": torch.ones(4, 32)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ZERO_STYLES)
+def test_np_leaves_the_content_whole_where_the_style_is_zero(kind: str) -> None:
+    one, two = (f"transformer.transformer_blocks.{i}.attn.to_q" for i in range(2))
+    columns = 8 if kind == "square" else 32
+    content = {f"{name}.lora_{w}.weight": rand(*shape, seed=i) for i, name in enumerate((one, two))
+               for w, shape in (("A", (2, columns)), ("B", (8, 2)))}  # fmt: skip
+    style = {f"{one}.{word}": tensor for word, tensor in ZERO_STYLES[kind].items()}
+    style |= {f"{two}.diff": rand(8, columns, seed=7)}
+    pair = make_pair(lora_file(content, "c"), lora_file(style, "s"))
+    settings = Settings(method="np", mu=1e9)
+    plan = make_plan(pair, Library().measure(pair, settings, torch.device("cpu")), settings, 4)
+    acting = {acting.unit.name: acting.unit.content for acting in plan.acting((1.0, 1.0))}
+    got = acting["transformer_blocks.0.attn.to_q"]
+    assert got is not None
+    assert torch.allclose(got.dense(), content[f"{one}.lora_B.weight"] @ content[f"{one}.lora_A.weight"], atol=1e-6)
