@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from . import files
 from .host import Host
 from .jobs import Model, Pair
+from .makers import control
 
 PREPARED = ("--skip-prepare-environment", "--skip-python-version-check", "--skip-torch-cuda-test", "--skip-install")
 FLUX_JOB = {
@@ -78,7 +79,11 @@ class Forge(Host):
         self.checkpoint, self.stored = checkpoint, stored
 
     def add_loras(self) -> None:
-        """The maker's files are fewer here: two more are cut from the largest."""
+        """Two files more are cut from the maker's largest.  And a ControlNet, which the host lists at its start alone."""
+        folder = self.data / "models" / "ControlNet"
+        folder.mkdir(parents=True)
+        weights = control.make_control_model(files.read(self.ckpt / self.sd15.checkpoint))
+        files.write(folder / f"{control.NAME}.safetensors", weights)
         for model in (*self.models.values(), *self.further):
             tensors = files.read(self.lora / f"{model.full.content}.safetensors")
             files.write(self.lora / f"{model.full.style}.safetensors", files.twin(tensors))

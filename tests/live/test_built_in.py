@@ -8,8 +8,10 @@ import pytest
 from .checks import FAR, assert_reference_at_work, largest_difference
 from .host import Host, difference, encode
 from .jobs import HIRES, PLAIN, plain
+from .makers.control import NAME
 from .neighbours.checks import assert_combines, with_klora, with_reference
 from .test_api import script_info
+from .test_safety import ENGINES
 from .witness import Witness
 
 WITHOUT = {"prompt": PLAIN["prompt"]}
@@ -101,6 +103,43 @@ def test_what_forge_puts_around_the_denoiser(host: Host, sd15_witness: Witness, 
     values, fields = AROUND[title]
     together = always_on(host, title, **values) | fields
     assert_combines(sd15_witness, host.sd15.uneven, without=WITHOUT | fields, **together)
+
+
+# --- Forge's own ControlNet ---
+
+def controlled(host: Host, **unit: object) -> dict:
+    listed = host.must("/controlnet/model_list")["model_list"]
+    model = next(name for name in listed if name.startswith(NAME))
+    board = np.indices((64, 64)).sum(0) // 8 % 2 * 255
+    picture = encode(np.stack([board] * 3, axis=-1))
+    how = {"enabled": True, "module": "None", "model": model, "image": picture, "weight": 1.0, **unit}
+    return {"alwayson_scripts": {"ControlNet": {"args": [how]}}}
+
+
+@pytest.mark.hosts("forge")
+@ENGINES
+def test_controlnet(host: Host, sd15_witness: Witness, engine: str):
+    assert_combines(sd15_witness, host.sd15.uneven, {"engine": engine}, without=WITHOUT, **controlled(host))
+
+
+@pytest.mark.hosts("forge")
+def test_controlnet_within_a_part_of_the_steps(host: Host, sd15_witness: Witness):
+    fields = controlled(host, guidance_start=0.3, guidance_end=0.7)
+    assert_combines(sd15_witness, host.sd15.uneven, without=WITHOUT, **fields)
+
+
+@pytest.mark.hosts("forge")
+def test_controlnet_in_both_passes_of_hires_fix(host: Host, sd15_witness: Witness):
+    fields = controlled(host) | HIRES
+    assert_combines(sd15_witness, host.sd15.uneven, without=WITHOUT | HIRES, passes=2, **fields)
+
+
+@pytest.mark.hosts("forge")
+@ENGINES
+def test_reference_picture(host: Host, sd15_witness: Witness, engine: str):
+    """Forge's ControlNet calls the denoiser once more at every step, for the picture."""
+    fields = controlled(host, module="reference_only", model="None", threshold_a=0.5)
+    assert_combines(sd15_witness, host.sd15.uneven, {"engine": engine}, without=WITHOUT, **fields)
 
 
 @pytest.mark.hosts("forge")

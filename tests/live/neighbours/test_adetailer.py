@@ -24,7 +24,7 @@ MAKER = Path(__file__).parents[1] / "makers" / "detector.py"
 ULTRALYTICS = {"YOLO_AUTOINSTALL": "false", "YOLO_OFFLINE": "true"}
 TOLD = "K-LoRA not in: ADetailer's pass"
 
-pytestmark = pytest.mark.hosts("a1111")
+pytestmark = pytest.mark.hosts("a1111", "forge")
 
 
 def prepare(host: Host) -> dict:

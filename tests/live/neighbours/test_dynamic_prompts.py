@@ -21,7 +21,7 @@ OPTIONS = {
     "dp_magicprompt_default_model": "", "dp_magicprompt_batch_size": 1,
 }  # fmt: skip
 
-pytestmark = pytest.mark.hosts("a1111")
+pytestmark = pytest.mark.hosts("a1111", "forge")
 
 
 def prepare(host: Host) -> dict:
