@@ -26,10 +26,13 @@ from klora_lib.lora.deltas import Delta, Dora, Lora
 from klora_lib.lora.lycoris import Loha
 from klora_lib.numerics import exact_math
 from klora_lib.rule import scoring
-from klora_lib.rule.pairing import Unit
+from klora_lib.rule.cache import Library
+from klora_lib.rule.pairing import Pair, Unit
 from klora_lib.rule.scoring import score_units
+from klora_lib.settings import Settings
 
 from ..engine.cases import CPU, rand
+from ..pairs import as_file, random_layers
 from .away import numbers
 from .pretend import OutOfMemory, pretend, put
 
@@ -190,6 +193,16 @@ def test_scoring_keeps_to_what_it_says_it_needs() -> None:
     with pretend("cuda") as device:
         score_units(units(), "auto", torch.device("cuda"))
         assert device.peak <= scoring.PRODUCTS * N * N * 4
+
+
+def test_directions_of_a_style_are_found_where_there_is_memory() -> None:
+    pair = Pair(as_file(random_layers(1), "one"), as_file(random_layers(2), "two"), (Unit("x", low_rank(1), loha(5)),), ())
+    settings = Settings(method="np")
+    want = Library().measure(pair, settings, CPU).directions[0]
+    with pretend("cuda", capacity=100) as device:
+        got = Library().measure(pair, settings, device.device, 0.0).directions[0]
+        assert device.live == 0
+    assert want is not None and got is not None and torch.allclose(got, want)
 
 
 def test_what_an_allocator_says_is_known() -> None:

@@ -16,6 +16,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from klora_lib.diffusers import klora
@@ -213,3 +214,20 @@ def test_loras_for_sdxl_are_refused_on_its_refiner(files: Callable) -> None:
     with pytest.raises(PairError, match="are not made for the model of 'SDXL refiner'.*in the LoRAs.*in the model"):
         with klora(refiner(), *files("sdxl")):
             raise AssertionError("the block must not be entered")
+
+
+def test_what_multiplies_the_weight_is_scored_for_each_denoiser(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """An OFT changes each denoiser's own weights: with other weights in the second one, the choice there is another."""
+    there = {name: shape for name, shape in shapes(expert(1), (nn.Linear,)).items() if "attn1.to_q" in name or "ffn" in name}
+    blocks = {f"lycoris_{name.replace('.', '_')}.oft_blocks": torch.randn(2, shape[0] // 2, shape[0] // 2) * 0.15
+              for name, shape in there.items()}  # fmt: skip
+    save_file(blocks, tmp_path / "oft.safetensors")
+    plans = []
+    for factor in (1.0, 20.0):
+        pipe = wan()
+        with torch.no_grad():
+            for name in there:
+                pipe.transformer_2.get_submodule(name).weight.mul_(factor if "to_q" in name else 1 / factor)
+        with klora(pipe, tmp_path / "oft.safetensors", pair[1]) as run:
+            plans.append([run.make_session(denoiser, STEPS)[0].plan.facts.scores.content_abs for denoiser in run.denoisers])
+    assert torch.equal(plans[0][0], plans[1][0]) and not torch.allclose(plans[0][1], plans[1][1], rtol=0.5)

@@ -9,6 +9,7 @@ import torch
 
 from klora_lib.errors import LoraFileError, PairError
 from klora_lib.lora.deltas import Delta, Lora
+from klora_lib.lora.multiplied import Scaled
 from klora_lib.rule import cache, energies
 from klora_lib.rule.cache import Library
 from klora_lib.rule.pairing import Pair, Unit
@@ -55,6 +56,13 @@ def test_of_what_multiplies_the_weight_the_change_of_the_weight_counts(kind: str
     assert float(found.style_topk) == pytest.approx(energies.compute_energy(unit.style))
     gone = energies.compute_energies([unit], CPU, weights=lambda unit, device: None)
     assert float(gone.content_topk) == float(gone.style_topk) == 0.0
+
+
+def test_a_change_of_the_weight_that_is_too_large_is_refused() -> None:
+    unit = Unit("x", Scaled(torch.full((8,), 1e30), False), lora((8, 6), 5)[0])
+    with pytest.raises(LoraFileError, match="x cannot be used: its update is too large for fp32") as refusal:
+        energies.compute_energies([unit], CPU, weights=lambda unit, device: torch.full((8, 6), 1e30))
+    assert refusal.value.field == "content"
 
 
 def test_est_of_such_a_pair_needs_the_model() -> None:

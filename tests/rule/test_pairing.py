@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from klora_lib.errors import KLoraError
+from klora_lib.errors import KLoraError, PairError
+from klora_lib.lora.file import lora_file
 from klora_lib.lora.keys import list_members
 from klora_lib.rule.pairing import Pair, Unit, make_pair
 
@@ -220,3 +221,12 @@ def test_a_pointwise_convolution_and_a_linear_layer_are_the_same_layer() -> None
     pair = as_pair(random_layers(1, {name: (12, 10)}), random_layers(2, {name: (12, 10, 1, 1)}))
     (unit,) = pair.units
     assert [x.shape for x in products(unit)] == [(12, 10), (12, 10)]
+
+
+def test_parts_of_a_fused_layer_whose_heights_no_file_tells_are_refused() -> None:
+    """An IA3 on the input of a fused layer tells nothing of its rows, and of its parts the other file has one alone."""
+    whole, part = "lora_unet_double_blocks_0_img_attn_qkv", "transformer.transformer_blocks.0.attn.to_q"
+    fused = {f"{whole}.weight": torch.full((8,), 0.3), f"{whole}.on_input": torch.tensor(True)}
+    split = {f"{part}.weight": torch.full((8,), 0.3), f"{part}.on_input": torch.tensor(False)}
+    with pytest.raises(PairError, match="do not tell how many rows of transformer_blocks.0.attn.to_qkv belong to each"):
+        make_pair(lora_file(split, "split"), lora_file(fused, "fused"))
