@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 from contextlib import AbstractContextManager
+from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import HostError, format_count
@@ -21,6 +23,7 @@ class SamplingPass:
 
     def __init__(self, session: Session):
         self.session = session
+        self.plans = [(0, session.plan)]  # the number of the call from which on each is followed
         self.progress: list[float] = []
         self.thread = threading.get_ident()
         self.ended_early = False
@@ -58,6 +61,7 @@ class SamplingPass:
         self.refuse_altered()
         self.session.close()
         self.session = session
+        self.plans.append((len(self.progress), session.plan))
 
     def end_early(self) -> None:
         """The rest of the pass uses another model (the refiner): restore this one."""
@@ -92,4 +96,5 @@ class SamplingPass:
 
     def table(self) -> Tensor:
         """Which LoRA acted: masks, uint8 [units, denoiser calls]."""
-        return self.plan.over(self.progress)
+        edges = [*(first for first, _ in self.plans), len(self.progress)]
+        return torch.cat([plan.over(self.progress[i:j]) for (_, plan), (i, j) in zip(self.plans, pairwise(edges))], 1)

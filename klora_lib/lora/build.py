@@ -66,6 +66,8 @@ def build_delta(layer: str, parts: Parts) -> Delta:
     """
     type_name = find_type(parts)
     try:
+        if type_name is None and layer.endswith(".base_layer"):
+            raise Misfit("is trained itself, beside PEFT's adapter (bias='lora_only' or the like), which is not read")
         if type_name is None:
             raise Misfit(f"is of a type that is not read ({name_unread_type(parts)})")
         for word, tensor in parts.items():

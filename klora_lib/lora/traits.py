@@ -38,7 +38,7 @@ def read_traits(layer: str, shape: tuple[int, ...]) -> Iterator[tuple[str, objec
         return
     if kind != "a UNet":
         if not any(word in layer for word in CROSS):
-            yield f"width of {first}", shape[1]  # of every block the same
+            yield f"width of {first.replace('single_', 'double_' if 'stream' in first else '')}", shape[1]  # the same in all
     elif layer.endswith(FROM_THE_TEXT):
         yield "width of the text", shape[1]
     else:

@@ -230,4 +230,8 @@ def test_what_multiplies_the_weight_is_scored_for_each_denoiser(pair: tuple[Path
                 pipe.transformer_2.get_submodule(name).weight.mul_(factor if "to_q" in name else 1 / factor)
         with klora(pipe, tmp_path / "oft.safetensors", pair[1]) as run:
             plans.append([run.make_session(denoiser, STEPS)[0].plan.facts.scores.content_abs for denoiser in run.denoisers])
+            video(pipe)
+            ((_, one), (n, two)), progress = run.passes[0].plans, run.passes[0].progress
+            assert 0 < n < len(progress)
+            assert torch.equal(run.table(), torch.cat([one.over(progress[:n]), two.over(progress[n:])], 1))
     assert torch.equal(plans[0][0], plans[1][0]) and not torch.allclose(plans[0][1], plans[1][1], rtol=0.5)

@@ -284,3 +284,9 @@ def test_a_file_of_pefts_without_its_configuration_says_so(tmp_path: Path) -> No
 def test_a_damaged_configuration_is_one_sentence(tmp_path: Path, config: str) -> None:
     with pytest.raises(LoraFileError, match="has an adapter_config.json beside it that cannot be read"):
         read_lora(beside(tmp_path, config))
+
+
+def test_a_bias_that_peft_trained_beside_its_adapter_is_refused_by_its_name(tmp_path: Path) -> None:
+    save_file(LORA | {f"base_model.model.{BLOCK}.attn1.to_q.base_layer.bias": torch.ones(12)}, tmp_path / "mine.safetensors")
+    with pytest.raises(LoraFileError, match=r"base_layer is trained itself, beside PEFT's adapter \(bias='lora_only'"):
+        read_lora(tmp_path / "mine.safetensors")
