@@ -115,15 +115,12 @@ class Job:
 
     def report_notes(self, p: Any, plan: Plan) -> None:
         """Show the notes on the two files and on the plan as comments, and write their facts into the infotext."""
-        left_out = {role: file for role, file in zip(ROLES, (self.pair.content, self.pair.style)) if file.unknown}
-        for file in left_out.values():
-            for note in file.notes:
-                p.comment(f"K-LoRA: {note}")
-        if left_out:
-            found = [f"{len(file.unknown)} of {role} ({file.unknown[0]})" for role, file in left_out.items()]
-            p.extra_generation_params["K-LoRA unread tensors"] = ", ".join(found)
-        for note in plan.notes:
+        files = dict(zip(ROLES, (self.pair.content, self.pair.style)))
+        for note in [*(note for file in files.values() for note in file.notes), *plan.notes]:
             p.comment(f"K-LoRA: {note}")
+        if unread := [f"{len(file.unknown)} of {role} ({file.unknown[0]})" for role, file in files.items() if file.unknown]:
+            p.extra_generation_params["K-LoRA unread tensors"] = ", ".join(unread)
+        if plan.notes:
             p.extra_generation_params["K-LoRA common layers"] = "none"
 
     def advance(self, params: Any) -> None:

@@ -12,17 +12,21 @@ def energy(delta):
 
 def project(content, style, mu):
     """content without a part of what it does in the row space of style, all of it for a huge mu"""
-    _, sizes, right = torch.linalg.svd(style.double(), full_matrices=False)
-    rows = right[sizes > 1e-6 * sizes.max()]
+    wide = style.double()
+    tall = wide.shape[0] > wide.shape[1]
+    squares, vectors = torch.linalg.eigh(wide.T @ wide if tall else wide @ wide.T)
+    vectors = vectors[:, squares > 1e-12 * squares.max()]
+    rows = (vectors if tall else torch.linalg.qr(wide.T @ vectors)[0]).T
     return (content.double() - mu / (1 + mu) * content.double() @ rows.T @ rows).float()
 
 
 def trim(delta, density):
     flat = delta.flatten().double()
-    kept = flat.abs().argsort(descending=True)[: round(density * flat.numel())]
-    out = torch.zeros_like(flat)
-    out[kept] = flat[kept]
-    return out
+    n = round(density * flat.numel())
+    if n == flat.numel():
+        return flat
+    kept = flat.abs().topk(n).indices
+    return torch.zeros_like(flat).index_copy_(0, kept, flat[kept])
 
 
 def ties(content, style, density):
