@@ -17,7 +17,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PURE = (  # need no WebUI, and draw no picture
-    "rule", "lora", "engine", "numerics", "devices", "patching", "settings", "infotext", "errors",
+    "rule", "lora", "engine", "export", "numerics", "devices", "patching", "settings", "infotext", "errors",
 )  # fmt: skip
 HOSTS_OWN = (
     "modules", "modules_forge", "backend", "ldm_patched", "comfy", "networks", "network", "lora", "gradio", "fastapi",
@@ -37,13 +37,14 @@ KNOWS = {  # room: the rooms it may import, from the lowest floor up
     "rule": {"rule", *PLAIN},
     "engine": {"engine", *PLAIN},
     "map": {"map", *PLAIN},
+    "export": {"export", *PLAIN},
     "hosts": {"hosts", *WORKS},
     "diffusers": {"diffusers", *WORKS},
-    "webui": {"webui", "map", "hosts", *WORKS},
+    "webui": {"webui", "map", "export", "hosts", *WORKS},
     "toy": {"toy", "errors"},  # a model to run on, whatever runs on it
     "drawing": {"drawing", "toy", "diffusers", "devices", "rule", "lora", *FLOOR},
     "evaluation": {"evaluation", "drawing", "toy", "diffusers", "rule", "lora", *FLOOR},
-    "cli": {"cli", "webui", "engine", "evaluation", "drawing", "toy", "diffusers", "map", "infotext", *PLAIN},
+    "cli": {"cli", "webui", "engine", "evaluation", "drawing", "toy", "diffusers", "map", "export", "infotext", *PLAIN},
     "__main__": {"cli"},
 }
 OUTSIDE = {"torch", "safetensors"} | set(sys.stdlib_module_names)  # what PURE rooms may import from elsewhere

@@ -1,5 +1,6 @@
-"""Command line: ``plan`` and ``plot`` show the choice between two files; ``generate`` and ``compare`` draw images,
-``evaluate`` scores them, ``report`` measures the tables of docs/evaluation.md again, and ``ui`` serves a web page.
+"""Command line: ``plan`` and ``plot`` show the choice between two files; ``bake`` saves it as LoRAs; ``generate`` and
+``compare`` draw images, ``evaluate`` scores them, ``report`` measures the tables of docs/evaluation.md again, and ``ui``
+serves a web page.
 
 Every error in the arguments is one line on stderr, with exit status 2.
 """
@@ -10,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import evaluate, plan, render, report, ui
+from . import bake, evaluate, plan, render, report, ui
 from .options import Parser, run_command
 
 
@@ -29,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"klora {__version__}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     plan.add_commands(commands)
+    bake.add_commands(commands)
     render.add_commands(commands)
     evaluate.add_commands(commands)
     report.add_commands(commands)

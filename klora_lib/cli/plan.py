@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from ..errors import SettingsError
 from ..lora.peft import find_weights, name_file
 from ..rule.cache import Library
 from ..rule.explain import explain, format_report
+from ..rule.pairing import Pair
 from ..rule.plan import Plan, format_row, make_plan
 from ..settings import Settings
 from .files import encode_png, write_file
@@ -37,12 +38,17 @@ def add_commands(commands: Any) -> None:
     plot.set_defaults(run=run_plot)
     plot.add_argument("--out", default="klora-plan.png", metavar="FILE", help="the PNG (default: %(default)s)")
     for command in (plan, plot):
-        command.add_argument("content", metavar="CONTENT", help="the content LoRA, a .safetensors file or a PEFT folder")
-        command.add_argument("style", metavar="STYLE", help="the style LoRA, likewise")
-        command.add_argument("--steps", default=30, help="sampler steps (default: %(default)s)")
-        command.add_argument("--seed", default=0, help="the image's seed, for the method random (default: %(default)s)")
+        add_pair(command)
         add_settings(command, RULE)
         add_probe(command)
+
+
+def add_pair(command: argparse.ArgumentParser) -> None:
+    """The two files, and the pass that is planned for them."""
+    command.add_argument("content", metavar="CONTENT", help="the content LoRA, a .safetensors file or a PEFT folder")
+    command.add_argument("style", metavar="STYLE", help="the style LoRA, likewise")
+    command.add_argument("--steps", default=30, help="sampler steps (default: %(default)s)")
+    command.add_argument("--seed", default=0, help="the image's seed, for the method random (default: %(default)s)")
 
 
 def add_probe(command: argparse.ArgumentParser) -> None:
@@ -57,12 +63,18 @@ def add_probe(command: argparse.ArgumentParser) -> None:
     )
 
 
-def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
-    """The plan for the arguments, its number of steps, and notes on what of the files is left out.
+class Planned(NamedTuple):
+    """What a command's arguments mean.  notes: on what of the files is left out; they are on standard error too."""
 
-    The notes are printed on standard error too.
-    """
-    settings = Settings(**read_given_settings(args, RULE))
+    pair: Pair
+    plan: Plan
+    steps: int
+    notes: list[str]
+
+
+def read_plan(args: argparse.Namespace, names: Sequence[str] = RULE) -> Planned:
+    """The plan for the arguments.  ``names``: of the settings among them."""
+    settings = Settings(**read_given_settings(args, names))
     steps, seed = read_whole_number(args.steps, "steps", 1, 10000), read_whole_number(args.seed, "seed", 0, 2**63 - 1)
     library = Library()
     if os.path.realpath(find_weights(args.content)) == os.path.realpath(find_weights(args.style)):
@@ -70,7 +82,7 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
     files = library.read_both(*((path, name_file(path)) for path in (args.content, args.style)))
     pair = library.pair(*files)
     notes = [note for file in files for note in file.notes]
-    if args.probe:
+    if getattr(args, "probe", None):
         from . import probe
 
         settings = replace(settings, beta=probe.measure_beta(args, settings, steps, seed))
@@ -81,11 +93,11 @@ def read_plan(args: argparse.Namespace) -> tuple[Plan, int, list[str]]:
     notes += plan.notes
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    return plan, steps, notes
+    return Planned(pair, plan, steps, notes)
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    plan, steps, notes = read_plan(args)
+    _, plan, steps, notes = read_plan(args)
     told = describe_plan(plan, steps, notes)
     if args.probe:
         told["beta"] = plan.facts.beta
@@ -129,5 +141,5 @@ def describe_plan(plan: Plan, steps: int, notes: Sequence[str] = ()) -> dict[str
 def run_plot(args: argparse.Namespace) -> None:
     from ..map import draw_plan
 
-    plan, steps, _ = read_plan(args)
+    _, plan, steps, _ = read_plan(args)
     write_file(args.out, encode_png(draw_plan(plan.table(steps))))

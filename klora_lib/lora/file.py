@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -37,6 +37,7 @@ class LoraFile:
     unknown: keys that no dialect reads.
     bundled: names of the embeddings in the file.
     remarks: what else the user should know, one sentence each.
+    metadata: what the trainer wrote into the file's header.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LoraFile:
     unknown: tuple[str, ...]
     bundled: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -152,6 +154,7 @@ def lora_file(
         tuple(unknown),
         tuple(dict.fromkeys(bundled)),
         tuple(list_remarks(name, tensors.keys(), known)),
+        MappingProxyType(dict(metadata)),
     )
 
 
