@@ -37,7 +37,9 @@ def add_commands(commands: Any) -> None:
         help="the most for a layer whose change has no two factors (LoHa, LoKr, full, the method ties); "
         "default: the sum of both ranks, at most 128",
     )  # fmt: skip
-    command.add_argument("--precision", choices=[*TYPES], help="of the numbers (default: the files' own if it rounds nothing, else fp32)")
+    command.add_argument(
+        "--precision", choices=[*TYPES], help="of the numbers (default: the files' own if it rounds nothing, else fp32)"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     add_settings(command, (*RULE, *WEIGHTS))
 

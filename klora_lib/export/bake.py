@@ -217,9 +217,8 @@ def write_modules(named: Mapping[str, Lora], form: str) -> Iterator[tuple[str, T
 def refuse_overflow(tensors: Mapping[str, Tensor], precision: str | None) -> None:
     bad = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if bad:
-        raise SettingsError(
-            f"{precision or 'fp32'} cannot hold the numbers of {format_count(len(bad), 'tensor')}, {bad[0]} among them", "precision"
-        )
+        which = f"{format_count(len(bad), 'tensor')}, {bad[0]} among them"
+        raise SettingsError(f"{precision or 'fp32'} cannot hold the numbers of {which}", "precision")
 
 
 def describe_lost(lost: Sequence[float], layers: int) -> Iterator[str]:
