@@ -14,7 +14,7 @@ class KLoraScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        return boot.make_panel(self)
+        return boot.make_panel(self, APP)
 
     def process(self, p, *args):
         APP.begin(p, args)

@@ -65,6 +65,9 @@ class Host(Protocol):
     def refresh_loras(self) -> None:
         """Look for new LoRA files."""
 
+    def get_lora_folder(self) -> str:
+        """The folder in which the WebUI looks for LoRAs, and into which new ones go."""
+
     def find_lora(self, name: str) -> Entry | None:
         """The listed LoRA with this name or alias; None if there is none.  A path is not accepted as a name."""
 

@@ -38,6 +38,11 @@ class Family:
     def refresh_loras(self) -> None:
         self.networks.list_available_networks()
 
+    def get_lora_folder(self) -> str:
+        from modules import shared
+
+        return shared.cmd_opts.lora_dir
+
     def find_lora(self, name: str) -> Entry | None:
         listed = self.networks.available_networks.get(name)
         if listed is None and name.lower() not in self.networks.forbidden_network_aliases:  # two files share the alias

@@ -106,6 +106,15 @@ class App:
             processed.images.append(draw_plan(job.passes[0].table()))
             processed.infotexts.append(processed.infotexts[0] if processed.infotexts else "")
 
+    def save(self, args: Sequence[Any], name: Any, segments: Any, steps: Any, overwrite: Any) -> str:
+        """The button *Save as LoRA*: what to tell the user, in Markdown."""
+        from .save import format_refusal, format_saved, save_lora
+
+        try:
+            return format_saved(save_lora(detect(), self.library, args, name, segments, steps, overwrite))
+        except KLoraError as e:
+            return format_refusal(e)
+
     def unload(self) -> None:
         """``script_unloaded``: the UI is being reloaded, and these hooks will not be called again."""
         for job in self.sampling_jobs:

@@ -17,13 +17,18 @@ def make_app() -> App:
     return App()
 
 
-def make_panel(script: Any) -> list[Any]:
-    """The panel's components.  Also tells the script which of them are filled when an infotext is pasted."""
+def make_panel(script: Any, app: App) -> list[Any]:
+    """The panel's components; *Save as LoRA* uses the files that ``app`` has read.
+
+    Also tells the script which of them are filled when an infotext is pasted.
+    """
     from modules.ui_common import create_refresh_button
     from modules.ui_components import InputAccordion
 
     notice = describe_trouble()
-    made = panel.build_panel(InputAccordion, script.elem_id, list_loras, create_refresh_button, refresh_loras, notice)
+    made = panel.build_panel(
+        InputAccordion, script.elem_id, list_loras, create_refresh_button, refresh_loras, notice, app.save
+    )
     script.infotext_fields = made.infotext_fields
     script.paste_field_names = made.names
     return made.components

@@ -12,6 +12,8 @@ from .. import infotext
 from ..settings import BY_NAME, FIELDS, METHODS, Field, Settings
 
 NONE = "None"
+STEPS = 20  # sampler steps for which a LoRA is saved, if the user says nothing else
+Save = Callable[[Sequence[Any], Any, Any, Any, Any], str]
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,13 @@ def build_panel(
     refresh_button: Callable[..., Any] | None = None,
     refresh: Callable[[], None] = lambda: None,
     notice: str = "",
+    save: Save | None = None,
 ) -> Panel:
     """The panel inside the WebUI's own ``accordion``, whose checkbox is the field ``enabled``.
 
     Args: elem_id: makes the script's element ids.  loras: returns the listed names.  refresh_button: the host's function
     that makes a button which calls ``refresh`` and then ``loras`` again.  notice: a warning at the top, if any.
+    save: saves what the panel's values do, see ``add_save``; None where nothing can be saved.
     """
     made: dict[str, Any] = {}
     names = loras()
@@ -86,6 +90,8 @@ def build_panel(
             add_row(made, ("content_te_weight", "style_te_weight"), elem_id)
             add_row(made, ("mu", "density", "switch_every"), elem_id)
             add_row(made, ("show_map",), elem_id)
+        if save is not None:
+            add_save(made, elem_id, save, loras)
     link_beta(made)
     pastes = [(made[f.name], make_paste(f)) for f in FIELDS]
     return Panel([made[f.name] for f in FIELDS], pastes, [f.infotext for f in FIELDS])
@@ -95,6 +101,37 @@ def add_row(made: dict[str, Any], names: Sequence[str], elem_id: Callable[[str],
     with gr.Row():
         for name in names:
             made[name] = make_component(BY_NAME[name], (), elem_id(name))
+
+
+def add_save(made: dict[str, Any], elem_id: Callable[[str], str], save: Save, loras: Callable[[], list[str]]) -> None:
+    """The box *Save as LoRA*.  ``save``: (the fields' values, name, segments, steps, overwrite) → what to tell, Markdown."""
+    with gr.Accordion("Save as LoRA", open=False, elem_id=elem_id("save")):
+        with gr.Row():
+            name = gr.Textbox(
+                label="Name", max_lines=1, elem_id=elem_id("save_name"),
+                info="The file's name; it goes into the WebUI's folder of LoRAs.",
+            )  # fmt: skip
+            segments = gr.Slider(
+                label="Parts", minimum=1, maximum=8, step=1, value=1, elem_id=elem_id("save_segments"),
+                info="1: one LoRA, for methods that do not switch. More: a LoRA for each part of the steps.",
+            )  # fmt: skip
+            steps = gr.Slider(
+                label="Steps", minimum=1, maximum=150, step=1, value=STEPS, elem_id=elem_id("save_steps"),
+                info="The sampler steps that are planned for.",
+            )  # fmt: skip
+        with gr.Row():
+            overwrite = gr.Checkbox(label="Replace a file of this name", value=False, elem_id=elem_id("save_overwrite"))
+            button = gr.Button("Save as LoRA", elem_id=elem_id("save_button"))
+        told = gr.Markdown(elem_id=elem_id("save_told"))
+    values = [made[field.name] for field in FIELDS]
+
+    def run(*given: Any) -> list[Any]:
+        *args, name, segments, steps, overwrite = given
+        message = save(args, name, segments, steps, overwrite)
+        return [message, *[gr.update(choices=[NONE, *loras()])] * 2]
+
+    # not in the WebUI's queue, so that it need not wait for an image
+    button.click(run, [*values, name, segments, steps, overwrite], [told, made["content"], made["style"]], queue=False)
 
 
 def make_paste(field: Field) -> Callable[[dict[str, str]], Any]:

@@ -1,4 +1,7 @@
-"""``python -m tests.bench``: print the speed table; with ``--write README.md`` put it between that file's markers."""
+"""``python -m tests.bench``: print the speed table; with ``--write README.md`` put it between that file's markers.
+
+``--methods``: the table of what each method costs, which is in docs/evaluation.md.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import image, plan
-
-MARKS = "<!-- bench -->", "<!-- /bench -->"
+from . import costs, image, plan
 
 
 def rows() -> list[str]:
@@ -37,19 +38,25 @@ def rows() -> list[str]:
         ]
     else:
         out.append("| image on a WebUI | not measured: KLORA_A1111_DIR, _PYTHON and _MODELS are not set | | |")
+    return out
+
+
+def describe_run() -> str:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    return [*out, "", f"Medians of one run on CPU ({machine}; the WebUI with one thread)."]
+    return f"Medians of one run on CPU ({machine}; the WebUI with one thread)."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", metavar="FILE")
-    file = parser.parse_args().write
-    table = "\n".join(rows())
+    parser.add_argument("--methods", action="store_true", help="what each method costs")
+    args = parser.parse_args()
+    file, mark = args.write, "costs" if args.methods else "bench"
+    table = "\n".join([*(costs.make_rows() if args.methods else rows()), "", describe_run()])
     print(table)
     if file:
         text = Path(file).read_text()
-        begin, end = MARKS
+        begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
         Path(file).write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL))
 
 

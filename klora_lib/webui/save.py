@@ -1,0 +1,73 @@
+"""*Save as LoRA*: what the panel's settings do, as a file in the WebUI's folder of LoRAs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import KLoraError, SettingsError
+from ..export import save_parts
+from ..export.save import ENDING, Saved, Wish
+from ..export.segments import MOST
+from ..hosts.contract import Host
+from ..rule.cache import Library
+from ..rule.plan import make_plan
+from ..settings import Settings, name_arguments, quote_value, read_settings
+from .job import find_entries
+
+LONGEST = 100  # characters of a name
+FORBIDDEN = re.compile(r'[<>:"/\\|?*,\x00-\x1f]')  # what a path, a tag of the prompt or a file system reads otherwise
+
+
+def save_lora(
+    host: Host, library: Library, args: Sequence[Any], name: Any, segments: Any, steps: Any, overwrite: Any
+) -> Saved:
+    """Save what the panel's values ``args`` do under ``name``; the WebUI lists it afterwards.
+
+    Args: segments: files, each for a part of the ``steps``; 1 for one file that holds for all.
+    Raises a KLoraError.  Works on the CPU alone, as a job may need the memory of the GPU.
+    """
+    settings: Settings = read_settings({**name_arguments(args), "enabled": True})
+    count, steps = read_count(segments, "segments", MOST), read_count(steps, "steps", 1000)
+    path = Path(host.get_lora_folder()) / f"{read_name(name)}{ENDING}"
+    entries = find_entries(host, settings)
+    pair = library.pair(*library.read_both(*((entry.path, entry.name) for entry in entries)))
+    scores = library.measure(pair, settings, torch.device("cpu"))
+    plan = make_plan(pair, scores, settings, steps)
+    wish = Wish(path, count if count > 1 else None, overwrite=bool(overwrite))
+    saved = save_parts(pair, plan, steps, [entry.path for entry in entries], wish)
+    host.refresh_loras()
+    return saved
+
+
+def read_count(value: Any, name: str, most: int) -> int:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and 1 <= value <= most:
+        return int(value)
+    raise SettingsError(f"must be a whole number from 1 to {most}, not {quote_value(value)}", name)
+
+
+def read_name(name: Any) -> str:
+    """The file's name without its ending.  Raises SettingsError for a name that is a path, or that a tag cannot hold."""
+    if not isinstance(name, str) or not name.strip():
+        raise SettingsError("the file needs a name", "name")
+    name = name.strip().removesuffix(ENDING)
+    wrong = FORBIDDEN.search(name)
+    if wrong or name.startswith(".") or len(name) > LONGEST:
+        what = f"has {wrong[0]!r} in it" if wrong else "begins with a dot" if name.startswith(".") else "is too long"
+        raise SettingsError(f"{quote_value(name)} {what}: a plain name is needed, for a file in the LoRA folder", "name")
+    return name
+
+
+def format_saved(saved: Saved) -> str:
+    """Markdown: the files, what to know of them, and how to use them."""
+    sizes = [f"**{path.stem}** ({path.stat().st_size / 1e6:.1f} MB)" for path in saved.paths]
+    notes = "".join(f"\n\nNote: {note}." for note in saved.notes)
+    return f"Saved {', '.join(sizes)} in the LoRA folder.{notes}\n\n```\n{saved.use.strip()}\n```"
+
+
+def format_refusal(error: KLoraError) -> str:
+    return f"Nothing was saved: {error}."
