@@ -12,7 +12,7 @@ from ..hosts import detect
 from ..patching import unwrap_instance_function, wrap_instance_function
 from ..rule.cache import Library
 from ..settings import Settings, name_arguments, read_settings
-from . import xyz
+from . import routes, xyz
 from .job import Job, prepare, run_guarded
 from .refuse import KLoraRefused, refuse, refuse_sampling
 
@@ -105,6 +105,10 @@ class App:
 
             processed.images.append(draw_plan(job.passes[0].table()))
             processed.infotexts.append(processed.infotexts[0] if processed.infotexts else "")
+
+    def serve(self, demo: Any, app: Any) -> None:
+        """``app_started``: add our routes to the WebUI's server."""
+        routes.add_routes(app, self.library)
 
     def unload(self) -> None:
         """``script_unloaded``: the UI is being reloaded, and these hooks will not be called again."""

@@ -11,13 +11,13 @@ from torch import nn
 
 from ..engine.fusion import Fusion, Target, blame_both, fuse_files
 from ..engine.sampling import SamplingPass
-from ..errors import HostError, KLoraError, SettingsError, join_errors
+from ..errors import LONGEST_NAME, HostError, KLoraError, SettingsError, join_errors, shorten
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..rule.cache import Library
 from ..rule.pairing import Pair
 from ..rule.plan import Plan
 from ..rule.schedule import compute_step_progress, count_whole_steps
-from ..settings import Settings
+from ..settings import Settings, quote_value
 
 ROLES = ("content", "style")
 
@@ -120,7 +120,8 @@ class Job:
             for note in file.notes:
                 p.comment(f"K-LoRA: {note}")
         if left_out:
-            found = [f"{len(file.unknown)} of {role} ({file.unknown[0]})" for role, file in left_out.items()]
+            first = {role: shorten(file.unknown[0], LONGEST_NAME) for role, file in left_out.items()}
+            found = [f"{len(file.unknown)} of {role} ({first[role]})" for role, file in left_out.items()]
             p.extra_generation_params["K-LoRA unread tensors"] = ", ".join(found)
         for note in plan.notes:
             p.comment(f"K-LoRA: {note}")
@@ -235,7 +236,8 @@ def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
         if not name:
             errors.append(SettingsError("no LoRA is chosen", role))
         elif entry is None:
-            errors.append(SettingsError(f"there is no LoRA named {name!r} among the {len(host.list_loras())} listed", role))
+            listed = len(host.list_loras())
+            errors.append(SettingsError(f"there is no LoRA named {quote_value(name)} among the {listed} listed", role))
     if errors:
         raise join_errors(errors)
     content, style = found
