@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LONGEST = 4000  # characters of a text about one request, however much is wrong with it
 MAX_LISTED = 3  # how many offenders a sentence names
-LONGEST_NAME = 200  # characters of one of them
+LONGEST_OFFENDER, LONGEST_NAME = 400, 200  # characters of one of them, and of a name in it
 
 
 class KLoraError(Exception):
@@ -57,9 +57,9 @@ def quote_first_line(error: BaseException) -> str:
 
 
 def list_offenders(offenders: list[str]) -> str:
-    """The first offenders, each at most ``LONGEST_NAME`` characters long, and how many more there are."""
+    """The first offenders, each at most ``LONGEST_OFFENDER`` characters long, and how many more there are."""
     more = len(offenders) - MAX_LISTED
-    listed = (shorten(each, LONGEST_NAME) for each in offenders[:MAX_LISTED])
+    listed = (shorten(each, LONGEST_OFFENDER) for each in offenders[:MAX_LISTED])
     return "; ".join(listed) + (f"; and {more} more" if more > 0 else "")
 
 
