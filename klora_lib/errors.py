@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+LONGEST = 4000  # characters of a text about one request, however much is wrong with it
+MAX_LISTED = 3  # how many offenders a sentence names
+LONGEST_OFFENDER, LONGEST_NAME = 400, 200  # characters of one of them, and of a name in it
+
 
 class KLoraError(Exception):
     """A refusal, in one sentence that helps the user.
@@ -10,6 +14,7 @@ class KLoraError(Exception):
     """
 
     def __init__(self, message: str, field: str | None = None):
+        message = shorten(message, LONGEST)
         super().__init__(message, field)
         self.message = message
         self.field = field
@@ -51,13 +56,16 @@ def quote_first_line(error: BaseException) -> str:
     return lines[0][:200]
 
 
-MAX_LISTED = 3  # how many offenders a sentence names
-
-
 def list_offenders(offenders: list[str]) -> str:
-    """The first offenders, and how many more there are."""
+    """The first offenders, each at most ``LONGEST_OFFENDER`` characters long, and how many more there are."""
     more = len(offenders) - MAX_LISTED
-    return "; ".join(offenders[:MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
+    listed = (shorten(each, LONGEST_OFFENDER) for each in offenders[:MAX_LISTED])
+    return "; ".join(listed) + (f"; and {more} more" if more > 0 else "")
+
+
+def shorten(text: str, most: int) -> str:
+    """``text``, or its beginning and three dots: at most ``most`` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def format_count(n: int, noun: str) -> str:

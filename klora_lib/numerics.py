@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from threading import Lock
 from typing import Any
 
 import torch
 
 UNROUNDED = ("ieee", "none")  # torch's names for precisions of fp32 products that do not round
+SWITCHING = Lock()  # the settings are the process's: a thread must not take for the host's what another one is trying out
 
 
 @contextmanager
@@ -65,16 +67,18 @@ def disable_rounding(matmul: Any) -> Iterator[None]:
     After the second interface was used, reading the first one (``allow_tf32``) raises.
     """
     name, full = ("fp32_precision", "ieee") if has_precision(matmul) else ("allow_tf32", False)
-    if getattr(matmul, name) in (*UNROUNDED, False):
-        yield
-        return
-    owner: Any = torch.backends if name == "fp32_precision" and inherits_precision(matmul) else matmul
-    before = getattr(owner, name)
-    setattr(owner, name, full)
+    with SWITCHING:
+        rounds = getattr(matmul, name) not in (*UNROUNDED, False)
+        if rounds:
+            owner: Any = torch.backends if name == "fp32_precision" and inherits_precision(matmul) else matmul
+            before = getattr(owner, name)
+            setattr(owner, name, full)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if rounds:
+            with SWITCHING:
+                setattr(owner, name, before)
 
 
 def inherits_precision(matmul: Any) -> bool:

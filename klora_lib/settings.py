@@ -4,11 +4,12 @@ README are derived from these two."""
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .errors import KLoraError, SettingsError, join_errors
+from .errors import KLoraError, SettingsError, join_errors, list_offenders, shorten
 
 METHODS = (
     "klora", "direct", "fixed", "random", "topk", "no-gamma", "switch", "content", "style",
@@ -84,11 +85,15 @@ def _read_number(value: Any, low: float, high: float) -> float:
     return number
 
 
-def _read_integer(value: Any, low: int, high: int) -> int:
+def read_integer(value: Any, low: int, high: int) -> int:
+    """Raises ValueError if it is none, or out of range."""
     number = _read_number(value, low, high)
     if number != int(number):
         raise ValueError
-    return int(number)
+    whole = value if isinstance(value, int) else int(number)  # a float has no room for all digits of a seed
+    if not low <= whole <= high:
+        raise ValueError
+    return whole
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,9 @@ def _flag(name: str, label: str, help: str) -> Field:
     def read(value: Any) -> bool:
         if isinstance(value, bool):
             return value
-        if str(value).lower() not in words:
+        if not isinstance(value, (int, str)) or (word := str(value).lower()) not in words:
             raise ValueError
-        return words[str(value).lower()]
+        return words[word]
 
     return Field(name, label, help, read, "true or false", choices=("True", "False"))
 
@@ -169,14 +174,14 @@ def _gamma(name: str, label: str, help: str) -> Field:
 def _k(name: str, label: str, help: str) -> Field:
     def read(value: Any) -> str | int:
         word = value.strip().lower() if isinstance(value, str) else value
-        return word if word in KS else _read_integer(word, 1, 2**53)
+        return word if word in KS else read_integer(word, 1, 2**53)
 
     return Field(name, label, help, read, "auto, all or a whole number above 0", choices=KS)
 
 
 def _whole(name: str, label: str, help: str, range: tuple[int, int, int]) -> Field:
     bounds = f"a whole number from {range[0]} to {range[1]}"
-    return Field(name, label, help, lambda v: _read_integer(v, range[0], range[1]), bounds, range=range, sweep=int)
+    return Field(name, label, help, lambda v: read_integer(v, range[0], range[1]), bounds, range=range, sweep=int)
 
 
 WEIGHT: dict[str, Any] = dict(range=(-2, 2, 0.05), low=-100, high=100)
@@ -233,22 +238,29 @@ BY_NAME: Mapping[str, Field] = {f.name: f for f in FIELDS}
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
     """Settings from names and raw values; other settings get their default.  Raises SettingsError with all offenders."""
-    errors: list[KLoraError] = [
-        SettingsError(f"is not a K-LoRA setting; there are {', '.join(BY_NAME)}", quote_value(name))
-        for name in given
-        if name not in BY_NAME
-    ]
+    return Settings(**read_values(given, BY_NAME))
+
+
+def read_values(given: Mapping[str, Any], known: Mapping[str, Field]) -> dict[str, Any]:
+    """The values in ``given``, read by the ``known`` fields.
+
+    Raises SettingsError with every field whose value is invalid, and with the first few of the names that are unknown.
+    """
+    errors: list[KLoraError] = []
+    if unknown := [quote_value(name) for name in given if name not in known]:
+        verb = "is not a K-LoRA setting" if len(unknown) == 1 else "are not K-LoRA settings"
+        errors.append(SettingsError(f"{verb}; there are {', '.join(known)}", list_offenders(unknown)))
     values: dict[str, Any] = {}
     for name, value in given.items():
-        if name not in BY_NAME:
+        if name not in known:
             continue
         try:
-            values[name] = BY_NAME[name].read(value)
+            values[name] = known[name].read(value)
         except (ValueError, TypeError, OverflowError):
-            errors.append(SettingsError(f"must be {BY_NAME[name].accepts}, not {quote_value(value)}", name))
+            errors.append(SettingsError(f"must be {known[name].accepts}, not {quote_value(value)}", name))
     if errors:
         raise join_errors(errors)
-    return Settings(**values)
+    return values
 
 
 def name_arguments(args: Sequence[Any]) -> dict[str, Any]:
@@ -258,13 +270,16 @@ def name_arguments(args: Sequence[Any]) -> dict[str, Any]:
     return {f.name: value for f, value in zip(FIELDS, args)}
 
 
+QUOTED = 60  # characters
+
+
 def quote_value(value: Any) -> str:
-    """A user's value for use in a sentence: one line, at most 60 characters, valid in JSON."""
+    """A user's value for use in a sentence: one line, at most 60 characters, valid in JSON; of large ones the beginning."""
     try:
-        text = repr(value)
+        text = repr(value[:QUOTED]) if isinstance(value, (str, bytes)) else reprlib.repr(value)
     except ValueError:  # Python does not print integers with very many digits
         text = f"a huge {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shorten(text, QUOTED)
 
 
 assert [f.name for f in fields(Settings)] == [f.name for f in FIELDS]  # both must have the same fields in the same order

@@ -12,7 +12,7 @@ from klora_lib.settings import FIELDS, Field
 README = Path(__file__).parents[1] / "README.md"
 PUBLIC = {
     "klora_lib.diffusers": {"Library", "Run", "klora"},
-    "klora_lib.map": {"draw_plan"},
+    "klora_lib.map": {"draw_plan", "draw_svg"},
 }
 
 

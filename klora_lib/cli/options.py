@@ -53,7 +53,7 @@ def read_whole_number(text: Any, name: str, least: int, most: int) -> int:
     except ValueError:
         number = least - 1
     if not least <= number <= most:
-        raise SettingsError(f"must be a whole number from {least} to {most}, not {text!r}", name)
+        raise SettingsError(f"must be a whole number from {least} to {most}, not {quote_value(text)}", name)
     return number
 
 

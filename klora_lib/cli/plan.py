@@ -16,9 +16,10 @@ from ..engine.memory import MemoryBudget
 from ..errors import SettingsError
 from ..lora.peft import find_weights, name_file
 from ..rule.cache import Library
+from ..rule.describe import describe_plan
 from ..rule.explain import explain, format_report
 from ..rule.pairing import Pair
-from ..rule.plan import Plan, format_row, make_plan
+from ..rule.plan import Plan, make_plan
 from ..settings import Settings
 from .files import encode_png, write_file
 from .options import add_settings, read_given_settings, read_whole_number
@@ -111,31 +112,6 @@ def run_plan(args: argparse.Namespace) -> None:
         write_file(args.json, text.encode())
     elif args.json == "-" or not args.report:
         print(text)
-
-
-def describe_plan(plan: Plan, steps: int, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """The plan as the command's JSON: gamma, steps, and for each layer its values and one letter per step.
-
-    The values are K and four sums, or two energies for a method that uses energies.  Also the notes, if there are any.
-    """
-    s, table = plan.facts.scores, plan.table(steps)
-    sums = {
-        "content_topk_sum": s.content_topk, "style_topk_sum": s.style_topk,
-        "content_abs_sum": s.content_abs, "style_abs_sum": s.style_abs,
-    }  # fmt: skip
-    columns = {"content_energy": s.content_topk, "style_energy": s.style_topk} if s.squared else sums
-    layers = [
-        {
-            "name": unit.name,
-            "content_rank": unit.content.rank if unit.content else 0,
-            "style_rank": unit.style.rank if unit.style else 0,
-            **({} if s.squared else {"k": s.k[i]}),
-            **{name: float(column[i]) for name, column in columns.items()},
-            "selection": format_row(table[i]),
-        }
-        for i, unit in enumerate(plan.units)
-    ]
-    return {"gamma": plan.gamma, "steps": steps, "layers": layers} | ({"notes": list(notes)} if notes else {})
 
 
 def run_plot(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ..errors import MAX_LISTED, PairError
+from ..errors import LONGEST_NAME, MAX_LISTED, PairError, shorten
 from ..lora.keys import list_members
 from ..lora.rows import cut_rows
 from ..rule.combiners import Acting
@@ -53,12 +53,14 @@ def refuse_misfit(pair: Pair, sites: Sites, checkpoint: str) -> None:
     refuse_other_shapes(units, sites, (pair.content.name, pair.style.name), checkpoint)
     if pair.shared:
         if not any(unit.shared and find_seats(unit, sites) for unit in units):
-            raise PairError(f"none of the layers that both LoRAs touch is in {checkpoint!r}, {pair.units[0].name} is not")
+            example = shorten(pair.units[0].name, LONGEST_NAME)
+            raise PairError(f"none of the layers that both LoRAs touch is in {checkpoint!r}, {example} is not")
         return
     for role, file in (("content", pair.content), ("style", pair.style)):
         own = [unit for unit in units if getattr(unit, role) is not None]
         if not any(find_seats(unit, sites) for unit in own):
-            said = f"none of the {len(own)} layers of {file.name!r} is in {checkpoint!r}, {own[0].name} is not"
+            example = shorten(own[0].name, LONGEST_NAME)
+            said = f"none of the {len(own)} layers of {file.name!r} is in {checkpoint!r}, {example} is not"
             raise PairError(said, role)
 
 

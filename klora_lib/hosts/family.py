@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..engine.memory import estimate_sampling_bytes
-from ..errors import HostError, SettingsError
+from ..errors import LONGEST_NAME, HostError, SettingsError, list_offenders, shorten
 from ..patching import wrap_functions
 from ..rule.schedule import compute_noise_progress
 from ..settings import BY_NAME
@@ -248,13 +248,14 @@ def read_tag(params: Any) -> Tag:
     Read from ``params.items``, the tag as the user wrote it: an extension may have replaced the parsed arguments.
     Raises SettingsError for an argument that cannot act on a LoRA of the pair.
     """
-    tag = f"<lora:{':'.join(params.items)}>"
+    tag = shorten(f"<lora:{':'.join(params.items)}>", LONGEST_NAME)
     by_name = dict(item.split("=", 1) for item in params.items if "=" in item)
     positional = [item for item in params.items if "=" not in item]
     if len(positional) > 3 or "dyn" in by_name:
         raise SettingsError(f"the tag {tag} asks for a dynamic rank, which a LoRA of the pair cannot have", "prompt")
     if others := [name for name in by_name if name not in ("te", "unet")]:
-        raise SettingsError(f"the tag {tag} has {', '.join(others)}, which does not act on a LoRA of the pair", "prompt")
+        said = f"the tag {tag} has {list_offenders(others)}, which does not act on a LoRA of the pair"
+        raise SettingsError(said, "prompt")
     te = by_name.get("te", positional[1] if len(positional) > 1 else "1")
     unet = by_name.get("unet", positional[2] if len(positional) > 2 else te)
     try:

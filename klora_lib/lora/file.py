@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from ..errors import LoraFileError, format_count, list_offenders
+from ..errors import LONGEST_NAME, LoraFileError, format_count, list_offenders, shorten
 from .build import build_delta, is_finite
 from .container import parse_tensors, read_bytes
 from .deltas import Delta, Norm
@@ -59,7 +59,8 @@ class LoraFile:
         n = len(self.unknown)
         are = "is" if n == 1 else "are"
         tensors = f"{format_count(n, 'tensor')} of {self.name!r}"
-        return [f"{tensors} {are} of no LoRA dialect that is read, {self.unknown[0]} among them", *self.remarks]
+        example = shorten(self.unknown[0], LONGEST_NAME)
+        return [f"{tensors} {are} of no LoRA dialect that is read, {example} among them", *self.remarks]
 
 
 def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile:
@@ -195,15 +196,16 @@ def refuse_other_files(
     others = [split for key in unknown if (split := split_word(key))]
     plain = [f"{module}.{word}" for module, word in read + others if word in PLAIN]
     if 2 * len(plain) > total:
+        example = shorten(plain[0], LONGEST_NAME)
         raise LoraFileError(
-            f"{name!r} is a checkpoint or another model's weights, not a LoRA: {plain[0]} is one of its {total} tensors"
+            f"{name!r} is a checkpoint or another model's weights, not a LoRA: {example} is one of its {total} tensors"
         )
     if not layers:
         raise LoraFileError(f"{name!r} {describe_nothing_to_use(texts, unknown)}")
     if 2 * len(unknown) > total:
         raise LoraFileError(
             f"{name!r} is for the most part of no LoRA dialect that is read: {len(unknown)} of its {total} tensors, "
-            f"{unknown[0]} among them"
+            f"{shorten(unknown[0], LONGEST_NAME)} among them"
         )
 
 
@@ -211,7 +213,8 @@ def describe_nothing_to_use(texts: int, unknown: list[str]) -> str:
     if texts:
         return f"has no denoiser layers, only {format_count(texts, 'text-encoder tensor')}"
     if unknown:
-        return f"has no key of any LoRA dialect, the first of its {len(unknown)} being {unknown[0]}"
+        first = shorten(unknown[0], LONGEST_NAME)
+        return f"has no key of any LoRA dialect, the first of its {len(unknown)} being {first}"
     return "has no denoiser layers, only embeddings"
 
 

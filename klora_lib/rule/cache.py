@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -18,7 +19,9 @@ from ..lora.peft import CONFIG, find_weights
 from ..settings import Settings
 from .combiners import find_style_directions
 from .energies import compute_energies
+from .explain import Closeness, Explained, explain, measure_closeness
 from .pairing import Pair, make_pair
+from .plan import Plan
 from .scoring import Scores, Weights, run_where_memory_is, score_units
 from .selectors import BY_ENERGY
 
@@ -30,6 +33,7 @@ PAIRS, SCORES = 2, 64  # how many are kept; a pair is made of two of the files, 
 class Library:
     """A cache of LoRA files (by their state on disk) and of scores (by file content and K).  Nothing is kept on a GPU.
 
+    Threads may share it: what two of them want at once is made once, and only who wants the same waits for it.
     Args: most: bytes of files to keep.
     """
 
@@ -40,6 +44,9 @@ class Library:
         self.pairs: OrderedDict[Hashable, Pair] = OrderedDict()
         self.scores: OrderedDict[Hashable, Scores] = OrderedDict()
         self.directions: OrderedDict[Hashable, tuple[Tensor | None, ...]] = OrderedDict()
+        self.closeness: OrderedDict[Hashable, Closeness] = OrderedDict()
+        self.lock = Lock()  # of the shelves above; it is not held while something is made
+        self.turns: dict[Hashable, Lock] = {}  # what is being made now
 
     def read(self, path: str | os.PathLike[str], name: str) -> LoraFile:
         """The file or PEFT folder at ``path``, read again whenever size, time or identity of the file, or of an
@@ -49,16 +56,18 @@ class Library:
         if there is None:
             return read_lora(path, name)  # which says what is wrong
         key = os.path.realpath(weights), there, read_stamp(weights.parent / CONFIG), name
-        file = get_or_make(self.files, key, len(self.files) + 1, lambda: read_lora(path, name))
-        self.sizes[key] = there.size
-        self.let_go()
+        file = self.get_or_make(self.files, key, None, lambda: read_lora(path, name))
+        with self.lock:
+            if key in self.files:  # another thread's files may have taken its place by now
+                self.sizes[key] = there.size
+            self.let_go()
         return file
 
     def let_go(self) -> None:
         """Drop the files that were unused for longest, and their pairs, until the rest is small enough."""
         while len(self.files) > 2 and sum(self.sizes.values()) > self.most:
             key, file = self.files.popitem(last=False)
-            del self.sizes[key]
+            self.sizes.pop(key, None)  # unknown where another thread has only just read it
             for pair_key in [k for k, pair in self.pairs.items() if file is pair.content or file is pair.style]:
                 del self.pairs[pair_key]
 
@@ -79,7 +88,7 @@ class Library:
     def pair(self, content: LoraFile, style: LoraFile) -> Pair:
         """The two, aligned.  Raises PairError."""
         key = content.name, content.digest, style.name, style.digest
-        return get_or_make(self.pairs, key, PAIRS, lambda: make_pair(content, style))
+        return self.get_or_make(self.pairs, key, PAIRS, lambda: make_pair(content, style))
 
     def measure(
         self, pair: Pair, settings: Settings, device: torch.device, free: float = math.inf, weights: Weights | None = None
@@ -95,8 +104,7 @@ class Library:
                 raise make_model_needed_error(pair)
             found = compute_energies(pair.units, device, free, weights)
         else:
-            key = pair.content.digest, pair.style.digest, "energies"
-            found = get_or_make(self.scores, key, SCORES, lambda: compute_energies(pair.units, device, free))
+            found = self.find_energies(pair, device, free)
         if settings.method != "np":
             return found
         both = pair.content.digest, pair.style.digest
@@ -104,7 +112,12 @@ class Library:
         def find_directions() -> tuple[Tensor | None, ...]:
             return run_where_memory_is(pair.units, device, free, lambda there: find_style_directions(pair, there))
 
-        return replace(found, directions=get_or_make(self.directions, both, PAIRS, find_directions))
+        return replace(found, directions=self.get_or_make(self.directions, both, PAIRS, find_directions))
+
+    def find_energies(self, pair: Pair, device: torch.device, free: float = math.inf) -> Scores:
+        """Of a pair that is not ``relative``."""
+        key = pair.content.digest, pair.style.digest, "energies"
+        return self.get_or_make(self.scores, key, SCORES, lambda: compute_energies(pair.units, device, free))
 
     def score(
         self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None
@@ -119,7 +132,40 @@ class Library:
                 raise make_model_needed_error(pair)
             return score_units(pair.units, k, device, free, weights)
         key = pair.content.digest, pair.style.digest, k
-        return get_or_make(self.scores, key, SCORES, lambda: score_units(pair.units, k, device, free))
+        return self.get_or_make(self.scores, key, SCORES, lambda: score_units(pair.units, k, device, free))
+
+    def explain(self, pair: Pair, plan: Plan, steps: int) -> Explained:
+        """``explain`` of a plan of ``pair``, computed on the CPU.  What it needs of the pair is kept."""
+        cpu = torch.device("cpu")
+        both = pair.content.digest, pair.style.digest
+        closeness = self.get_or_make(self.closeness, both, SCORES, lambda: measure_closeness(pair.units))
+        return explain(plan, steps, self.find_energies(pair, cpu), closeness)
+
+    def get_or_make(self, shelf: OrderedDict[Hashable, T], key: Hashable, most: int | None, make: Callable[[], T]) -> T:
+        """``shelf[key]``; made if it is absent.  Beyond ``most`` entries, the one unused for longest is dropped."""
+        what = id(shelf), key
+        while True:
+            with self.lock:
+                if key in shelf:
+                    shelf.move_to_end(key)
+                    return shelf[key]
+                turn = self.turns.setdefault(what, Lock())
+                mine = turn.acquire(blocking=False)
+            if mine:
+                break
+            with turn:  # another thread makes it; if it fails, this one tries
+                pass
+        try:
+            value = make()
+            with self.lock:
+                shelf[key] = value
+                while most is not None and len(shelf) > most:
+                    shelf.popitem(last=False)
+        finally:
+            with self.lock:
+                del self.turns[what]
+            turn.release()
+        return value
 
 
 def make_model_needed_error(pair: Pair) -> PairError:
@@ -147,14 +193,3 @@ def read_stamp(path: str | os.PathLike[str]) -> Stamp | None:
     except OSError:
         return None
     return Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-def get_or_make(shelf: OrderedDict[Hashable, T], key: Hashable, most: int, make: Callable[[], T]) -> T:
-    """``shelf[key]``; made if it is absent.  Beyond ``most`` entries, the one unused for longest is dropped."""
-    if key not in shelf:
-        value = make()
-        shelf[key] = value
-        while len(shelf) > most:
-            shelf.popitem(last=False)
-    shelf.move_to_end(key)
-    return shelf[key]

@@ -21,6 +21,7 @@ from ..numerics import exact_math
 from .energies import compute_energies
 from .pairing import Unit
 from .plan import Plan
+from .scoring import Scores
 from .selectors import BOTH, CONTENT, STYLE
 
 BLOCK = re.compile(r"mid_block|[a-z_]+\.\d+|[^.]+")
@@ -76,12 +77,14 @@ class Explained:
         return {"sentence": self.sentence, "total": asdict(self.total), "blocks": [asdict(part) for part in self.blocks]}
 
 
-def explain(plan: Plan, steps: int) -> Explained:
+def explain(plan: Plan, steps: int, energies: Scores | None = None, closeness: Closeness | None = None) -> Explained:
     """``plan``, of a pair that is not ``relative``, over ``steps`` steps of txt2img.
 
+    Args: energies, closeness: of the plan's units, if they are known already.
     Raises LoraFileError if an update has no finite values in fp32.
     """
-    known, close, table = compute_energies(plan.units, CPU), measure_closeness(plan.units), plan.table(steps)
+    known = energies or compute_energies(plan.units, CPU)
+    close, table = closeness or measure_closeness(plan.units), plan.table(steps)
     columns = torch.stack([known.content_topk, known.style_topk, close.inner, close.inside, close.chance])
 
     def part(name: str, rows: Sequence[int]) -> Part:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import MAX_LISTED, PairError
+from ..errors import LONGEST_NAME, MAX_LISTED, PairError, shorten
 from ..lora.deltas import UNKNOWN, Delta, fuse_parts
 from ..lora.file import LoraFile
 from ..lora.keys import find_fused, is_attention, list_members
@@ -89,9 +89,10 @@ def refuse_two_architectures(content: LoraFile, style: LoraFile) -> None:
     """Raise PairError if two LoRAs without a common layer are for different models.  (B-LoRA's halves are for one.)"""
     one, two = {**content.modules, **content.added}, {**style.modules, **style.added}
     if what := find_difference(one, two):
+        examples = [shorten(next(iter(each)), LONGEST_NAME) for each in (one, two)]
         raise PairError(
             f"{content.name!r} and {style.name!r} have no denoiser layer in common and are made for different models, "
-            f"{what}: {len(one)} layers like {next(iter(one))}, and {len(two)} like {next(iter(two))}"
+            f"{what}: {len(one)} layers like {examples[0]}, and {len(two)} like {examples[1]}"
         )
 
 
@@ -132,7 +133,9 @@ def refuse_two_shapes(content: str, style: str, units: tuple[Unit, ...]) -> None
     bad = [u for u, one, two in shared if not sizes_agree(flatten_shape(one.shape), flatten_shape(two.shape))]
     if not bad:
         return
-    facts = "; ".join(f"{u.name} is {format_shape(u.content)} and {format_shape(u.style)}" for u in bad[:MAX_LISTED])
+    facts = "; ".join(
+        f"{shorten(u.name, LONGEST_NAME)} is {format_shape(u.content)} and {format_shape(u.style)}" for u in bad[:MAX_LISTED]
+    )
     more = f", and {len(bad) - MAX_LISTED} layers more" if len(bad) > MAX_LISTED else ""
     raise PairError(f"{content!r} and {style!r} are made for different models: {facts}{more}")
 

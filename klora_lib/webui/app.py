@@ -12,7 +12,7 @@ from ..hosts import detect
 from ..patching import unwrap_instance_function, wrap_instance_function
 from ..rule.cache import Library
 from ..settings import Settings, name_arguments, read_settings
-from . import xyz
+from . import routes, xyz
 from .job import Job, prepare, run_guarded
 from .refuse import KLoraRefused, refuse, refuse_sampling
 
@@ -114,6 +114,10 @@ class App:
             return format_saved(save_lora(detect(), self.library, args, name, segments, steps, overwrite))
         except KLoraError as e:
             return format_refusal(e)
+
+    def serve(self, demo: Any, app: Any) -> None:
+        """``app_started``: add our routes to the WebUI's server."""
+        routes.add_routes(app, self.library)
 
     def unload(self) -> None:
         """``script_unloaded``: the UI is being reloaded, and these hooks will not be called again."""

@@ -11,13 +11,13 @@ from torch import nn
 
 from ..engine.fusion import Fusion, Target, blame_both, fuse_files
 from ..engine.sampling import SamplingPass
-from ..errors import HostError, KLoraError, SettingsError, join_errors
+from ..errors import LONGEST_NAME, HostError, KLoraError, SettingsError, join_errors, shorten
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..rule.cache import Library
 from ..rule.pairing import Pair
 from ..rule.plan import Plan
 from ..rule.schedule import compute_step_progress, count_whole_steps
-from ..settings import Settings
+from ..settings import Settings, quote_value
 
 ROLES = ("content", "style")
 
@@ -118,7 +118,9 @@ class Job:
         files = dict(zip(ROLES, (self.pair.content, self.pair.style)))
         for note in [*(note for file in files.values() for note in file.notes), *plan.notes]:
             p.comment(f"K-LoRA: {note}")
-        if unread := [f"{len(file.unknown)} of {role} ({file.unknown[0]})" for role, file in files.items() if file.unknown]:
+        first = {role: shorten(file.unknown[0], LONGEST_NAME) for role, file in files.items() if file.unknown}
+        if first:
+            unread = [f"{len(files[role].unknown)} of {role} ({key})" for role, key in first.items()]
             p.extra_generation_params["K-LoRA unread tensors"] = ", ".join(unread)
         if plan.notes:
             p.extra_generation_params["K-LoRA common layers"] = "none"
@@ -232,7 +234,8 @@ def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
         if not name:
             errors.append(SettingsError("no LoRA is chosen", role))
         elif entry is None:
-            errors.append(SettingsError(f"there is no LoRA named {name!r} among the {len(host.list_loras())} listed", role))
+            listed = len(host.list_loras())
+            errors.append(SettingsError(f"there is no LoRA named {quote_value(name)} among the {listed} listed", role))
     if errors:
         raise join_errors(errors)
     content, style = found

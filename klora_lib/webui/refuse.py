@@ -9,10 +9,10 @@ from fastapi import HTTPException
 
 
 class KLoraRefused(HTTPException):
-    """Status 422; ``detail`` is the sentence.  The UI shows "KLoraRefused: <sentence>"."""
+    """``detail`` is the sentence.  The UI shows "KLoraRefused: <sentence>"."""
 
-    def __init__(self, sentence: str):
-        super().__init__(status_code=422, detail=sentence)
+    def __init__(self, sentence: str, status: int = 422):
+        super().__init__(status_code=status, detail=sentence)
 
     def __str__(self) -> str:
         return str(self.detail)

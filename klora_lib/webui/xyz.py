@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import KLoraError, SettingsError
-from ..settings import FIELDS, Field, read_settings
+from ..settings import FIELDS, Field, quote_value, read_settings
 from .refuse import KLoraRefused
 
 ATTRIBUTE = "klora_axes"  # on p: setting → value, which replaces the panel's
@@ -38,7 +38,7 @@ def make_axis(grid: ModuleType, field: Field, loras: Callable[[], list[str]]) ->
 
     def check_listed(value: Any) -> None:
         if field.name in ("content", "style") and value not in loras():
-            raise SettingsError(f"there is no LoRA named {value!r} among the {len(loras())} listed", field.name)
+            raise SettingsError(f"there is no LoRA named {quote_value(value)} among the {len(loras())} listed", field.name)
 
     return grid.AxisOption(field.infotext, field.sweep, apply, confirm=confirm, choices=choices)
 

@@ -188,7 +188,8 @@ class FakeHost(ABC):
 
     def callbacks(self) -> dict[str, Any]:
         """Registration by kind, and the call whose exceptions the host reports and forgets."""
-        registered: dict[str, list[Callable[..., Any]]] = {"cfg_denoiser": [], "before_ui": [], "script_unloaded": []}
+        kinds = ("cfg_denoiser", "before_ui", "app_started", "script_unloaded")
+        registered: dict[str, list[Callable[..., Any]]] = {kind: [] for kind in kinds}
 
         def cfg_denoiser_callback(params: Any) -> None:
             for callback in registered["cfg_denoiser"]:

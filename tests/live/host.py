@@ -92,6 +92,8 @@ class Host:
         self.stored = "Automatic"  # how its denoiser's weights are kept
         self.known: dict[str, np.ndarray] = {}
         self.environment: dict[str, str] = {}  # what an extension beside ours asks for
+        self.api = True  # whether it is started with --api
+        self.user = ""  # user:password, with which --api-auth guards it
         self.data = folder / "data"
         (self.data / "extensions").mkdir(parents=True)
         (self.data / "config.json").write_text(json.dumps(CONFIG | self.config))
@@ -115,7 +117,9 @@ class Host:
         self.port = free_port()
         command = [str(self.python), "launch.py", "--port", str(self.port), "--data-dir", str(self.data)]
         command += ["--ui-settings-file", str(self.data / "config.json")]
-        command += ["--ui-config-file", str(self.data / "ui-config.json"), *self.flags(checkpoint)]
+        command += ["--ui-config-file", str(self.data / "ui-config.json")]
+        command += [flag for flag in self.flags(checkpoint) if self.api or flag != "--api"]
+        command += ["--api-auth", self.user] if self.user else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.webui, env=self.variables(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -142,9 +146,13 @@ class Host:
 
     def answers(self) -> bool:
         try:
-            return self.ask("/sdapi/v1/samplers").status == 200
+            return self.ask("/sdapi/v1/samplers").status == (200 if self.api else 404)
         except OSError:
             return False
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
         if self.process is None or self.process.poll() is not None:
@@ -166,7 +174,9 @@ class Host:
         if isinstance(body, dict) and body.get("enable_hr"):
             body = body | self.hires
         data = None if body is None else json.dumps(body).encode()
-        url, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
+        url, headers = f"{self.address}{path}", {"Content-Type": "application/json"}
+        if self.user:
+            headers["Authorization"] = "Basic " + base64.b64encode(self.user.encode()).decode()
         request = urllib.request.Request(url, data, headers)
         try:
             with OPENER.open(request, timeout=seconds) as answer:

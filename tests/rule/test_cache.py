@@ -7,7 +7,9 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ import torch
 
 from klora_lib.errors import LoraFileError
 from klora_lib.rule import cache
-from klora_lib.rule.cache import Library, get_or_make
+from klora_lib.rule.cache import Library
+from klora_lib.rule.explain import explain
 from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.settings import Settings
 
@@ -193,11 +196,11 @@ def test_a_file_that_has_gone_is_kept_alive_by_nothing(five: list[Path]) -> None
 
 
 def test_what_is_kept_is_bounded_and_the_least_used_goes() -> None:
-    shelf: OrderedDict[Hashable, str] = OrderedDict()
+    library, shelf = Library(), OrderedDict[Hashable, str]()
     made: list[str] = []
 
     def get(key: str) -> str:
-        return get_or_make(shelf, key, 2, lambda: made.append(key) or key)
+        return library.get_or_make(shelf, key, 2, lambda: made.append(key) or key)
 
     assert [get(key) for key in "abacab"] == list("abacab")
     assert made == list("abcb")
@@ -205,7 +208,71 @@ def test_what_is_kept_is_bounded_and_the_least_used_goes() -> None:
 
 
 def test_work_that_fails_leaves_nothing_behind() -> None:
-    shelf: OrderedDict[Hashable, int] = OrderedDict()
+    library, shelf = Library(), OrderedDict[Hashable, int]()
     with pytest.raises(ZeroDivisionError):
-        get_or_make(shelf, "a", 2, lambda: 1 // 0)
-    assert not shelf
+        library.get_or_make(shelf, "a", 2, lambda: 1 // 0)
+    assert not shelf and not library.turns
+    assert library.get_or_make(shelf, "a", 2, lambda: 1) == 1
+
+
+# --- two threads at once: the web API answers from one while a job draws in another ---
+
+
+def test_what_two_threads_want_is_made_once() -> None:
+    library, shelf = Library(), OrderedDict[Hashable, int]()
+    begun, go, made = Event(), Event(), []
+
+    def make() -> int:
+        begun.set()
+        assert go.wait(60)
+        made.append(1)
+        return 7
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(library.get_or_make, shelf, "a", 2, make) for _ in range(4)]
+        assert begun.wait(60)
+        assert library.get_or_make(shelf, "b", 2, lambda: 5) == 5  # who wants another thing does not wait
+        go.set()
+        assert [each.result(60) for each in found] == [7] * 4
+    assert made == [1] and not library.turns
+
+
+def test_if_one_thread_fails_another_that_waits_makes_it() -> None:
+    library, shelf = Library(), OrderedDict[Hashable, int]()
+    begun, go = Event(), Event()
+
+    def fail() -> int:
+        begun.set()
+        assert go.wait(60)
+        raise MemoryError
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(library.get_or_make, shelf, "a", 2, fail)
+        assert begun.wait(60)
+        second = pool.submit(library.get_or_make, shelf, "a", 2, lambda: 3)
+        go.set()
+        assert second.result(60) == 3
+        with pytest.raises(MemoryError):
+            first.result(60)
+    assert not library.turns
+
+
+def test_threads_that_share_a_small_library_all_get_what_is_true(five: list[Path]) -> None:
+    """Files go and come back all the time, as there is room for two."""
+    library, pairs = Library(most=1), [(one, two) for one in five for two in five if one != two]
+    alone = {pair: plan(Library(), pair).facts.scores.content_topk.tolist() for pair in pairs}
+    with ThreadPoolExecutor(6) as pool:
+        found = [(pair, pool.submit(plan, library, pair)) for pair in pairs * 3]
+        assert all(each.result(120).facts.scores.content_topk.tolist() == alone[pair] for pair, each in found)
+    assert len(library.files) <= 6 and len(library.pairs) <= 2 and not library.turns
+
+
+def test_a_report_is_the_same_with_what_is_kept(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library()
+    pair = library.pair(*(library.read(path, path.stem) for path in paths))
+    planned = plan(library, paths)
+    first = library.explain(pair, planned, 20)
+    assert first == explain(planned, 20)
+    monkeypatch.setattr(cache, "measure_closeness", None)
+    monkeypatch.setattr(cache, "compute_energies", None)
+    assert library.explain(pair, planned, 20) == first
