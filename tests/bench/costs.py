@@ -24,7 +24,8 @@ def measure_plans(runs: int = 3) -> dict[str, float]:
         found.table(20)
         found.acting((1.0, 1.0))
 
-    rows = [{name: seconds(lambda s=Settings(method=name): plan(s)) for name in METHODS} for _ in range(runs)]
+    each = {name: Settings(method=name) for name in METHODS}
+    rows = [{name: seconds(lambda s=settings: plan(s)) for name, settings in each.items()} for _ in range(runs)]
     return {name: median(row[name] for row in rows) for name in METHODS}
 
 
@@ -37,10 +38,10 @@ def measure_images(rounds: int = 3) -> dict[str, float]:
             on = job["klora"]["alwayson_scripts"][TITLE]["args"][0]
             found: dict[str, list[float]] = {name: [] for name in METHODS}
             for _ in range(rounds):
+                merged = timed(host, job["merged"], 2)
                 for name in METHODS:
                     mine = job["klora"] | {"alwayson_scripts": {TITLE: {"args": [on | {"method": name}]}}}
-                    ours = timed(host, mine, 2)
-                    found[name].append(ours / timed(host, job["merged"], 2))
+                    found[name].append(timed(host, mine, 1) / merged)
         finally:
             host.stop()
     return {name: median(ratios) for name, ratios in found.items()}

@@ -177,7 +177,7 @@ def test_pasting_what_is_empty_or_no_number_raises_nothing(built: tuple[Any, lis
 
 
 def notices(page: Any) -> list[Any]:
-    return [b for b in page.blocks.values() if is_a("Markdown", b)]
+    return [b for b in page.blocks.values() if is_a("Markdown", b) and "klora-notice" in (b.elem_classes or [])]
 
 
 def test_a_known_host_gets_no_notice(built: tuple[Any, list[Any]]) -> None:
