@@ -193,18 +193,14 @@ def find_tensors(value: object) -> Iterator[Tensor]:
 
 
 def write_modules(named: Mapping[str, Lora], form: str) -> Iterator[tuple[str, Tensor]]:
-    """Keys and tensors of all modules, each with alpha = rank.
+    """Keys and tensors of all modules, each with alpha = rank; a file in PEFT's format says no alpha, which means the same.
 
-    PEFT's format has no alpha here, and its readers take one rank for all modules of a part, so that the narrower ones are
-    filled up with zeros.
+    Modules of a lower rank than others are filled up with zeros, because diffusers scales modules whose rank or alpha is not
+    that of the others wrongly, in either format.
     """
     up_word, down_word = WORDS[form]
-    most: dict[str, int] = {}
+    rank = max(delta.rank for delta in named.values())
     for module, delta in named.items():
-        part = module.partition(".")[0]
-        most[part] = max(most.get(part, 0), delta.rank)
-    for module, delta in named.items():
-        rank = most[module.partition(".")[0]] if form == "peft" else delta.rank
         up, down = delta.up.new_zeros(len(delta.up), rank), delta.down.new_zeros(rank, delta.down.shape[1])
         up[:, : delta.rank], down[: delta.rank] = delta.up, delta.down
         kernel = delta.shape[1:] if len(delta.shape) == 4 else ()

@@ -94,14 +94,17 @@ def test_alpha_is_rank_in_every_module() -> None:
     peft = bake(pair, plan, plan.at(0), ONE, form="peft").tensors
     assert {tensor.shape[0] for key, tensor in peft.items() if ".lora_A" in key} == {5}, "its readers know one rank"
     assert not any("alpha" in key for key in peft)
+    assert {tensor.shape[0] for key, tensor in kohya.items() if ".lora_down" in key} == {5}
 
 
-def test_layers_of_one_lora_keep_their_rank() -> None:
+def test_layers_of_one_lora_have_the_rank_of_the_others() -> None:
+    """The columns that they do not need are zero."""
     shapes = {**SHAPES, "mid_block.attentions.0.proj_in": (12, 12)}
     pair = make_pair(as_file(random_layers(0, shapes, 2), "subject"), as_file(random_layers(1, SHAPES, 3), "painter"))
     plan = plan_pair(pair, method="direct")
     baked = bake(pair, plan, plan.at(0), ONE)
-    assert baked.tensors["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"].shape[0] == 2
+    down = baked.tensors["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"]
+    assert down.shape[0] == baked.rank == 5 and not down[2:].any() and down[:2].any()
     assert_same(read_again(baked), expected(plan, plan.at(0), (1.0, 1.0)))
 
 
