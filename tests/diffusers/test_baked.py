@@ -48,7 +48,7 @@ def test_the_program_to_paste_draws_by_segments(make: Callable, files: Callable,
     half later, that is K-LoRA's choice half a step on."""
     pipe, pair, out = make("sd15"), files("sd15"), tmp_path / "part.safetensors"
     bake(pair, out, "--segments", "3", "--steps", "3")
-    program = capsys.readouterr().out.split("in diffusers:\n")[1].replace('("part', f'("{tmp_path}/part')
+    program = capsys.readouterr().out.split("in diffusers:\n")[1].replace('weights("', f'weights("{tmp_path}/')
     other = FAMILIES["sd15"]()
 
     def draw(prompt: str, **given: Any) -> Any:
