@@ -20,7 +20,7 @@ test-hosts: test-a1111 test-forge
 	touch $@
 
 HOSTS_PYTHON ?= $(shell for p in python3.10 python3.11 $(PYTHON); do $$p -c "" >/dev/null 2>&1 && break; done; echo $$p)
-HOSTS_TESTS = tests/rule tests/lora tests/map tests/engine tests/devices tests/hosts tests/webui tests/test_settings.py
+HOSTS_TESTS = tests/rule tests/lora tests/map tests/export tests/engine tests/devices tests/hosts tests/webui tests/test_settings.py
 
 .venv-a1111/installed .venv-forge/installed: .venv-%/installed: requirements-%.txt
 	@$(HOSTS_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' || { echo "$< needs \

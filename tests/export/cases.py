@@ -55,8 +55,21 @@ SD3 = {
     f"{DOUBLE}.ff_context.net.2": (1536, 8),
     f"{DOUBLE}.norm1_context.linear": (2 * 1536, 1536),
 }
+FLUX_2 = {
+    f"{DOUBLE}.attn.to_out.0": (W, W),
+    f"{DOUBLE}.ff.net.0.proj": (6 * W, W),
+    f"{SINGLE}.attn.to_qkv_mlp_proj": (9 * W, W),
+    "double_stream_modulation_img.lin": (6 * W, W),
+}
+QWEN = {
+    f"{DOUBLE}.attn.to_q": (W, W),
+    f"{DOUBLE}.attn.add_k_proj": (W, W),
+    f"{DOUBLE}.img_mlp.net.0.proj": (4 * W, W),
+    f"{DOUBLE}.txt_mod.1": (6 * W, W),
+}
 MODELS: Mapping[str, Mapping[str, tuple[int, ...]]] = {"SD1.5": UNET, "SDXL": SDXL, "Flux": FLUX_FUSED, "SD3": SD3}
 DIALECT = {"SD1.5": "peft", "SDXL": "kohya-compvis", "Flux": "kohya-flux", "SD3": "kohya-sd3"}
+ONE_FORMAT = {"kohya": FLUX_2, "peft": QWEN}  # format: the layers of a denoiser that has names in it alone
 ONE = ((1.0, 1.0), (1.0, 1.0))
 STATIC = ("direct", "content", "style", "np", "average", "topk")
 
@@ -67,6 +80,14 @@ def draw_pair(model: str, ranks: tuple[int, int] = (2, 3), alpha: float | None =
         tensors = dialect_tensors(random_layers(seed, MODELS[model], rank, alpha=alpha), DIALECT[model])
         files.append(lora_file(tensors, name, name))
     return make_pair(*files)
+
+
+def as_bare_file(shapes: Mapping[str, tuple[int, ...]], name: str, seed: int) -> LoraFile:
+    """A LoRA under canonical names."""
+    tensors: dict[str, Tensor] = {}
+    for layer, (up, down, _) in random_layers(seed, shapes).items():
+        tensors |= {f"transformer.{layer}.lora_B.weight": up, f"transformer.{layer}.lora_A.weight": down}
+    return lora_file(tensors, name, name)
 
 
 def plan_pair(pair: Pair, **settings: object) -> Plan:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from klora_lib.errors import KLoraError, PairError
+from klora_lib.errors import KLoraError, PairError, SettingsError
 from klora_lib.export.bake import bake
 from klora_lib.lora.build import build_delta
 from klora_lib.lora.deltas import widen
@@ -24,15 +24,17 @@ from .cases import (
     FLUX_FUSED,
     MODELS,
     ONE,
+    ONE_FORMAT,
     SDXL,
     STATIC,
     W,
+    as_bare_file,
     assert_same,
     draw_pair,
     expected,
     plan_pair,
     read_again,
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
@@ -44,6 +46,20 @@ def test_a_static_method_is_one_exact_lora(model: str, method: str, form: str) -
     baked = bake(pair, plan, plan.at(0), plan.settings.weights, form=form)
     assert_same(read_again(baked), expected(plan, plan.at(0), (0.7, -1.2)))
     assert baked.rank <= 5 and not baked.notes
+
+
+@pytest.mark.parametrize("form", list(ONE_FORMAT))
+def test_denoisers_with_names_in_one_format(form: str) -> None:
+    """They get it if none is asked for, and are refused in the other."""
+    shapes = ONE_FORMAT[form]
+    pair = make_pair(as_bare_file(shapes, "subject", 0), as_bare_file(shapes, "painter", 1))
+    plan = plan_pair(pair, method="direct")
+    baked = bake(pair, plan, plan.at(0), ONE)
+    assert baked.form == form
+    assert_same(read_again(baked), expected(plan, plan.at(0), (1.0, 1.0)))
+    other = {"kohya": "peft", "peft": "kohya"}[form]
+    with pytest.raises(SettingsError, match=f"format: '{other}' has no names for this denoiser's layers, and '{form}' has"):
+        bake(pair, plan, plan.at(0), ONE, form=other)
 
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
