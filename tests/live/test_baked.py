@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from klora_lib.cli.main import main
+from klora_lib.settings import FIELDS
 
 from .checks import FAR
 from .host import Host, difference
@@ -93,3 +94,34 @@ def test_flux(host: Host, folder: Path, form: str):
     wanted = host.image(klora(model.full, {"method": "direct"}, **FLUX_JOB))
     assert difference(got, host.image(plain(**FLUX_JOB))) > FAR
     assert difference(got, wanted) <= 1
+
+
+# --- the panel's button ---
+
+
+def press_save(host: Host, pair: Pair, name: str, segments: int = 1, **settings: object) -> str:
+    """What the panel says after *Save as LoRA*, pressed as the page presses it."""
+    page = host.must("/config")
+    names = {each["id"]: each["props"].get("elem_id") for each in page["components"]}
+    pressed = {
+        place: each.get("id", place)
+        for place, each in enumerate(page["dependencies"])
+        if any(names.get(t if isinstance(t, int) else t[0]) == "script_txt2img_klora_save_button" for t in each["targets"])
+    }
+    (number,) = pressed.values()
+    values = {"content": pair.content, "style": pair.style, "beta": 0.5, **settings}
+    args = [values.get(field.name, "" if field.default is None else field.default) for field in FIELDS]
+    body = {"fn_index": number, "data": [*args, name, segments, 6, False], "session_hash": "live"}
+    return host.must("/run/predict", body)["data"][0]
+
+
+@TWO_KINDS
+def test_the_panels_button(host: Host, sd15: Model, folder: Path):
+    told = press_save(host, sd15.full, "my own", method="np", content_weight=0.8)
+    assert told.startswith("Saved **my own** (") and "<lora:my own:1>" in told
+    assert_draws(host, sd15.full, "my own", {"method": "np", "content_weight": 0.8})
+    assert "'my own.safetensors' exists already" in press_save(host, sd15.full, "my own", method="np")
+    assert "one file cannot" in press_save(host, sd15.full, "switching")
+    assert "has '/' in it" in press_save(host, sd15.full, "../outside", method="np")
+    assert not (host.lora.parent / "outside.safetensors").exists()
+    assert "**parts-3** (" in press_save(host, sd15.full, "parts", 3)
