@@ -20,12 +20,13 @@ def rounding() -> Iterator[None]:
     """The host has asked for rounded products everywhere."""
     if not has_precision(getattr(torch.backends.mkldnn, "matmul", None)):
         pytest.skip("this version of torch has no fp32_precision")
-    before = torch.backends.fp32_precision
-    torch.backends.fp32_precision = "tf32"
+    matmul: Any = torch.backends.mkldnn.matmul
+    before, own = torch.backends.fp32_precision, matmul.fp32_precision
+    torch.backends.fp32_precision, matmul.fp32_precision = "tf32", "none"  # none of its own: the default counts
     try:
         yield
     finally:
-        torch.backends.fp32_precision = before
+        torch.backends.fp32_precision, matmul.fp32_precision = before, own
 
 
 def test_threads_at_once_leave_the_hosts_precision(rounding: None, monkeypatch: pytest.MonkeyPatch) -> None:

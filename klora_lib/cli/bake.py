@@ -49,10 +49,11 @@ def run_bake(args: argparse.Namespace) -> None:
         Path(args.out), read_count(args.segments, "segments", MOST), args.format, read_count(args.rank, "rank", 4096),
         args.precision, args.overwrite,
     )  # fmt: skip
-    pair, plan, steps, _ = read_plan(args, (*RULE, *WEIGHTS))
+    pair, plan, steps, told = read_plan(args, (*RULE, *WEIGHTS))
     saved = save_parts(pair, plan, steps, (args.content, args.style), wish)
     for note in saved.notes:
-        print(f"note: {note}", file=sys.stderr)
+        if note not in told:
+            print(f"note: {note}", file=sys.stderr)
     for path in saved.paths:
         print(f"saved {path} ({path.stat().st_size / 1e6:.1f} MB)")
     print(saved.use, end="")

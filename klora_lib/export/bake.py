@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import PairError, SettingsError, format_count
 from ..lora.build import build_delta
-from ..lora.deltas import Delta, Lora, Norm, widen
+from ..lora.deltas import Delta, Lora, Norm, count_columns, widen
 from ..lora.file import LoraFile
 from ..lora.keys import make_natural_order, split_word
 from ..rule.combiners import Acting
@@ -20,7 +20,7 @@ from ..rule.selectors import CONTENT, STYLE
 from .join import Product, Weighted, join_updates
 from .names import SDXL, UNET, WORDS, choose_format, find_family, name_layers, name_module, name_text_module
 
-ALPHA = ".alpha"
+ALPHA, UP, VECTORS = ".alpha", ".lora_up.weight", (".diff_b", ".w_norm", ".b_norm")  # ends of kohya's keys
 ALPHA = ".alpha"
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 KERNEL = ("conv1", "conv2", "conv", "conv_in", "conv_out")  # layers of a UNet whose convolution is 3×3
@@ -72,21 +72,21 @@ def bake(
         denoiser.add(unit.name, join_updates(updates, rank), find_kernel(unit))
     if not denoiser.products:
         raise PairError("nothing is left to save: every layer that acts is zero, or has the weight 0")
-    family = find_family(denoiser.products)
-    form = choose_format(family, form)
-    texts = bake_texts((pair.content, pair.style), [te for te, _ in weights] if with_text else [0.0, 0.0], rank)
+    family = find_family({unit.name: delta for unit in pair.units for delta in (unit.content, unit.style) if delta})
+    texts = bake_texts((pair.content, pair.style), [te for te, _ in weights], rank)
+    form = choose_format(family, form, texts.products)
     named = dict(name_layers(denoiser.products, family, form))
-    named |= {name_text_module(module, form): delta for module, delta in texts.products.items()}
+    if with_text:
+        named |= {name_text_module(module, form): delta for module, delta in texts.products.items()}
     tensors = dict(write_modules(named, form))
     chosen |= {unit: choose(Acting(unit, strengths), plan.added_mask(unit)) for unit in pair.added}
-    vectors = {unit.name: found for unit, updates in chosen.items() if (found := sum_vectors(updates))}
-    tensors |= name_vectors(vectors, family, form)
+    vectors = {unit: found for unit, updates in chosen.items() if (found := sum_vectors(updates))}
+    tensors |= name_vectors(vectors, family, form, tensors)
     dtype = TYPES[precision] if precision else find_type(pair, tensors.values())
     tensors = {key: tensor if key.endswith(ALPHA) else tensor.to(dtype) for key, tensor in tensors.items()}
     refuse_overflow(tensors, precision)
     notes = [*describe_lost(denoiser.lost + texts.lost, len(denoiser.products) + len(texts.products))]
-    if any("diff_b" in parts for parts in vectors.values()):
-        notes.append("the LoRA changes biases, which AUTOMATIC1111 does not read from a LoRA's file")
+    notes += describe_vectors(tensors)
     return Baked(tensors, form, max(delta.rank for delta in named.values()), tuple(notes))
 
 
@@ -122,18 +122,47 @@ def sum_vectors(updates: Sequence[Weighted]) -> dict[str, Tensor]:
     known = [(delta, weight) for delta, weight in updates if weight]
     scales = [widen(d.weight) * weight for d, weight in known if isinstance(d, Norm) and d.weight is not None]
     biases = [widen(delta.bias) * weight for delta, weight in known if delta.bias is not None]
-    parts = {"w_norm": torch.stack(scales).sum(0)} if scales else {}
-    return {**parts, "b_norm" if scales else "diff_b": torch.stack(biases).sum(0)} if biases else parts
+    if not scales:
+        return {"diff_b": torch.stack(biases).sum(0)} if biases else {}
+    scale = torch.stack(scales).sum(0)
+    return {"w_norm": scale, "b_norm": torch.stack(biases).sum(0) if biases else torch.zeros_like(scale)}
 
 
-def name_vectors(vectors: Mapping[str, Mapping[str, Tensor]], family: str, form: str) -> dict[str, Tensor]:
-    """Keys of norms and biases.  Raises PairError where the format has no place for them."""
+def name_vectors(
+    vectors: Mapping[Unit, Mapping[str, Tensor]], family: str, form: str, known: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Keys and tensors of norms and biases.  ``known``: those of the other modules.
+
+    AUTOMATIC1111 refuses a whole file for a module that it does not know, so a bias alone gets zeros beside it: the weight
+    of a norm, or a module of rank 1 where the layer's size is known.
+    Raises PairError where the format has no place for them.
+    """
     if vectors and (form, family) not in (("kohya", UNET), ("kohya", SDXL)):
-        told = f"norms or biases of {format_count(len(vectors), 'layer')}, {next(iter(vectors))} among them"
+        told = f"norms or biases of {format_count(len(vectors), 'layer')}, {next(iter(vectors)).name} among them"
         raise PairError(f"the pair changes {told}, for which only kohya's format has a place, and only for UNets")
-    return {
-        f"{name_module(layer, family)}.{word}": tensor for layer, parts in vectors.items() for word, tensor in parts.items()
-    }
+    out: dict[str, Tensor] = {}
+    for unit, parts in vectors.items():
+        module = name_module(unit.name, family)
+        if "diff_b" in parts and f"{module}{UP}" not in known:
+            if len(unit.shape) > 1:
+                zero = torch.zeros(unit.shape[0], 1), torch.zeros(1, count_columns(unit.shape))
+                out |= write_modules({module: Lora(*zero, 1.0, find_kernel(unit))}, form)
+            elif "norm" in unit.name.rpartition(".")[2]:
+                parts = {"w_norm": torch.zeros_like(parts["diff_b"]), "b_norm": parts["diff_b"]}
+        out |= {f"{module}.{word}": tensor for word, tensor in parts.items()}
+    return out
+
+
+def describe_vectors(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Who does not read the norms and biases among ``tensors``."""
+    vectors = [key.rpartition(".") for key in tensors if key.endswith(VECTORS)]
+    biases = [module for module, _, word in vectors if word == "diff_b"]
+    if biases:
+        yield "the LoRA changes biases, which AUTOMATIC1111 does not read from a LoRA's file"
+    if alone := [module for module in biases if f"{module}{UP}" not in tensors]:
+        yield f"AUTOMATIC1111 refuses the file for a bias of a layer of which nothing else is known, {alone[0]}"
+    if vectors:
+        yield "the LoRA changes norms or biases, and diffusers refuses such a file"
 
 
 # --- text encoders ---
@@ -146,11 +175,15 @@ def bake_texts(files: Sequence[LoraFile], weights: Sequence[float], rank: int | 
         for module, delta in read_texts(file):
             if weight and (delta.asks_base or delta.relative):
                 raise PairError(f"{file.name!r} is a DoRA or its like in {module}, which no ordinary LoRA can do", role)
-            if weight and delta.bias is not None:
-                raise PairError(f"{file.name!r} has a bias in {module}, for which a LoRA's file has no place", role)
+            if weight and (delta.bias is not None or isinstance(delta, Norm)):
+                raise PairError(f"{file.name!r} has a norm or bias in {module}, for which a LoRA's file has no place", role)
             each.setdefault(module, []).append((delta, weight))
     found = Layers()
     for module in sorted(each, key=make_natural_order):
+        shapes = {(delta.shape[0], count_columns(delta.shape)) for delta, _ in each[module]}
+        if len(shapes) > 1:
+            told = " and ".join(f"{rows}×{columns}" for rows, columns in sorted(shapes))
+            raise PairError(f"the two files are for different text encoders: {module} is {told}")
         found.add(module, join_updates(each[module], rank), each[module][0][0].shape)
     return found
 

@@ -6,7 +6,7 @@ The inverse of what ``lora`` reads.  Some layers are fused in one format and spl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
 from ..errors import PairError, SettingsError
@@ -62,10 +62,14 @@ def is_gated(layer: str, delta: Delta) -> bool:
     return "_stream_modulation" in layer or (more > 0 and rows == more * columns)
 
 
-def choose_format(family: str, wanted: str | None) -> str:
-    """The format for a file; kohya's for UNets if none is ``wanted``, else PEFT's.  Raises SettingsError."""
+def choose_format(family: str, wanted: str | None, texts: Iterable[str] = ()) -> str:
+    """The format for a file; if none is ``wanted`` kohya's for UNets, else PEFT's where it has names for all.
+
+    ``texts``: the modules of text encoders.  Raises SettingsError for a format that has no names for the denoiser.
+    """
     if wanted is None:
-        return "kohya" if family in (UNET, SDXL, FLUX_2) else "peft"
+        by_peft = family == TRANSFORMER or (family in (FLUX, SD3) and all(CLIP.fullmatch(text) for text in texts))
+        return "peft" if by_peft else "kohya"
     if (wanted, family) in (("kohya", TRANSFORMER), ("peft", FLUX_2)):
         other = FORMATS[1 - FORMATS.index(wanted)]
         raise SettingsError(f"{wanted!r} has no names for this denoiser's layers, and {other!r} has", "format")

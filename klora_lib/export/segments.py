@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -58,7 +59,8 @@ def describe_use(names: Sequence[str], segments: Sequence[Segment], steps: int) 
     return (
         f"in Forge Neo, with LoRAs on the fly:\n  {neo}\n"
         f"in AUTOMATIC1111 with sd-webui-loractl, for {steps} steps:\n  {loractl}\n"
-        f"in ComfyUI with prompt control:\n  <lora:{names[0]}:0:1>{nest(names, segments, steps)}\n"
+        "in ComfyUI with prompt control (shares of the steps; change them for a scheduler like Karras):\n"
+        f"  <lora:{names[0]}:0:1>{nest(names, segments, steps)}\n"
         f"in diffusers:\n{indent(make_program(names, segments, steps))}"
     )
 
@@ -76,7 +78,9 @@ def make_steps(segment: Segment, steps: int) -> str:
     before = [] if segment.first == 0 else ["0@0", f"0@{segment.first - 1}"]
     after = [] if segment.last == steps else [f"0@{segment.last}"]
     points = [*before, f"1@{segment.first}", f"1@{segment.last - 1}", *after]
-    return ",".join([*dict.fromkeys(points), *([] if after else [f"1@{max(steps, 2)}"])])
+    if not after or segment.last < 2:  # if no place is above 1, the program takes them as shares of the steps
+        points.append(f"{0 if after else 1}@{max(steps, 2)}")
+    return ",".join(dict.fromkeys(points))
 
 
 def nest(names: Sequence[str], segments: Sequence[Segment], steps: int) -> str:
@@ -88,8 +92,9 @@ def nest(names: Sequence[str], segments: Sequence[Segment], steps: int) -> str:
 
 
 def make_program(names: Sequence[str], segments: Sequence[Segment], steps: int) -> str:
-    lines = [f'pipe.load_lora_weights("{name}.safetensors", adapter_name="{name}")' for name in names]
-    last = ", ".join(f'({each.last}, "{name}")' for name, each in zip(names, segments))
+    files = [json.dumps(f"{name}.safetensors", ensure_ascii=False) for name in names]
+    lines = [f'pipe.load_lora_weights({file}, adapter_name="part_{i}")' for i, file in enumerate(files, 1)]
+    last = ", ".join(f'({each.last}, "part_{each.number}")' for each in segments)
     return "\n".join([
         *lines,
         f"parts = [{last}]  # of {steps} steps",
@@ -97,7 +102,7 @@ def make_program(names: Sequence[str], segments: Sequence[Segment], steps: int) 
         "    name = next((name for last, name in parts if step + 1 < last), parts[-1][1])",
         "    pipe.set_adapters(name)",
         "    return tensors",
-        f'pipe.set_adapters("{names[0]}")',
+        'pipe.set_adapters("part_1")',
         f"image = pipe(prompt, num_inference_steps={steps}, callback_on_step_end=choose).images[0]",
     ])  # fmt: skip
 

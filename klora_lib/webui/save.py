@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from ..rule.plan import make_plan
 from ..settings import Settings, name_arguments, quote_value, read_settings
 from .job import find_entries
 
-LONGEST = 100  # characters of a name
-FORBIDDEN = re.compile(r'[<>:"/\\|?*,\x00-\x1f]')  # what a path, a tag of the prompt or a file system reads otherwise
+LONGEST = 180  # bytes of a name
+FORBIDDEN = re.compile(r'[<>:"/\\|?*,=\x00-\x1f\ud800-\udfff]')  # what a path, a tag or a file system reads otherwise
+DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)  # names that Windows keeps for itself
 
 
 def save_lora(
@@ -35,6 +37,10 @@ def save_lora(
     count, steps = read_count(segments, "segments", MOST), read_count(steps, "steps", 1000)
     path = Path(host.get_lora_folder()) / f"{read_name(name)}{ENDING}"
     entries = find_entries(host, settings)
+    for stem in [f"{path.stem}-{n}" for n in range(1, count + 1)] if count > 1 else [path.stem]:
+        listed = host.find_lora(stem)
+        if listed is not None and os.path.realpath(listed.path) != os.path.realpath(path.with_name(f"{stem}{ENDING}")):
+            raise SettingsError(f"another LoRA is listed as {stem!r} already, and one would hide the other", "name")
     pair = library.pair(*library.read_both(*((entry.path, entry.name) for entry in entries)))
     scores = library.measure(pair, settings, torch.device("cpu"))
     plan = make_plan(pair, scores, settings, steps)
@@ -55,9 +61,16 @@ def read_name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip():
         raise SettingsError("the file needs a name", "name")
     name = name.strip().removesuffix(ENDING)
-    wrong = FORBIDDEN.search(name)
-    if wrong or name.startswith(".") or len(name) > LONGEST:
-        what = f"has {wrong[0]!r} in it" if wrong else "begins with a dot" if name.startswith(".") else "is too long"
+    what = ""
+    if wrong := FORBIDDEN.search(name):
+        what = f"has {wrong[0]!r} in it"
+    elif name.startswith("."):
+        what = "begins with a dot"
+    elif DEVICES.fullmatch(name):
+        what = "is a device's name in Windows"
+    elif len(name.encode()) > LONGEST:
+        what = "is too long"
+    if what:
         raise SettingsError(f"{quote_value(name)} {what}: a plain name is needed, for a file in the LoRA folder", "name")
     return name
 

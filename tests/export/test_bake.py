@@ -159,7 +159,10 @@ def test_norms_biases_and_text_encoders() -> None:
     proj = "down_blocks.1.attentions.0.proj_in"
     bias = got.modules[proj].bias
     assert bias is not None and torch.allclose(bias, weigh(lambda file: file.modules[proj].bias, 1.0, 0.25), atol=1e-6)
-    assert baked.notes == ("the LoRA changes biases, which AUTOMATIC1111 does not read from a LoRA's file",)
+    assert baked.notes == (
+        "the LoRA changes biases, which AUTOMATIC1111 does not read from a LoRA's file",
+        "the LoRA changes norms or biases, and diffusers refuses such a file",
+    )
 
     def read_text(file: LoraFile) -> Tensor:
         return build_delta(text, {k.removeprefix(text + "."): v for k, v in file.text.items()}).dense()

@@ -4,48 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from klora_lib.cli.main import main
-from klora_lib.errors import SettingsError
-from klora_lib.export import save
 from klora_lib.export.segments import split_schedule
 from klora_lib.lora.file import read_lora
 
-from ..dialects import dialect_tensors
-from ..pairs import as_pair, random_layers
+from .saving import read_header, run, write
 from .test_segments import plan_pair
-
-TEXT = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(6, 2),
-        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 6)}  # fmt: skip
-
-
-def write(path: Path, seed: int, metadata: Mapping[str, str] | None = None) -> str:
-    save_file(dialect_tensors(random_layers(seed), "kohya-diffusers") | TEXT, path, dict(metadata or {}))
-    return str(path)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[str, str]:
-    return write(tmp_path / "cat.safetensors", 0), write(tmp_path / "wash.safetensors", 1)
-
-
-def run(*args: str) -> int:
-    return main(["bake", *args])
-
-
-def read_header(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata())
-
 
 # --- one file ---
 
@@ -135,98 +104,3 @@ def test_the_files_of_a_schedule(files: tuple[str, str], tmp_path: Path, capsys:
     told = capsys.readouterr().out
     assert "<lora:fused-2:[0@0,0@0.3333,1@0.3333,1@0.6667,0@0.6667,0@1]>" in told
     assert "<lora:fused-1:0:1>[<lora:fused-1:1:0>:[<lora:fused-2:1:0>:<lora:fused-3:1:0>:0.6667]:0.3333]" in told
-
-
-# --- what cannot be written ---
-
-
-def refused(told: str, *args: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*args) == 2
-    err = capsys.readouterr().err
-    assert re.fullmatch(f"klora: {told}\n", err), err
-
-
-def test_a_file_is_replaced_only_if_told(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "fused.safetensors"
-    out.write_bytes(b"mine")
-    args = (*files, "--out", str(out), "--method", "direct")
-    refused("out: 'fused.safetensors' exists already, and is not replaced unless you say so", *args, capsys=capsys)
-    assert out.read_bytes() == b"mine"
-    assert run(*args, "--overwrite") == 0 and len(out.read_bytes()) > 1000
-
-
-def test_one_existing_part_refuses_all(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "f-2.safetensors").write_bytes(b"mine")
-    args = (*files, "--out", str(tmp_path / "f.safetensors"), "--segments", "3")
-    refused("out: 'f-2.safetensors' exists already.*", *args, capsys=capsys)
-    assert not (tmp_path / "f-1.safetensors").exists() and len(list(tmp_path.iterdir())) == 3
-
-
-@pytest.mark.parametrize(("out", "told"), [
-    ("fused", r"out: must end in \.safetensors, not 'fused'"),
-    ("nowhere/fused.safetensors", r"out: 'fused\.safetensors' is in a folder that does not exist, '.*nowhere'"),
-    ("folder.safetensors", r"out: 'folder\.safetensors' is a folder"),
-])  # fmt: skip
-def test_wrong_paths(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, told: str
-) -> None:
-    (tmp_path / "folder.safetensors").mkdir()
-    refused(told, *files, "--out", str(tmp_path / out), "--method", "direct", capsys=capsys)
-
-
-@pytest.mark.parametrize(("option", "value", "told"), [
-    ("--segments", "0", "segments: must be a whole number from 1 to 32, not '0'"),
-    ("--segments", "11", "segments: must be at most the number of steps, 10, not 11"),
-    ("--rank", "many", "rank: must be a whole number from 1 to 4096, not 'many'"),
-    ("--format", "lycoris", "argument --format: invalid choice: 'lycoris'.*"),
-    ("--balance", "9", "balance: must be .*"),
-])  # fmt: skip
-def test_wrong_values(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, told: str
-) -> None:
-    args = (*files, "--out", str(tmp_path / "f.safetensors"), "--steps", "10", option, value)
-    refused(told, *args, capsys=capsys)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_no_space_leaves_nothing(files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of three files does not fit on the disk any more."""
-    written: list[Path] = []
-
-    def fill_disk(tensors: object, path: Path, metadata: object) -> None:
-        written.append(path)
-        path.write_bytes(b"half of it")
-        if len(written) == 2:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(save, "save_file", fill_disk)
-    pair = as_pair(random_layers(0), random_layers(1))
-    wish = save.Wish(tmp_path / "f.safetensors", segments=3)
-    with pytest.raises(SettingsError, match="out: 'f-2' cannot be written: No space left on device"):
-        save.save_parts(pair, plan_pair(), 10, files, wish)
-    assert {path.name for path in tmp_path.iterdir()} == {"cat.safetensors", "wash.safetensors"}
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "read-only"
-    folder.mkdir(mode=0o500)
-    args = (*files, "--out", str(folder / "f.safetensors"), "--method", "direct")
-    refused("out: 'f' cannot be written: .*", *args, capsys=capsys)
-
-
-def test_a_rename_that_fails_leaves_nothing(files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace, done = os.replace, []
-
-    def fail_second(source: Path, path: Path) -> None:
-        if done:
-            raise PermissionError(13, "Permission denied")
-        done.append(path)
-        replace(source, path)
-
-    monkeypatch.setattr(os, "replace", fail_second)
-    pair = as_pair(random_layers(0), random_layers(1))
-    with pytest.raises(SettingsError, match=r"out: 'f-2\.safetensors' cannot be written: Permission denied"):
-        save.save_parts(pair, plan_pair(), 10, files, save.Wish(tmp_path / "f.safetensors", segments=3))
-    assert {path.name for path in tmp_path.iterdir()} == {"cat.safetensors", "wash.safetensors"}
-
