@@ -14,7 +14,7 @@ from torch import nn
 
 from ..engine.layers import list_sites
 from ..engine.site import Site
-from ..errors import HostError
+from ..errors import LONGEST_NAME, HostError, shorten
 from ..patching import wrap_functions
 from .contract import PutAside, TextPart
 from .forge_weights import find_packing, read_weight
@@ -87,10 +87,13 @@ class Forge(Forges):
     def replace_patchers(self, model: Any, parts: list[TextPart]) -> None:
         paths = {part.entry.path for part in parts}
         after = model.forge_objects_after_applying_lora
-        after.unet, after.clip = reserve_memory(drop_patches(after.unet, paths), parts), drop_text_patches(after.clip, paths)
+        unet = drop_patches(after.unet, paths)
+        refuse_regions(unet, parts)
+        after.unet, after.clip = reserve_memory(unet, parts), drop_text_patches(after.clip, paths)
         for part in parts:
             if part.file.text:
-                name = f"{part.entry.path} {part.file.digest[:16]} (K-LoRA text encoder)"
+                # without the path: extensions find a LoRA's patches by it, and Regional Prompter weighs them by region
+                name = f"{part.entry.name} {part.file.digest[:16]} (K-LoRA text encoder)"
                 _, after.clip = self.networks.load_lora_for_models(
                     None, after.clip, dict(part.file.text), 0.0, part.te, filename=name, online_mode=self.is_online()
                 )
@@ -169,6 +172,19 @@ def drop_text_patches(clip: Any, paths: set[str]) -> Any:
     clone = clip.clone()
     clone.patcher = patcher
     return clone
+
+
+def refuse_regions(unet: Any, parts: Iterable[TextPart]) -> None:
+    """Raise HostError if LoRAs have weights by region and the pair has tags: these would count as LoRAs of a region.
+
+    The extension then finds fewer patches on a layer than it has weights, and each LoRA acts in every region.  unet:
+    without the pair.  The host itself never adds LoRAs at every forward to plain weights.
+    """
+    tagged = [part.entry.name for part in parts if part.tag]
+    by_region = any(online for *_, online in unet.lora_patches) and unet.model.storage_dtype in FLOATS
+    if tagged and by_region:
+        why = "Regional Prompter (Latent) would not keep the other LoRAs to their regions; set its weight in K-LoRA instead"
+        raise HostError(f"the tag <lora:{shorten(tagged[0], LONGEST_NAME)}> is of a LoRA of the pair: with it, {why}")
 
 
 def reserve_memory(patcher: Any, parts: Iterable[TextPart]) -> Any:

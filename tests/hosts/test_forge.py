@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,6 +146,31 @@ def test_text_encoders_carry_the_text_part_alone(host: Any) -> None:
     assert names[0] == "/loras/other.safetensors" and "style" in names[1] and len(names) == 2
     ((unet, keys, strength, te, online),) = host.networks.loads
     assert (unet, strength, te, online) == (None, 0.0, 0.5, False) and all(k.startswith("lora_te_") for k in keys)
+
+
+def test_a_text_part_is_not_found_by_its_files_path(host: Any) -> None:
+    """By which extensions look for the patches of a LoRA that the prompt has."""
+    host.load_text_parts(Job(), {}, parts())
+    names = [k[0] for k in host.test_model.forge_objects.clip.patcher.lora_patches]
+    assert not any(e.path in name for e in ENTRIES for name in names)
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+@pytest.mark.parametrize(("storage", "online"), [(torch.float32, True), (torch.float32, False), ("nf4", True)])
+def test_a_tag_of_the_pair_is_refused_where_loras_have_regions(
+    host: Any, storage: object, online: bool, tagged: bool
+) -> None:
+    """Which is where LoRAs are added at every forward to plain weights.  Nothing is changed then."""
+    unet = host.test_model.forge_objects_after_applying_lora.unet
+    unet.model.storage_dtype = storage
+    unet.lora_patches = {(*k[:3], online): v for k, v in unet.lora_patches.items()}
+    given = [replace(part, tag=Tag(1.0, 1.0) if tagged else None) for part in parts()]
+    if not (tagged and online and storage is torch.float32):
+        host.load_text_parts(Job(), {}, given)
+        return
+    with pytest.raises(HostError, match=f"the tag <lora:{ENTRIES[0].name}> is of a LoRA of the pair: with it, Regional"):
+        host.load_text_parts(Job(), {}, given)
+    assert host.test_model.forge_objects_after_applying_lora.unet is unet and host.test_model.current_lora_hash == "hash"
 
 
 @pytest.mark.parametrize(
