@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -81,7 +81,7 @@ def save_parts(pair: Pair, plan: Plan, steps: int, files: Sequence[str | os.Path
                 pair, plan, segment.masks, plan.settings.weights, form=wish.form, rank=wish.rank, precision=wish.precision,
                 with_text=segment.number == 1,
             )  # fmt: skip
-            partial.append(make_partial(path))
+            partial.append(name_partial(path))
             write(partial[-1], path, baked, describe(pair, plan, hashes, segment, path.stem, baked))
             notes |= dict.fromkeys(baked.notes)
         for path in paths:  # once more: it may have come into being meanwhile
@@ -135,21 +135,9 @@ def describe_error(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or quote_first_line(error))
 
 
-def make_partial(path: Path) -> Path:
-    """A new file beside ``path``, which nobody else has.  Raises SettingsError."""
-    try:
-        handle, partial = tempfile.mkstemp(".partial", f"{path.stem[:40]}.", path.parent)
-        os.close(handle)
-        Path(partial).chmod(0o666 & ~read_umask())
-    except OSError as error:
-        raise SettingsError(f"{path.stem!r} cannot be written: {describe_error(error)}", "out") from None
-    return Path(partial)
-
-
-def read_umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def name_partial(path: Path) -> Path:
+    """A name beside ``path`` that nobody else has."""
+    return path.with_name(f"{path.stem[:40]}.{uuid4().hex}.partial")
 
 
 def write(partial: Path, path: Path, baked: Baked, metadata: Mapping[str, str]) -> None:
@@ -161,25 +149,23 @@ def write(partial: Path, path: Path, baked: Baked, metadata: Mapping[str, str]) 
 
 def put_in_place(partial: Sequence[Path], paths: Sequence[Path]) -> None:
     """Rename all, or none: what was there before is kept aside until all are in their place."""
-    before: dict[Path, Path | None] = {}
+    aside: dict[Path, Path] = {}  # what was there
+    done: list[Path] = []
     try:
         for source, path in zip(partial, paths):
-            before[path] = None
             if path.exists():
-                aside = make_partial(path)
-                os.replace(path, aside)
-                before[path] = aside
+                os.replace(path, kept := name_partial(path))
+                aside[path] = kept
             os.replace(source, path)
+            done.append(path)
     except OSError as error:
-        *done, failed = before
-        for path in done:
-            path.unlink()
-        for path, old in before.items():
-            if old is not None:
-                os.replace(old, path)
-        raise SettingsError(f"{failed.name!r} cannot be written: {describe_error(error)}", "out") from None
-    for old in before.values():
-        if old is not None:
+        for new in done:
+            new.unlink()
+        for place, old in aside.items():
+            os.replace(old, place)
+        raise SettingsError(f"{path.name!r} cannot be written: {describe_error(error)}", "out") from None
+    for old in aside.values():
+        with suppress(OSError):  # it is open somewhere
             old.unlink()
 
 

@@ -103,8 +103,9 @@ def test_a_folder_that_cannot_be_written(files: tuple[str, str], tmp_path: Path,
     refused("out: 'f' cannot be written: .*", *args, capsys=capsys)
 
 
+@pytest.mark.parametrize("fails", ["the old file cannot be moved", "the new file cannot"])
 def test_a_rename_that_fails_keeps_what_was_there(
-    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     there = {tmp_path / f"f-{n}.safetensors": f"mine {n}".encode() for n in (1, 2, 3)}
     for path, data in there.items():
@@ -112,7 +113,9 @@ def test_a_rename_that_fails_keeps_what_was_there(
     replace = os.replace
 
     def refuse_last(source: Path, path: Path) -> None:
-        if Path(path).name == "f-3.safetensors" and Path(source).read_bytes() != b"mine 3":
+        old = Path(source).name == "f-3.safetensors"
+        new = Path(path).name == "f-3.safetensors" and Path(source).read_bytes() != b"mine 3"
+        if old if "old" in fails else new:
             raise PermissionError(13, "Permission denied")
         replace(source, path)
 
@@ -132,6 +135,7 @@ def test_two_saves_at_once_do_not_meet(files: tuple[str, str], tmp_path: Path) -
         done = [pool.submit(save.save_parts, pair, plan, 10, files, wish) for _ in range(12)]
     assert all(each.result().paths == (wish.path,) for each in done)
     assert len(load_file(wish.path)) == 27 and len(list(tmp_path.iterdir())) == 3
+    assert wish.path.stat().st_mode & 0o777 == (tmp_path / "cat.safetensors").stat().st_mode & 0o777
 
 
 def test_a_source_is_never_replaced(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
