@@ -43,7 +43,7 @@ def rows() -> list[str]:
 
 def describe_run() -> str:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    return f"Medians of one run on CPU ({machine}; the WebUI with one thread)."
+    return f"Medians of one run on CPU ({machine}; the WebUI with one thread)."  # after the rows: they may set the threads
 
 
 def main() -> None:
