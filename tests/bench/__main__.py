@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from klora_lib.errors import format_count
+
 from . import costs, image, plan
 
 
@@ -42,8 +44,8 @@ def rows() -> list[str]:
 
 
 def describe_run() -> str:
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    return f"Medians of one run on CPU ({machine}; the WebUI with one thread)."  # after the rows: they may set the threads
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {format_count(torch.get_num_threads(), 'thread')}"
+    return f"Medians of one run on CPU ({machine}; the WebUI with one thread)."
 
 
 def main() -> None:
