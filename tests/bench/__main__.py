@@ -44,7 +44,8 @@ def rows() -> list[str]:
 
 
 def describe_run() -> str:
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {format_count(torch.get_num_threads(), 'thread')}"
+    threads = format_count(torch.get_num_threads(), "thread")
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {threads}"
     return f"Medians of one run on CPU ({machine}; the WebUI with one thread)."
 
 
