@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..engine.memory import estimate_sampling_bytes
-from ..errors import LONGEST_NAME, HostError, SettingsError, list_offenders, shorten
+from ..errors import LONGEST_NAME, HostError, SettingsError, shorten
 from ..patching import wrap_functions
 from ..rule.schedule import compute_noise_progress
 from ..settings import BY_NAME
@@ -254,8 +254,8 @@ def read_tag(params: Any) -> Tag:
     if len(positional) > 3 or "dyn" in by_name:
         raise SettingsError(f"the tag {tag} asks for a dynamic rank, which a LoRA of the pair cannot have", "prompt")
     if others := [name for name in by_name if name not in ("te", "unet")]:
-        said = f"the tag {tag} has {list_offenders(others)}, which does not act on a LoRA of the pair"
-        raise SettingsError(said, "prompt")
+        words = shorten(", ".join(others), LONGEST_NAME)
+        raise SettingsError(f"the tag {tag} has {words}, which does not act on a LoRA of the pair", "prompt")
     te = by_name.get("te", positional[1] if len(positional) > 1 else "1")
     unet = by_name.get("unet", positional[2] if len(positional) > 2 else te)
     try:

@@ -244,6 +244,12 @@ def test_what_fails_while_networks_load_ends_the_job(host: FakeHost) -> None:
     assert untouched(host, before)
 
 
+def test_words_of_a_tag_that_do_not_act_are_named(host: FakeHost) -> None:
+    told = "the tag <lora:subject:1:lbw=INALL:stop=3> has lbw, stop, which does not act on a LoRA of the pair"
+    with pytest.raises(Exception, match=told):
+        process_images(job(host, prompt="a cat <lora:subject:1:lbw=INALL:stop=3>"))
+
+
 def test_a_copy_of_p_is_a_job_of_its_own(host: FakeHost) -> None:
     """XYZ plots and other extensions copy p, our attributes with it."""
     before = weights(host)
