@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from .. import __version__
 from ..errors import SettingsError, format_count, quote_first_line
@@ -142,7 +142,9 @@ def name_partial(path: Path) -> Path:
 
 def write(partial: Path, path: Path, baked: Baked, metadata: Mapping[str, str]) -> None:
     try:
-        save_file(dict(baked.tensors), partial, dict(metadata))
+        data = serialize(dict(baked.tensors), dict(metadata))
+        with open(partial, "xb") as file:  # safetensors' own files may be read by nobody else
+            file.write(data)
     except (OSError, SafetensorError) as error:
         raise SettingsError(f"{path.stem!r} cannot be written: {describe_error(error)}", "out") from None
 
