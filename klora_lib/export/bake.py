@@ -21,7 +21,6 @@ from .join import Product, Weighted, join_updates
 from .names import SDXL, UNET, WORDS, choose_format, find_family, name_layers, name_module, name_text_module
 
 ALPHA, UP, VECTORS = ".alpha", ".lora_up.weight", (".diff_b", ".w_norm", ".b_norm")  # ends of kohya's keys
-ALPHA = ".alpha"
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 KERNEL = ("conv1", "conv2", "conv", "conv_in", "conv_out")  # layers of a UNet whose convolution is 3×3
 
@@ -58,7 +57,7 @@ def bake(
     """One LoRA that does what the pair does where ``masks`` say what acts.
 
     Args: masks: of the plan's units, uint8 [units].  weights: (text encoder, denoiser) of content and of style.
-    form: "kohya" or "peft"; kohya's for UNets if None.  rank: the most for a layer whose update has no two factors.
+    form: "kohya" or "peft"; see names.choose_format if None.  rank: the most for a layer whose update has no two factors.
     precision: "fp32", "fp16" or "bf16"; if None, the files' own if it holds every number exactly, else fp32.
     with_text: whether with text encoders.
     Raises PairError for updates that depend on the model's weights, and for layers that have no name in the format;

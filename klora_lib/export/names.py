@@ -154,8 +154,6 @@ def fuse(layers: Layers) -> dict[str, Lora]:
     out: dict[str, Lora] = {}
     for layer, delta in layers.items():
         whole = find_fused(layer)
-        while whole is not None and find_fused(whole):
-            whole = find_fused(whole)
         if whole is None:
             out[layer] = delta
         elif whole not in out:

@@ -13,6 +13,7 @@ from ..errors import SettingsError
 from ..rule.plan import Plan
 
 MOST = 32  # files for one schedule
+FINE = 100_000  # shares of the steps are written in parts of it
 
 
 class Segment(NamedTuple):
@@ -108,7 +109,8 @@ def make_program(names: Sequence[str], segments: Sequence[Segment], steps: int) 
 
 
 def format_share(step: int, steps: int) -> str:
-    return f"{step / steps:.4g}"
+    """step/steps, rounded down: rounded up, the step itself would still be before it."""
+    return f"{math.floor(step / steps * FINE) / FINE:g}"
 
 
 def indent(text: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ..engine.fusion import Fusion, Target, blame_both, fuse_files
@@ -15,7 +16,7 @@ from ..errors import LONGEST_NAME, HostError, KLoraError, SettingsError, join_er
 from ..hosts.contract import Entry, Host, Tag, TextPart
 from ..rule.cache import Library
 from ..rule.pairing import Pair
-from ..rule.plan import Plan
+from ..rule.plan import Plan, make_plan
 from ..rule.schedule import compute_step_progress, count_whole_steps
 from ..settings import Settings, quote_value
 
@@ -243,6 +244,28 @@ def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
     if content == style:
         raise SettingsError(f"must be another LoRA than content, both are {content.name!r}", "style")
     return content, style
+
+
+class Listed(NamedTuple):
+    """Two listed LoRAs, and what they would do; no model is asked."""
+
+    entries: tuple[Entry, Entry]
+    pair: Pair
+    plan: Plan
+
+
+def plan_listed(host: Host, library: Library, settings: Settings, steps: int, seed: int = 0) -> Listed:
+    """The plan for the LoRAs that ``settings`` name, made on the CPU: the GPU belongs to the job that samples.
+
+    Raises a KLoraError, for OFT, BOFT and IA3 too, whose change only the model tells.
+    """
+    entries = find_entries(host, settings)
+    content, style = entries
+    files = library.read_both((content.path, content.name), (style.path, style.name))
+    with blame_both():
+        pair = library.pair(*files)
+        scores = library.measure(pair, settings, torch.device("cpu"))
+        return Listed(entries, pair, make_plan(pair, scores, settings, steps, seed))
 
 
 def run_guarded(job: Job, act: Callable[[], None]) -> None:

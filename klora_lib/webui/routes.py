@@ -5,24 +5,20 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
-from ..engine.fusion import blame_both
 from ..errors import HostError, KLoraError
 from ..hosts import detect
 from ..rule.cache import Library
 from ..rule.describe import describe_plan
-from ..rule.pairing import Pair
-from ..rule.plan import Plan, format_row, make_plan
+from ..rule.plan import format_row
 from ..settings import BY_NAME, FIELDS, Field, Settings, quote_value, read_integer, read_values
-from .job import find_entries
+from .job import Listed, plan_listed
 from .refuse import KLoraRefused
 
 PREFIX = "/klora/v1"
@@ -30,7 +26,6 @@ HOSTS_OWN = "/sdapi/v1/txt2img"  # it is there where the WebUI's API is on
 LARGEST_BODY = 64 << 10  # bytes
 MAX_STEPS, MAX_SEED = 1000, 2**63 - 1
 FORMATS = ("json", "png", "svg")
-CPU = torch.device("cpu")  # the GPU belongs to the job that samples
 
 
 def read_format(value: Any) -> str:
@@ -47,15 +42,6 @@ SEED = Field("seed", "Seed", "The image's seed, for the method random.",
 FORMAT = Field("format", "Format", "In which form /map answers.", read_format, "one of " + ", ".join(FORMATS), FORMATS)
 BESIDE: Mapping[str, Any] = {"steps": 30, "seed": 0, "format": "json"}  # with their defaults
 BY_ROUTE = {"/plan": (STEPS, SEED), "/map": (STEPS, SEED, FORMAT)}
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan that was asked for, and of what it is."""
-
-    pair: Pair
-    plan: Plan
-    steps: int
 
 
 def add_routes(app: FastAPI, library: Library) -> None:
@@ -161,31 +147,25 @@ def read_request(path: str, body: bytes) -> dict[str, Any]:
     return {name: BESIDE[name] for name in beside} | read_values(given, {**BY_NAME, **beside})
 
 
-def make_planned(library: Library, given: Mapping[str, Any]) -> Planned:
+def plan_request(library: Library, given: Mapping[str, Any]) -> Listed:
     """Raises a KLoraError."""
     settings = Settings(**{name: value for name, value in given.items() if name in BY_NAME})
-    content, style = find_entries(detect(), settings)
-    files = library.read_both((content.path, content.name), (style.path, style.name))
-    with blame_both():
-        pair = library.pair(*files)
-        scores = library.measure(pair, settings, CPU)
-        return Planned(pair, make_plan(pair, scores, settings, given["steps"], given["seed"]), given["steps"])
+    return plan_listed(detect(), library, settings, given["steps"], given["seed"])
 
 
 def answer_plan(library: Library, given: Mapping[str, Any]) -> JSONResponse:
     """The command line's ``plan --json``, with the report."""
-    found = make_planned(library, given)
-    pair, plan = found.pair, found.plan
-    notes = [*pair.content.notes, *pair.style.notes, *plan.notes]
-    told = describe_plan(plan, found.steps, notes)
-    return JSONResponse({**told, "report": library.explain(pair, plan, found.steps).as_json()})
+    _, pair, plan = plan_request(library, given)
+    steps = given["steps"]
+    told = describe_plan(plan, steps, [*pair.content.notes, *pair.style.notes, *plan.notes])
+    return JSONResponse({**told, "report": library.explain(pair, plan, steps).as_json()})
 
 
 def answer_map(library: Library, given: Mapping[str, Any]) -> Response:
     from ..map import draw_plan, draw_svg
 
-    found = make_planned(library, given)
-    plan, table = found.plan, found.plan.table(found.steps)
+    plan = plan_request(library, given).plan
+    table = plan.table(given["steps"])
     names = [unit.name for unit in plan.units]
     if given["format"] == "png":
         buffer = io.BytesIO()
@@ -194,4 +174,4 @@ def answer_map(library: Library, given: Mapping[str, Any]) -> Response:
     if given["format"] == "svg":
         return Response(draw_svg(table, names), media_type="image/svg+xml")
     layers = [{"name": name, "selection": format_row(row)} for name, row in zip(names, table)]
-    return JSONResponse({"gamma": plan.gamma, "steps": found.steps, "layers": layers})
+    return JSONResponse({"gamma": plan.gamma, "steps": given["steps"], "layers": layers})

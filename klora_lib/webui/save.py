@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import KLoraError, SettingsError
 from ..export import save_parts
 from ..export.save import ENDING, Saved, Wish
 from ..export.segments import MOST
 from ..hosts.contract import Host
 from ..rule.cache import Library
-from ..rule.plan import make_plan
-from ..settings import Settings, name_arguments, quote_value, read_settings
-from .job import find_entries
+from ..settings import Settings, name_arguments, quote_value, read_integer, read_settings
+from .job import plan_listed
 
 LONGEST = 180  # bytes of a name
 FORBIDDEN = re.compile(r'[<>:"/\\|?*,=\x00-\x1f\ud800-\udfff]')  # what a path, a tag or a file system reads otherwise
@@ -36,14 +33,11 @@ def save_lora(
     settings: Settings = read_settings({**name_arguments(args), "enabled": True})
     count, steps = read_count(segments, "segments", MOST), read_count(steps, "steps", 1000)
     path = Path(host.get_lora_folder()) / f"{read_name(name)}{ENDING}"
-    entries = find_entries(host, settings)
     for stem in [f"{path.stem}-{n}" for n in range(1, count + 1)] if count > 1 else [path.stem]:
         listed = host.find_lora(stem)
         if listed is not None and os.path.realpath(listed.path) != os.path.realpath(path.with_name(f"{stem}{ENDING}")):
             raise SettingsError(f"another LoRA is listed as {stem!r} already, and one would hide the other", "name")
-    pair = library.pair(*library.read_both(*((entry.path, entry.name) for entry in entries)))
-    scores = library.measure(pair, settings, torch.device("cpu"))
-    plan = make_plan(pair, scores, settings, steps)
+    entries, pair, plan = plan_listed(host, library, settings, steps)
     wish = Wish(path, count if count > 1 else None, overwrite=bool(overwrite))
     saved = save_parts(pair, plan, steps, [entry.path for entry in entries], wish)
     host.refresh_loras()
@@ -51,9 +45,10 @@ def save_lora(
 
 
 def read_count(value: Any, name: str, most: int) -> int:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and 1 <= value <= most:
-        return int(value)
-    raise SettingsError(f"must be a whole number from 1 to {most}, not {quote_value(value)}", name)
+    try:
+        return read_integer(value, 1, most)
+    except (ValueError, TypeError, OverflowError):
+        raise SettingsError(f"must be a whole number from 1 to {most}, not {quote_value(value)}", name) from None
 
 
 def read_name(name: Any) -> str:

@@ -102,5 +102,5 @@ def test_the_files_of_a_schedule(files: tuple[str, str], tmp_path: Path, capsys:
         "1 of 3, steps 1 to 4", "2 of 3, steps 5 to 8", "3 of 3, steps 9 to 12",
     ]  # fmt: skip
     told = capsys.readouterr().out
-    assert "<lora:fused-2:[0@0,0@0.3333,1@0.3333,1@0.6667,0@0.6667,0@1]>" in told
-    assert "<lora:fused-1:0:1>[<lora:fused-1:1:0>:[<lora:fused-2:1:0>:<lora:fused-3:1:0>:0.6667]:0.3333]" in told
+    assert "<lora:fused-2:[0@0,0@0.33333,1@0.33333,1@0.66666,0@0.66666,0@1]>" in told
+    assert "<lora:fused-1:0:1>[<lora:fused-1:1:0>:[<lora:fused-2:1:0>:<lora:fused-3:1:0>:0.66666]:0.33333]" in told

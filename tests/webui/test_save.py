@@ -58,7 +58,7 @@ def test_a_saved_file_is_listed(host: FakeHost, folder: Path) -> None:
 
 def test_segments_are_files_with_a_text_to_paste(host: FakeHost, folder: Path) -> None:
     told = press(host, method="klora", segments=3, steps=12)
-    assert "**fused-1** (" in told and "in Forge Neo" in told and "<lora:fused-2:[0@0,0@0.3333,1@0.3333" in told
+    assert "**fused-1** (" in told and "in Forge Neo" in told and "<lora:fused-2:[0@0,0@0.33333,1@0.33333" in told
     assert {path.name for path in folder.iterdir()} == {f"fused-{n}.safetensors" for n in (1, 2, 3)}
 
 
