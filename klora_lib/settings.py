@@ -200,10 +200,7 @@ FIELDS: tuple[Field, ...] = (
           "How strongly the content LoRA acts on the text encoders; empty: the same as its weight.", **WEIGHT),
     _real("style_te_weight", "Style text encoder weight",
           "How strongly the style LoRA acts on the text encoders; empty: the same as its weight.", **WEIGHT),
-    _choice("method", METHODS, "Method", "How the two share layers and steps: klora (the paper's rule), est (the same by "
-            "energy, planned at once), switch (in turn), fixed (content, then style), direct (both added), np (added, the "
-            "content out of the style's way), average (klora as one merge), ties (the largest of both), blora (SDXL: a "
-            "block each), content, style (one alone); random, topk and no-gamma are to compare with."),
+    _choice("method", METHODS, "Method", "How the two share layers and steps: klora is the paper's rule, direct adds both."),
     replace(_real("alpha", "α",
                   "How much the threshold grows from the first step to the last; higher means more style late.",
                   (0, 5, 0.05), 0, 1e9), methods=WITH_SCALE),

@@ -77,6 +77,9 @@ class Host(Protocol):
     def estimate_sampling_memory(self, p: Any) -> int:
         """Device memory that sampling ``p`` will need beside the model's weights, in bytes, at most."""
 
+    def has_model(self) -> bool:
+        """Whether a checkpoint is loaded now; asking does not load one."""
+
     def get_checkpoint_name(self) -> str:
         """Name of the loaded checkpoint."""
 

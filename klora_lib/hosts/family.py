@@ -56,6 +56,12 @@ class Family:
         width, height = find_largest_size(p)
         return estimate_sampling_bytes(2 * p.batch_size * (width // 8) * (height // 8))  # guidance stacks two halves
 
+    def has_model(self) -> bool:
+        """Asks the place where the model is kept: ``shared.sd_model`` of A1111 loads one if there is none."""
+        from modules import sd_models
+
+        return getattr(getattr(sd_models, "model_data", None), "sd_model", None) is not None
+
     def get_checkpoint_name(self) -> str:
         from modules import shared
 

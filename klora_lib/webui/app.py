@@ -12,7 +12,7 @@ from ..hosts import detect
 from ..patching import unwrap_instance_function, wrap_instance_function
 from ..rule.cache import Library
 from ..settings import Settings, name_arguments, read_settings
-from . import routes, xyz
+from . import facts, routes, xyz
 from .job import Job, prepare, run_guarded
 from .refuse import KLoraRefused, refuse, refuse_sampling
 
@@ -24,6 +24,7 @@ class App:
 
     def __init__(self) -> None:
         self.library = Library()
+        self.facts = facts.FactShelf()
         self.sampling_jobs: list[Job] = []  # the last one samples; the others wait in the middle of a pass
         self.enabled_p: Any = None  # the p of the last enabled job, until the job ends
 
@@ -114,6 +115,20 @@ class App:
             return format_saved(save_lora(detect(), self.library, args, name, segments, steps, overwrite))
         except KLoraError as e:
             return format_refusal(e)
+
+    def describe_lora(self, name: Any) -> str:
+        """HTML under a picker."""
+        try:
+            return facts.describe_lora(detect(), self.facts, name)
+        except HostError:
+            return ""  # the panel's notice says it
+
+    def check_pair(self, content: Any, style: Any) -> str:
+        """HTML that says why the two chosen LoRAs do not fit; empty if they do."""
+        try:
+            return facts.check_pair(detect(), self.library, content, style)
+        except HostError:
+            return ""
 
     def serve(self, demo: Any, app: Any) -> None:
         """``app_started``: add our routes to the WebUI's server."""

@@ -9,8 +9,10 @@ from typing import Any
 
 from ..errors import HostError
 from ..hosts import detect
-from . import panel, xyz
+from . import options, panel, xyz
 from .app import App
+from .parts import Services
+from .presets import Store
 
 
 def make_app() -> App:
@@ -18,20 +20,34 @@ def make_app() -> App:
 
 
 def make_panel(script: Any, app: App) -> list[Any]:
-    """The panel's components; *Save as LoRA* uses the files that ``app`` has read.
+    """The panel's components; what it tells of files comes from what ``app`` has read.
 
     Also tells the script which of them are filled when an infotext is pasted.
     """
     from modules.ui_common import create_refresh_button
     from modules.ui_components import InputAccordion
 
-    notice = describe_trouble()
-    made = panel.build_panel(
-        InputAccordion, script.elem_id, list_loras, create_refresh_button, refresh_loras, notice, app.save
+    store = find_store()
+    services = Services(
+        list_loras, create_refresh_button, refresh_loras, app.describe_lora, app.check_pair, app.save, store
     )
+    made = panel.build_panel(InputAccordion, script.elem_id, services, describe_trouble(), options.find_start(store))
     script.infotext_fields = made.infotext_fields
     script.paste_field_names = made.names
     return made.components
+
+
+def make_options(app: App) -> None:
+    """``on_ui_settings``"""
+    options.add_options(app.library, find_store())
+
+
+def find_store() -> Store:
+    """The user's presets, beside the WebUI's own settings; none where these are frozen."""
+    from modules import paths_internal, shared
+
+    frozen = getattr(shared.cmd_opts, "freeze_settings", False)
+    return Store(None if frozen else paths_internal.data_path)
 
 
 def describe_trouble() -> str:

@@ -1,19 +1,21 @@
-"""The panel: one component for each field of the settings table."""
+"""The panel: one component for each field of the settings table, and what helps to choose their values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from .. import infotext
-from ..settings import BY_NAME, FIELDS, METHODS, Field, Settings
+from ..settings import BY_NAME, FIELDS, Field
+from .parts import NONE, ElemId, Save, Services, choose_initial, make_component
+from .pickers import add_pickers
+from .preset_box import add_preset_list, link_presets
 
-NONE = "None"
 STEPS = 20  # sampler steps for which a LoRA is saved, if the user says nothing else
-Save = Callable[[Sequence[Any], Any, Any, Any, Any], str]
+COLUMNS = 3  # of the rows under *Advanced*
 
 
 @dataclass(frozen=True)
@@ -23,84 +25,41 @@ class Panel:
     names: list[str]
 
 
-def choose_initial(field: Field) -> Any:
-    """What a component shows at first: the default; for beta the number that the default None means."""
-    if field.name == "beta":
-        return Settings().offset
-    if field.name in ("content", "style"):
-        return NONE
-    return "" if field.default is None else field.default
-
-
-def list_classes(field: Field) -> list[str]:
-    """CSS classes for javascript/klora.js, which dims the fields that the chosen method does not use."""
-    return [] if field.methods == METHODS else ["klora-field", *(f"klora-for-{method}" for method in field.methods)]
-
-
-def make_component(field: Field, choices: Sequence[str], elem_id: str) -> Any:
-    """The component of one field.  ``choices``: the listed LoRAs, for the fields that choose one."""
-    common = dict(
-        label=field.label, info=field.help, value=choose_initial(field), elem_id=elem_id, elem_classes=list_classes(field)
-    )
-    if field.name in ("content", "style"):
-        return gr.Dropdown(choices=[NONE, *choices], **common)
-    if isinstance(field.default, bool):
-        return gr.Checkbox(**common)
-    if field.name in ("gamma", "k"):
-        return gr.Dropdown(choices=list(field.choices), allow_custom_value=True, **common)
-    if field.choices:
-        return gr.Dropdown(choices=list(field.choices), **common)
-    if field.range and (field.default is not None or field.name == "beta"):
-        least, most, step = field.range
-        return gr.Slider(minimum=least, maximum=most, step=step, **common)
-    return gr.Textbox(max_lines=1, **common)
-
-
 def build_panel(
     accordion: Callable[..., Any],
-    elem_id: Callable[[str], str],
-    loras: Callable[[], list[str]],
-    refresh_button: Callable[..., Any] | None = None,
-    refresh: Callable[[], None] = lambda: None,
+    elem_id: ElemId,
+    services: Services,
     notice: str = "",
-    save: Save | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> Panel:
     """The panel inside the WebUI's own ``accordion``, whose checkbox is the field ``enabled``.
 
-    Args: elem_id: makes the script's element ids.  loras: returns the listed names.  refresh_button: the host's function
-    that makes a button which calls ``refresh`` and then ``loras`` again.  notice: a warning at the top, if any.
-    save: saves what the panel's values do, see ``add_save``; None where nothing can be saved.
+    Args: elem_id: makes the script's element ids.  notice: a warning at the top, if any.  start: by field name, what is
+    shown at first instead of the defaults.
     """
     made: dict[str, Any] = {}
-    names = loras()
+    start = start or {}
     with accordion(False, label=BY_NAME["enabled"].label, elem_id=elem_id("enabled")) as made["enabled"]:
         if notice:
             gr.Markdown(notice, elem_id=elem_id("notice"), elem_classes=["klora-notice"])
-        with gr.Row():
-            for name in ("content", "style"):
-                made[name] = make_component(BY_NAME[name], names, elem_id(name))
-                if refresh_button is not None:
-                    refresh_button(made[name], refresh, lambda: {"choices": [NONE, *loras()]}, elem_id(f"{name}_refresh"))
-        add_row(made, ("content_weight", "style_weight"), elem_id)
-        add_row(made, ("method", "scale", "gamma"), elem_id)
-        add_row(made, ("balance", "alpha", "beta"), elem_id)
-        with gr.Accordion("More", open=False):
-            add_row(made, ("layers", "progress"), elem_id)
-            add_row(made, ("engine", "k"), elem_id)
-            add_row(made, ("content_te_weight", "style_te_weight"), elem_id)
-            add_row(made, ("mu", "density", "switch_every"), elem_id)
-            add_row(made, ("show_map",), elem_id)
-        if save is not None:
-            add_save(made, elem_id, save, loras)
+        add_pickers(made, elem_id, services, start)
+        with gr.Row(elem_id=elem_id("first")):
+            for name in ("method", "balance"):
+                made[name] = make_component(BY_NAME[name], (), elem_id(name), start)
+            preset = add_preset_list(elem_id, services.presets)
+        gr.HTML(elem_id=elem_id("map"))  # filled by the script of the selection map
+        with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
+            others = [field for field in FIELDS if field.name not in made]
+            for first in range(0, len(others), COLUMNS):
+                with gr.Row():
+                    for field in others[first : first + COLUMNS]:
+                        made[field.name] = make_component(field, (), elem_id(field.name), start)
+        link_presets(made, preset, elem_id, services.presets)
+        if services.save is not None:
+            add_save(made, elem_id, services.save, services.loras)
     link_beta(made)
     pastes = [(made[f.name], make_paste(f)) for f in FIELDS]
     return Panel([made[f.name] for f in FIELDS], pastes, [f.infotext for f in FIELDS])
-
-
-def add_row(made: dict[str, Any], names: Sequence[str], elem_id: Callable[[str], str]) -> None:
-    with gr.Row():
-        for name in names:
-            made[name] = make_component(BY_NAME[name], (), elem_id(name))
 
 
 def add_save(made: dict[str, Any], elem_id: Callable[[str], str], save: Save, loras: Callable[[], list[str]]) -> None:

@@ -23,15 +23,20 @@ COMPONENTS = {  # name: parameters, those after the star by keyword only
     "Slider": f"minimum maximum value * step randomize {COMMON}",
     "Textbox": f"value * lines max_lines placeholder autofocus type text_align rtl show_copy_button {COMMON}",
     "Markdown": "value * rtl latex_delimiters visible elem_id elem_classes",
+    "HTML": "value * label every show_label visible elem_id elem_classes",
     "Button": "value * variant size icon link visible interactive elem_id elem_classes scale min_width",
 }
-LAYOUTS = {"Row": "* variant visible elem_id equal_height", "Accordion": "label * open visible elem_id"}
+LAYOUTS = {
+    "Row": "* variant visible elem_id equal_height", "Column": "* scale min_width variant visible elem_id",
+    "Accordion": "label * open visible elem_id",
+}  # fmt: skip
 EVENTS = {
     "Dropdown": ("change", "input", "select", "focus", "blur"),
     "Checkbox": ("change", "input", "select"),
     "Slider": ("change", "input", "release"),
     "Textbox": ("change", "input", "select", "submit", "focus", "blur"),
     "Markdown": ("change",),
+    "HTML": ("change",),
     "Button": ("click",),
 }
 LISTENER = (
@@ -97,6 +102,7 @@ def make() -> types.ModuleType:
     for names, base in ((COMPONENTS, Block), (LAYOUTS, Layout)):
         for name, parameters in names.items():
             setattr(module, name, type(name, (base,), {"parameters": parameters, "events": EVENTS.get(name, ())}))
+    module.__version__ = "3.41.2"  # type: ignore[attr-defined]
     module.Blocks, module.update = Blocks, update  # type: ignore[attr-defined]
     return module
 

@@ -80,6 +80,7 @@ class FakeHost(ABC):
         self.text_calls = 0  # how often the text encoder ran
         self.cond_cache: list[Any] = [None, None]
         self.script: Any = None
+        self.lora_dir = lora_dir
         self.modules = self.make_modules()
         self.modules |= self.own_modules(lora_dir)
 
@@ -159,11 +160,13 @@ class FakeHost(ABC):
 
         opts = types.SimpleNamespace(lora_functional=False, lora_add_hashes_to_infotext=True, sd_lora="None")
         state = types.SimpleNamespace(interrupted=False, skipped=False)
+        cmd_opts = types.SimpleNamespace(freeze_settings=False)
         made = {
-            "shared": {"sd_model": self.load(BASE), "opts": opts, "state": state},
+            "shared": {"sd_model": self.load(BASE), "opts": opts, "state": state, "cmd_opts": cmd_opts},
+            "paths_internal": {"data_path": str(self.lora_dir)},
             "devices": {"device": torch.device("cpu"), "cpu": torch.device("cpu")},
             "sd_unet": {"current_unet": None},
-            "sd_models": {},
+            "sd_models": {"model_data": types.SimpleNamespace(sd_model=object())},
             "sd_samplers_common": {"InterruptedException": InterruptedException},
             "extra_networks": {"ExtraNetworkParams": ExtraNetworkParams, "parse_prompt": parse_prompt},
             "processing": {"process_images_inner": process_images_inner},
@@ -188,7 +191,7 @@ class FakeHost(ABC):
 
     def callbacks(self) -> dict[str, Any]:
         """Registration by kind, and the call whose exceptions the host reports and forgets."""
-        kinds = ("cfg_denoiser", "before_ui", "app_started", "script_unloaded")
+        kinds = ("cfg_denoiser", "before_ui", "ui_settings", "app_started", "script_unloaded")
         registered: dict[str, list[Callable[..., Any]]] = {kind: [] for kind in kinds}
 
         def cfg_denoiser_callback(params: Any) -> None:

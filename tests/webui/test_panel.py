@@ -250,7 +250,7 @@ def test_so_is_one_of_an_event(keyword: str) -> None:
 def test_so_is_one_that_the_panel_uses(monkeypatch: pytest.MonkeyPatch, loras: Path) -> None:
     with gradio3.installed(), installed(FakeA1111, loras) as host:
         host.load_script()
-        told = sys.modules["klora_lib.webui.panel"]
+        told = sys.modules["klora_lib.webui.parts"]
         monkeypatch.setattr(told, "list_classes", lambda field: told.gr.Checkbox(filterable=True))
         with new_page(), pytest.raises(TypeError, match="filterable"):
             host.script.ui(False)

@@ -1,0 +1,108 @@
+"""What stands under a picker: a LoRA's preview, one line of facts, its trigger words; and whether two LoRAs fit.
+
+Texts of a file are untrusted: they reach the page only through facts_html, which escapes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from urllib.parse import quote
+
+from ..engine.fit import refuse_misfit
+from ..errors import HostError, KLoraError, LoraFileError
+from ..hosts.contract import Host
+from ..lora.facts import Facts, read_facts, split_words
+from ..lora.peft import find_weights
+from ..rule.cache import Library, Stamp, read_stamp
+from ..settings import Settings, quote_value
+from .facts_html import write_facts, write_trouble
+from .job import find_entries
+
+PREVIEWS = (".png", ".preview.png", ".jpg", ".preview.jpg", ".jpeg", ".preview.jpeg", ".webp", ".preview.webp")
+MOST, LARGEST_SIDECAR = 256, 1 << 20
+Key = tuple[str, "Stamp | None", "Stamp | None"]
+
+
+class FactShelf:
+    """Reads a file's facts once for each state of the file and of the .json beside it; keeps the last ``MOST``."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[Key, Facts | LoraFileError] = OrderedDict()
+        self.lock = Lock()
+
+    def read(self, path: str, name: str) -> Facts:
+        """Raises LoraFileError."""
+        weights = find_weights(path)
+        key = (os.fspath(weights), read_stamp(weights), read_stamp(weights.with_suffix(".json")))
+        with self.lock:
+            found = self.kept.get(key)
+        if found is None:
+            try:
+                found = read_facts(weights, name)
+            except LoraFileError as e:
+                found = e
+            with self.lock:
+                self.kept[key] = found
+                while len(self.kept) > MOST:
+                    self.kept.popitem(last=False)
+        if isinstance(found, LoraFileError):
+            raise found
+        return found
+
+
+def describe_lora(host: Host, shelf: FactShelf, name: Any) -> str:
+    """HTML for one picker's value; empty where none is chosen."""
+    if not isinstance(name, str) or name.strip() in ("", "None"):
+        return ""
+    entry = host.find_lora(name)
+    if entry is None:
+        said = f"There is no LoRA named {quote_value(name)} among the {len(host.list_loras())} listed."
+        return write_trouble(f"{said} Choose one of the list, or press the refresh button if its file is new.")
+    try:
+        facts = shelf.read(entry.path, entry.name)
+    except LoraFileError as e:
+        return write_trouble(f"{e}.")
+    return write_facts(facts, read_activation(Path(entry.path)), find_preview(Path(entry.path)))
+
+
+def read_activation(path: Path) -> list[str]:
+    """The words that the WebUI keeps as *activation text* in the .json beside the file."""
+    beside = path.with_suffix(".json")
+    try:
+        if beside.stat().st_size > LARGEST_SIDECAR:
+            return []
+        said = json.loads(beside.read_text(encoding="utf-8"))
+        return split_words(said["activation text"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def find_preview(path: Path) -> str:
+    """The address under which the WebUI serves the preview beside a LoRA; empty if there is none."""
+    for ending in PREVIEWS:
+        beside = path.with_name(path.stem + ending)
+        if stamp := read_stamp(beside):
+            return f"./sd_extra_networks/thumb?filename={quote(beside.as_posix())}&mtime={stamp.changed}"
+    return ""
+
+
+def check_pair(host: Host, library: Library, content: Any, style: Any) -> str:
+    """HTML that says why the two chosen LoRAs do not fit each other or the loaded checkpoint; empty if they do."""
+    if any(not isinstance(name, str) or host.find_lora(name) is None for name in (content, style)):
+        return ""  # the picker says so
+    try:
+        one, two = find_entries(host, Settings(content=content, style=style))
+        files = library.read_both((one.path, one.name), (two.path, two.name))
+        pair = library.pair(*files)
+        if host.has_model():
+            refuse_misfit(pair, host.find_sites(), host.get_checkpoint_name())
+    except HostError:
+        return ""  # said by the panel's notice, or no checkpoint is loaded yet
+    except KLoraError as e:
+        return write_trouble(f"{e}.")
+    return ""

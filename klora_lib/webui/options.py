@@ -1,0 +1,78 @@
+"""The section *K-LoRA* of the WebUI's settings page, and what its values do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import KLoraError
+from ..rule.cache import FILES, Library
+from ..settings import BY_NAME, ENGINES
+from .presets import Store, fill
+
+SECTION = ("klora", "K-LoRA")
+PRESET, ENGINE, CACHE, COLOURS = "klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours"
+NO_PRESET = "None"
+MAP_COLOURS = ("blue and green", "blue and orange")  # content and style; the second are told apart by the colour-blind
+GIGABYTE = 1 << 30
+LABELS = {
+    PRESET: "Preset that the panel begins with",
+    ENGINE: "Engine that the panel begins with",
+    CACHE: "Memory for LoRA files that were read, in GB",
+    COLOURS: "Colours of the selection map",
+}
+HINTS = {
+    PRESET: "None: the defaults, or what is saved under Defaults; needs Reload UI",
+    ENGINE: "needs Reload UI",
+    CACHE: "the two last used are always kept",
+    COLOURS: "content and style; blue and orange are told apart by colour-blind people too",
+}
+
+
+def add_options(library: Library, store: Store) -> None:
+    """``on_ui_settings``: add the section to the settings page."""
+    import gradio as gr
+
+    from modules import shared
+
+    def add(key: str, default: Any, component: Any, args: Any, **more: Any) -> None:
+        option = shared.OptionInfo(default, LABELS[key], component, args, section=SECTION, **more)
+        shared.opts.add_option(key, option.info(HINTS[key]))
+
+    def list_presets() -> dict[str, Any]:
+        return {"choices": [NO_PRESET, *store.list_names()]}
+
+    add(PRESET, NO_PRESET, gr.Dropdown, list_presets)
+    add(ENGINE, BY_NAME["engine"].default, gr.Dropdown, {"choices": list(ENGINES)})
+    cache = {"minimum": 0.5, "maximum": 16, "step": 0.5}
+    add(CACHE, FILES / GIGABYTE, gr.Slider, cache, onchange=lambda: set_cache(library))
+    add(COLOURS, MAP_COLOURS[0], gr.Radio, {"choices": list(MAP_COLOURS)})
+    set_cache(library)
+
+
+def read_option(key: str, default: Any) -> Any:
+    """The option's value; ``default`` where the WebUI does not know it (yet)."""
+    from modules import shared
+
+    return getattr(shared.opts, "data", {}).get(key, default)
+
+
+def set_cache(library: Library) -> None:
+    """Let ``library`` keep as many bytes of files as the option says."""
+    value = read_option(CACHE, FILES / GIGABYTE)
+    library.most = int(value * GIGABYTE) if isinstance(value, (int, float)) else FILES
+
+
+def find_start(store: Store) -> Mapping[str, Any]:
+    """What the panel shows at first instead of the defaults, by field name.  Options that cannot be read change nothing."""
+    start: dict[str, Any] = {}
+    name = read_option(PRESET, NO_PRESET)
+    if name != NO_PRESET:
+        try:
+            start = fill(store.find(name))
+        except KLoraError:
+            start = {}
+    engine = read_option(ENGINE, None)
+    if engine in ENGINES and engine != BY_NAME["engine"].default:
+        start["engine"] = engine
+    return start

@@ -1,0 +1,147 @@
+"""Presets: how to draw, without the two LoRAs.  Ours, and the user's own in a JSON file of the WebUI's data folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import KLoraError, SettingsError, quote_first_line
+from ..settings import BY_NAME, FIELDS, Settings, quote_value, read_values
+
+# what a preset leaves as it is: the pair, where and how strongly it acts, and what does not change the choice
+KEPT = (
+    "enabled", "content", "style", "content_weight", "style_weight", "content_te_weight", "style_te_weight", "engine",
+    "show_map",
+)  # fmt: skip
+TOUCHED = tuple(field.name for field in FIELDS if field.name not in KEPT)
+# Name → the values that are not the default.  "recommended" is what docs/evaluation.md found best.
+RECOMMENDED: Mapping[str, Any] = {"method": "switch"}
+OURS: Mapping[str, Mapping[str, Any]] = {
+    "paper S": {},
+    "paper S*": {"scale": "s*"},
+    "subject-heavy": {"balance": -1.0},
+    "style-heavy": {"balance": 1.0},
+    "recommended": RECOMMENDED,
+}
+FILE_NAME = "klora_presets.json"
+MOST, LONGEST_NAME, LARGEST_TEXT = 200, 60, 1 << 20
+
+
+def fill(preset: Mapping[str, Any]) -> dict[str, Any]:
+    """All values that a preset sets, by field name; β as the number that its default means, as the panel shows it."""
+    values = {name: BY_NAME[name].default for name in TOUCHED} | dict(preset)
+    if values["beta"] is None:
+        values["beta"] = Settings(alpha=values["alpha"], scale=values["scale"]).offset
+    return values
+
+
+def read_preset(given: Any) -> dict[str, Any]:
+    """The valid values of a preset that differ from the default.  Raises SettingsError."""
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"must be an object of settings, not {quote_value(given)}", "preset")
+    values = read_values(given, {name: BY_NAME[name] for name in TOUCHED})
+    Settings(**values)
+    return {name: value for name, value in values.items() if value != BY_NAME[name].default}
+
+
+def read_presets(text: str) -> dict[str, dict[str, Any]]:
+    """Presets from JSON: {name: {setting: value}}.  Raises SettingsError."""
+    if len(text) > LARGEST_TEXT:
+        raise SettingsError(f"the text has {len(text)} characters, and may have {LARGEST_TEXT}", "presets")
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        raise SettingsError('this is not JSON; it looks like {"my preset": {"balance": 1.0}}', "presets") from None
+    if not isinstance(given, dict) or len(given) > MOST:
+        raise SettingsError(f"must be an object of at most {MOST} presets by name", "presets")
+    found = {}
+    for name, preset in given.items():
+        try:
+            found[read_name(name)] = read_preset(preset)
+        except KLoraError as e:
+            raise SettingsError(f"{quote_value(name)}: {e}", "presets") from None
+    return found
+
+
+def read_name(name: Any) -> str:
+    """Raises SettingsError."""
+    name = name.strip() if isinstance(name, str) else ""
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise SettingsError(f"a name of 1 to {LONGEST_NAME} characters is needed, not {quote_value(name)}", "preset")
+    if name in OURS:
+        raise SettingsError(f"{name!r} is the name of a preset that comes with K-LoRA: choose another one", "preset")
+    return name
+
+
+def write_presets(presets: Mapping[str, Mapping[str, Any]]) -> str:
+    return json.dumps(presets, indent=2, ensure_ascii=False)
+
+
+class Store:
+    """The user's own presets, in ``folder``; None where nothing may be written."""
+
+    def __init__(self, folder: str | None):
+        self.path = Path(folder) / FILE_NAME if folder else None
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Those of the file; none if there is no file.  Raises SettingsError for a damaged one."""
+        if self.path is None:
+            return {}
+        try:
+            return read_presets(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as e:
+            raise SettingsError(f"{FILE_NAME} cannot be read: {quote_first_line(e)}", "presets") from None
+
+    def list_names(self) -> list[str]:
+        """Ours, then the user's own; only ours if the file cannot be read, which saving then says."""
+        try:
+            return [*OURS, *self.read()]
+        except KLoraError:
+            return list(OURS)
+
+    def find(self, name: Any) -> Mapping[str, Any]:
+        """Raises SettingsError."""
+        if name in OURS:
+            return OURS[name]
+        own = self.read()
+        if name not in own:
+            raise SettingsError(f"there is no preset named {quote_value(name)} among the {len(OURS) + len(own)}", "preset")
+        return own[name]
+
+    def save(self, name: Any, values: Mapping[str, Any]) -> str:
+        """Keep ``values`` under ``name``, in place of one with this name.  Returns the name.  Raises SettingsError."""
+        name = read_name(name)
+        given = {key: value for key, value in values.items() if key in TOUCHED}
+        self.write(self.read() | {name: read_preset(given)})
+        return name
+
+    def delete(self, name: Any) -> None:
+        """Raises SettingsError."""
+        name = read_name(name)
+        self.find(name)
+        self.write({key: value for key, value in self.read().items() if key != name})
+
+    def add(self, text: str) -> int:
+        """Add the presets of an exported JSON.  Returns how many.  Raises SettingsError."""
+        found = read_presets(text)
+        self.write(self.read() | found)
+        return len(found)
+
+    def write(self, presets: Mapping[str, Mapping[str, Any]]) -> None:
+        """All or nothing: a new file takes the old one's place."""
+        if self.path is None:
+            raise SettingsError("nothing may be saved here: the WebUI's settings are frozen", "preset")
+        if len(presets) > MOST:
+            raise SettingsError(f"there are {MOST} presets already: delete one first", "preset")
+        try:
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self.path.parent, delete=False) as file:
+                file.write(write_presets(presets))
+            os.replace(file.name, self.path)
+        except OSError as e:
+            raise SettingsError(f"{FILE_NAME} cannot be written: {quote_first_line(e)}", "preset") from None

@@ -1,0 +1,137 @@
+// Opens a WebUI's page in chromium and uses the panel as a user does; writes what it saw as JSON to the standard output.
+// node drive.js ADDRESS FOLDER CONTENT STYLE OTHER   (OTHER: a LoRA for another model; FOLDER: for screenshots)
+const {chromium} = require("playwright-core");
+const fs = require("fs");
+const path = require("path");
+
+const [address, folder, content, style, other] = process.argv.slice(2);
+const slow = Number(process.env.KLORA_BROWSER_SECONDS || 120) * 1000;
+const seen = {console: [], failed: [], errors: []};
+const id = (name) => `#script_txt2img_klora_${name}`;
+
+/** Waits until `look` in the page is true for `given`; throws with `what` if it never is. */
+async function until(page, what, look, given) {
+    try {
+        await page.waitForFunction(look, given, {timeout: slow, polling: 100});
+    } catch (error) {
+        throw new Error(`never seen: ${what} (${error.message.split("\n")[0]})`);
+    }
+}
+
+const value = (page, name) => page.locator(`${id(name)} input`).first().inputValue();
+
+async function choose(page, name, lora, typed = lora) {
+    await page.locator(`${id(name)} input`).first().click();
+    await page.keyboard.type(typed);
+    seen[`options of ${typed}`] = await page.locator(`${id(name)} ul li`).evaluateAll((all) => all.map((li) => li.getAttribute("aria-label")));
+    await page.keyboard.press("Enter");
+    await until(page, `${name} is ${lora}`, ([where, wanted]) => document.querySelector(where)?.value === wanted, [`${id(name)} input`, lora]);
+}
+
+const steps = {
+    async open(page) {
+        // what the page itself fetches from elsewhere is not ours to wait for
+        await page.route("**/*", (route) => route.request().url().startsWith(address) ? route.continue() : route.abort());
+        await page.goto(address, {waitUntil: "commit"});
+        await until(page, "the panel", (where) => document.querySelector(where), `${id("enabled")}-visible-checkbox`);
+        await page.locator(`${id("enabled")} .label-wrap`).click();
+        await page.locator(id("content")).waitFor({timeout: slow});
+        await page.addStyleTag({content: "* {animation: none !important}"});
+    },
+    async unknown(page) {
+        await page.locator(`${id("content")} input`).first().click();
+        await page.keyboard.type("no such file");
+        await page.keyboard.press("Tab");
+        await until(page, "the sentence", (where) => document.querySelector(where), `${id("content")} .klora-said`);
+        seen.unknown = await page.locator(`${id("content")} .klora-said`).textContent();
+        seen.afterUnknown = await value(page, "content");
+    },
+    async pick(page) {
+        await choose(page, "content", content, content.slice(0, -1));
+        await choose(page, "style", style);
+        for (const name of ["content", "style"]) {
+            await until(page, `facts of ${name}`, (where) => document.querySelector(where), `${id(`${name}_facts`)} .klora-line`);
+        }
+        seen.facts = await page.locator(`${id("content_facts")} .klora-line`).innerText();
+        seen.chips = await page.locator(`${id("content_facts")} .klora-chip`).allTextContents();
+        seen.injected = await page.evaluate(() => window.kloraInjected ?? null);
+        seen.title = await page.locator(`${id("enabled")} .klora-title`).textContent();
+        await page.screenshot({path: path.join(folder, "panel.png")});
+    },
+    async chip(page) {
+        if (!seen.chips.length) return;
+        await page.locator(`${id("content_facts")} .klora-chip`).first().click();
+        await page.locator(`${id("content_facts")} .klora-chip`).first().click();
+        seen.prompt = await page.locator("#txt2img_prompt textarea").inputValue();
+    },
+    async swap(page) {
+        await page.locator(id("swap")).click();
+        await until(page, "the swap", ([where, wanted]) => document.querySelector(where)?.value === wanted, [`${id("content")} input`, style]);
+        seen.swapped = [await value(page, "content"), await value(page, "style")];
+    },
+    async misfit(page) {
+        await choose(page, "style", other);
+        await until(page, "the warning", (where) => document.querySelector(where), `${id("fit")} .klora-trouble`);
+        seen.misfit = await page.locator(`${id("fit")} .klora-trouble`).textContent();
+        await page.screenshot({path: path.join(folder, "misfit.png")});
+        await choose(page, "style", content);
+        await until(page, "no warning", (where) => !document.querySelector(where), `${id("fit")} .klora-trouble`);
+    },
+    async preset(page) {
+        await page.locator(`${id("preset")} input`).first().click();
+        await page.locator(`${id("preset")} ul li`, {hasText: "style-heavy"}).click();
+        await until(page, "the balance", (where) => Number(document.querySelector(where)?.value) === 1, `${id("balance")} input`);
+        seen.preset = await value(page, "balance");
+    },
+    async cards(page) {
+        await page.getByRole("tab", {name: "Lora"}).first().click();
+        const card = page.locator(`#txt2img_lora_cards .card[data-name="${content}"]`);
+        await card.hover();
+        seen.cardButtons = await card.locator(".klora-card").allTextContents();
+        const before = await page.locator("#txt2img_prompt textarea").inputValue();
+        await card.locator('.klora-card[data-role="content"]').click();
+        await until(page, "the card's choice", ([where, wanted]) => document.querySelector(where)?.value === wanted, [`${id("content")} input`, content]);
+        await page.locator(`#txt2img_lora_cards .card[data-name="${style}"]`).hover();
+        await page.locator(`#txt2img_lora_cards .card[data-name="${style}"] .klora-card[data-role="style"]`).click();
+        await until(page, "the card's choice", ([where, wanted]) => document.querySelector(where)?.value === wanted, [`${id("style")} input`, style]);
+        seen.promptKept = before === await page.locator("#txt2img_prompt textarea").inputValue();
+        await page.screenshot({path: path.join(folder, "cards.png")});
+        await page.locator("#txt2img_lora_extra_refresh").click();
+        await page.waitForTimeout(3000);
+        await until(page, "buttons after a refresh", () => document.querySelector("#txt2img_lora_cards .klora-card"));
+        seen.pressed = await page.locator('#txt2img_lora_cards .klora-card[aria-pressed="true"]').count();
+        await page.getByRole("tab", {name: "Generation"}).first().click();
+    },
+    async axe(page) {
+        await page.addScriptTag({content: fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf-8")});
+        const found = await page.evaluate((where) => window.axe.run(where, {resultTypes: ["violations"]}), id("enabled"));
+        seen.axe = found.violations.map(({id: rule, nodes}) => ({rule, nodes: nodes.map((node) => node.html.slice(0, 200))}));
+    },
+    async dark(page) {
+        await page.evaluate(() => document.body.classList.add("dark"));
+        await page.screenshot({path: path.join(folder, "dark.png")});
+    },
+};
+
+(async () => {
+    const browser = await chromium.launch({executablePath: process.env.KLORA_CHROMIUM || "/usr/bin/chromium", args: ["--no-sandbox"]});
+    const page = await browser.newPage({viewport: {width: 1400, height: 1600}});
+    page.setDefaultTimeout(slow);
+    page.on("console", (message) => {
+        if (["error", "warning"].includes(message.type())) seen.console.push(`${message.text()} (${message.location().url})`);
+    });
+    page.on("pageerror", (error) => seen.errors.push(error.stack ?? String(error)));
+    for (const [name, step] of Object.entries(steps)) {
+        const begun = Date.now();
+        try {
+            await step(page);
+        } catch (error) {
+            seen.failed.push(`${name}: ${error.message}`);
+            await page.screenshot({path: path.join(folder, `failed-${name}.png`)}).catch(() => null);
+            if (name === "open") break;
+        }
+        process.stderr.write(`${name} ${Date.now() - begun} ms\n`);
+    }
+    await browser.close();
+    process.stdout.write(JSON.stringify(seen, null, 2));
+})();

@@ -1,0 +1,117 @@
+"""Theorem: every string that the panel and the settings page show has a translation in each of the three languages."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from klora_lib.settings import FIELDS
+from klora_lib.webui import options
+
+from ..fakes.host import FakeHost
+from .test_panel import new_page
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "localizations"
+LANGUAGES = ("zh_CN", "ja_JP", "ko_KR")
+SAME = {"K-LoRA", "None", "refresh", "Ask"}  # the same in all languages, the stand-in's, hidden
+PLACES = re.compile(r"\{\w+\}")
+
+
+def read(language: str) -> dict[str, str]:
+    return json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8"))
+
+
+def find_panel_strings(host: FakeHost) -> Iterator[str]:
+    """Labels, sentences of help and buttons of the panel as it is built."""
+    with new_page() as page:
+        host.script.ui(False)
+    for block in page.blocks.values():
+        kind = type(block).__name__
+        yield from filter(None, (getattr(block, "label", None), getattr(block, "info", None)))
+        if kind in ("Button", "ToolButton"):
+            yield block.value
+
+
+def find_code_strings() -> Iterator[str]:
+    """What the HTML of klora_lib/webui and javascript/klora.js say."""
+    html = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "klora_lib" / "webui").glob("*.py"))
+    yield from re.findall(r"<b>([A-Za-z ]+)</b>", html)
+    yield from re.findall(r'title="([^"{]+)"', html)
+    yield from re.findall(r'write_note\("(\w+)"', html)
+    script = (REPOSITORY / "javascript" / "klora.js").read_text(encoding="utf-8")
+    for call in re.findall(r"KLoraPanel\.say\((.*)\);?", script):
+        yield from (one or two for one, two in re.findall(r"""'([^']{4,})'|"((?!content")[^"{]{4,})\"""", call))
+
+
+def find_option_strings() -> Iterator[str]:
+    yield from options.LABELS.values()
+    yield from (f"({hint})" for hint in options.HINTS.values())  # as the WebUI shows a hint
+    yield from options.MAP_COLOURS
+
+
+def needs_translation(text: str) -> bool:
+    return text not in SAME and bool(re.search(r"[A-Za-z]{2}", text))
+
+
+def find_strings(host: FakeHost) -> set[str]:
+    found = [*find_panel_strings(host), *find_code_strings(), *find_option_strings()]
+    return {text.strip() for text in found if needs_translation(text)}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_string_is_missing(a1111: FakeHost, language: str) -> None:
+    strings, known = find_strings(a1111), read(language)
+    assert strings >= {f.help for f in FIELDS if f.name != "enabled"} | {"Swap", "Add to the prompt", "Content of K-LoRA"}
+    assert sorted(strings - set(known)) == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_translations_are_whole(language: str) -> None:
+    """None is empty or left in English, and all have the places of their English sentence."""
+    for text, translated in read(language).items():
+        assert translated.strip() and translated != text
+        assert sorted(PLACES.findall(text)) == sorted(PLACES.findall(translated))
+
+
+def test_a_missing_one_is_seen(a1111: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(options.LABELS, options.ENGINE, "A new label")
+    assert "A new label" in find_strings(a1111) - set(read("zh_CN"))
+
+
+class OptionInfo(SimpleNamespace):
+    """As the WebUI's, with what ours use."""
+
+    def __init__(self, default: Any, label: str, component: Any, component_args: Any, section: Any, onchange: Any = None):
+        super().__init__(default=default, label=label, component_args=component_args, section=section, onchange=onchange)
+        self.hint = ""
+
+    def info(self, hint: str) -> OptionInfo:
+        self.hint = hint
+        return self
+
+
+def test_the_settings_page_has_these_options(a1111: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    added: dict[str, OptionInfo] = {}
+    shared = a1111.shared
+    shared.OptionInfo = OptionInfo
+    shared.opts.add_option = added.__setitem__
+    shared.opts.data = {options.CACHE: 1.5}
+    for callback in a1111.script_callbacks.registered["ui_settings"]:
+        callback()
+    assert list(added) == ["klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours"]
+    assert {option.section for option in added.values()} == {("klora", "K-LoRA")}
+    assert added["klora_map_colours"].default == "blue and green"
+    assert added["klora_preset"].component_args()["choices"][0] == "None"
+    assert a1111.app.library.most == 1.5 * 2**30
+    shared.opts.data[options.CACHE] = 4
+    added["klora_cache_gb"].onchange()
+    assert a1111.app.library.most == 4 * 2**30
+    assert sys.modules["modules.shared"] is shared
