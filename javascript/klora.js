@@ -12,6 +12,7 @@ class KLoraPanel {
         this.tab = tab;
         /** @type {Object<string, string>} what each picker held when it was entered */
         this.before = {};
+        this.taking = false; // gradio is about to take an option of the list
         this.shown = "";
         this.checkpoint = "";
     }
@@ -69,6 +70,7 @@ class KLoraPanel {
         this.shown = shown;
         this.dim(panel, chosen[2]);
         this.writeTitle(panel, chosen);
+        this.labelInputs(panel);
         for (const card of this.listCards(".klora-card")) this.pressButton(card);
     }
 
@@ -100,6 +102,18 @@ class KLoraPanel {
         title.textContent = this.on ? `${content} + ${style} · ${method}` : "";
     }
 
+    /**
+     * Inputs that gradio and the WebUI leave without a label get one: the numbers of sliders, the header's checkbox.
+     * @param {HTMLElement} panel
+     */
+    labelInputs(panel) {
+        this.find("enabled-visible-checkbox")?.setAttribute("aria-label", "K-LoRA");
+        for (const input of panel.querySelectorAll("input[type=number]:not([aria-label])")) {
+            const label = input.closest(".block")?.querySelector("label > span, span[data-testid=block-info]");
+            input.setAttribute("aria-label", label?.textContent?.trim() ?? "");
+        }
+    }
+
     // --- the pickers ---
 
     /**
@@ -123,6 +137,7 @@ class KLoraPanel {
      */
     enter(picker, input) {
         this.before[picker] = input.value;
+        this.taking = false;
         this.tell(picker, "");
         requestAnimationFrame(() => input.select());
     }
@@ -134,7 +149,7 @@ class KLoraPanel {
      */
     leave(picker, input) {
         const typed = input.value, before = this.before[picker] ?? "None";
-        if (typed === before || this.listOptions(picker).includes(typed)) return;
+        if (this.taking || typed === before || this.listOptions(picker).includes(typed)) return;
         writeKLora(input, before); // gradio's own handler comes after this one
         if (typed.trim()) {
             this.tell(picker, KLoraPanel.say('There is no LoRA named "{typed}" in the list; "{before}" stays chosen.', {typed, before}));
@@ -149,22 +164,23 @@ class KLoraPanel {
     takeFirst(picker, input) {
         const found = this.find(picker)?.querySelectorAll("ul li") ?? [];
         const names = this.listOptions(picker);
+        this.taking = found.length > 0;
         if (!found.length || names.includes(input.value) || this.find(picker)?.querySelector("ul li.active")) return;
         input.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true}));
     }
 
     /**
      * @param {string} picker
-     * @param {string} sentence beside the picker; empty for none
+     * @param {string} sentence under the picker; empty for none
      */
     tell(picker, sentence) {
-        const block = this.find(picker);
-        let said = block?.querySelector(".klora-said");
-        if (!said && block && sentence) {
+        const facts = this.find(`${picker}_facts`);
+        let said = facts?.parentElement?.querySelector(".klora-said");
+        if (!said && facts && sentence) {
             said = document.createElement("div");
             said.className = "klora-said";
             said.setAttribute("role", "status");
-            block.append(said);
+            facts.before(said);
         }
         if (said) said.textContent = sentence;
     }
@@ -277,6 +293,10 @@ function writeKLora(input, text) {
     document.addEventListener("blur", (event) => onPicker(event, (panel, picker, input) => panel.leave(picker, input)), true);
     document.addEventListener("keydown", (event) => {
         if (event.key === "Enter") onPicker(event, (panel, picker, input) => panel.takeFirst(picker, input));
+    }, true);
+    document.addEventListener("mousedown", (event) => {
+        if (!(event.target instanceof Element) || !event.target.closest("ul.options")) return;
+        for (const panel of panels) panel.taking = true;
     }, true);
     document.addEventListener("click", (event) => {
         setTimeout(updateSoon, 50);

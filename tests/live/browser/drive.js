@@ -34,7 +34,7 @@ const steps = {
         await page.route("**/*", (route) => route.request().url().startsWith(address) ? route.continue() : route.abort());
         await page.goto(address, {waitUntil: "commit"});
         await until(page, "the panel", (where) => document.querySelector(where), `${id("enabled")}-visible-checkbox`);
-        await page.locator(`${id("enabled")} .label-wrap`).click();
+        await page.locator(`${id("enabled")} > .label-wrap`).click();
         await page.locator(id("content")).waitFor({timeout: slow});
         await page.addStyleTag({content: "* {animation: none !important}"});
     },
@@ -42,9 +42,14 @@ const steps = {
         await page.locator(`${id("content")} input`).first().click();
         await page.keyboard.type("no such file");
         await page.keyboard.press("Tab");
-        await until(page, "the sentence", (where) => document.querySelector(where), `${id("content")} .klora-said`);
-        seen.unknown = await page.locator(`${id("content")} .klora-said`).textContent();
+        await until(page, "the sentence", (where) => document.querySelector(where), `${id("pair")} .klora-said`);
+        seen.unknown = await page.locator(`${id("pair")} .klora-said`).textContent();
         seen.afterUnknown = await value(page, "content");
+    },
+    async refresh(page) {
+        await page.locator(id("content_refresh")).click();
+        await page.locator(id("style_refresh")).click();
+        await page.waitForTimeout(1500);
     },
     async pick(page) {
         await choose(page, "content", content, content.slice(0, -1));
@@ -84,7 +89,7 @@ const steps = {
         seen.preset = await value(page, "balance");
     },
     async cards(page) {
-        await page.getByRole("tab", {name: "Lora"}).first().click();
+        await page.locator("#txt2img_extra_tabs > .tab-nav > button", {hasText: "Lora"}).click();
         const card = page.locator(`#txt2img_lora_cards .card[data-name="${content}"]`);
         await card.hover();
         seen.cardButtons = await card.locator(".klora-card").allTextContents();
@@ -96,11 +101,11 @@ const steps = {
         await until(page, "the card's choice", ([where, wanted]) => document.querySelector(where)?.value === wanted, [`${id("style")} input`, style]);
         seen.promptKept = before === await page.locator("#txt2img_prompt textarea").inputValue();
         await page.screenshot({path: path.join(folder, "cards.png")});
-        await page.locator("#txt2img_lora_extra_refresh").click();
+        await page.locator("#txt2img_lora_extra_refresh:visible").first().click();
         await page.waitForTimeout(3000);
         await until(page, "buttons after a refresh", () => document.querySelector("#txt2img_lora_cards .klora-card"));
         seen.pressed = await page.locator('#txt2img_lora_cards .klora-card[aria-pressed="true"]').count();
-        await page.getByRole("tab", {name: "Generation"}).first().click();
+        await page.locator("#txt2img_extra_tabs > .tab-nav > button", {hasText: "Generation"}).click();
     },
     async axe(page) {
         await page.addScriptTag({content: fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf-8")});
