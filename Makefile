@@ -5,9 +5,9 @@ BIN = .venv/bin
 DEMO = out/demo
 METHODS = content style direct switch klora
 
-.PHONY: test test-hosts test-a1111 test-forge lint types unit live bench gpu demo evaluation clean
+.PHONY: test test-hosts test-a1111 test-forge lint types js unit live bench gpu demo evaluation clean
 
-test: lint types unit
+test: lint types js unit
 
 # the same on the versions that the WebUIs pin; an environment of 5 GB each, as PyPI's torch for Linux brings CUDA with it
 test-hosts: test-a1111 test-forge
@@ -37,6 +37,15 @@ lint: .venv/installed
 
 types: .venv/installed
 	$(BIN)/mypy
+
+# javascript/ by TypeScript's checker, where Node and it are there; nothing is fetched for it
+TSC ?= $(firstword $(wildcard $(KLORA_PLAYWRIGHT)/typescript/bin/tsc node_modules/typescript/bin/tsc))
+
+js:
+	@if ! command -v node >/dev/null; then echo "javascript/ is not checked: node is not installed"; \
+	elif [ -z "$(TSC)" ]; then echo "javascript/ is not checked: no typescript in KLORA_PLAYWRIGHT, a folder node_modules, or here"; \
+	else node "$(TSC)" --noEmit --allowJs --checkJs --strict --target es2022 --lib es2022,dom,dom.iterable --types "" \
+	javascript/*.js; fi
 
 # the tests' tensors, and the toy's, are too small to share among threads
 unit test-a1111 test-forge live demo evaluation: export OMP_NUM_THREADS = 1

@@ -1,0 +1,142 @@
+"""Theorem: what stands under the pickers is the file's, escaped; and two LoRAs that do not fit are told so at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from klora_lib.lora.facts import Facts
+from klora_lib.webui import facts
+from klora_lib.webui.facts_html import write_facts, write_note, write_trouble
+from klora_lib.webui.pickers import choose
+
+from ..fakes.host import FakeHost
+
+EVIL = "\"><img src=x onerror='alert(1)'>"
+
+
+class Tags(HTMLParser):
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attributes]
+
+
+def test_nothing_of_a_file_becomes_html() -> None:
+    html = write_facts(Facts(EVIL, EVIL, (1, 2), 3, EVIL, ("plain",)), [EVIL.replace("<", "")], "./thumb?f=" + EVIL)
+    for each in (html, write_trouble(EVIL), write_note(EVIL, EVIL)):
+        seen = Tags(each)
+        assert set(seen.tags) <= {"div", "span", "b", "button", "img"} and "onerror" not in seen.attributes
+        assert seen.tags.count("img") == ("./thumb" in each)
+
+
+def test_a_word_with_an_angle_bracket_is_no_chip() -> None:
+    assert "data-word" not in write_facts(Facts("", "", None, 0, "", (EVIL,)), [EVIL], "")
+
+
+def test_facts_of_a_listed_file(host: FakeHost) -> None:
+    html = host.app.describe_lora("subject")
+    assert "LoRA" in html and "<b>layers</b>" in html and "klora-trouble" not in html
+
+
+@pytest.mark.parametrize("name", ["None", "", None, 3])
+def test_nothing_chosen_says_nothing(host: FakeHost, name: object) -> None:
+    assert host.app.describe_lora(name) == ""
+
+
+def test_a_name_that_is_not_listed_is_refused_in_a_sentence(host: FakeHost) -> None:
+    html = host.app.describe_lora(EVIL)
+    assert "There is no LoRA named" in html and "press the refresh button" in html and "<img" not in html
+
+
+def test_two_that_do_not_fit_are_told(host: FakeHost) -> None:
+    assert host.app.check_pair("subject", "style") == ""
+    assert "made for different models" in host.app.check_pair("subject", "other_family")
+    assert "must be another LoRA than content" in host.app.check_pair("subject", "subject")
+    for content, style in (("None", "style"), ("nowhere", "style"), (None, 3)):
+        assert host.app.check_pair(content, style) == ""
+
+
+def test_so_is_a_pair_that_does_not_fit_the_checkpoint(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a checkpoint is not loaded for it."""
+    wrong = facts.refuse_misfit
+    asked = []
+
+    def refuse(pair: object, sites: object, name: str) -> None:
+        asked.append(name)
+        wrong(pair, {}, name)
+
+    monkeypatch.setattr(facts, "refuse_misfit", refuse)
+    assert "none of the layers that both LoRAs touch is in &#x27;tiny&#x27;" in host.app.check_pair("subject", "style")
+    monkeypatch.setattr(host.sd_models.model_data, "sd_model", None)
+    assert host.app.check_pair("subject", "style") == "" and asked == ["tiny"]
+
+
+def test_a_file_is_looked_at_again_when_it_changes(loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "some.safetensors"
+    shutil.copy(loras / "subject.safetensors", path)
+    reads = []
+    read = facts.read_facts
+    monkeypatch.setattr(facts, "read_facts", lambda path, name: reads.append(name) or read(path, name))
+    shelf = facts.FactShelf()
+    first = shelf.read(str(path), "some")
+    assert shelf.read(str(path), "some") is first and len(reads) == 1
+    save_file(load_file(path), path, {"modelspec.trigger_phrase": "sks"})
+    os.utime(path, (1, 1))
+    assert shelf.read(str(path), "some").words == ("sks",) and len(reads) == 2
+
+
+def test_the_shelf_is_bounded(loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "MOST", 2)
+    shelf = facts.FactShelf()
+    for name in "abc":
+        shutil.copy(loras / "subject.safetensors", tmp_path / f"{name}.safetensors")
+        shelf.read(str(tmp_path / f"{name}.safetensors"), name)
+    assert len(shelf.kept) == 2
+
+
+def test_activation_text_and_preview_lie_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a b#.safetensors"
+    assert facts.read_activation(path) == [] and facts.find_preview(path) == ""
+    path.with_suffix(".json").write_text(json.dumps({"activation text": "sks, (a, b:1.1)"}), encoding="utf-8")
+    assert facts.read_activation(path) == ["sks", "(a, b:1.1)"]
+    (tmp_path / "a b#.preview.png").write_bytes(b"")
+    assert "/a%20b%23.preview.png&mtime=" in facts.find_preview(path)
+
+
+BROKEN = ["", "[]", "3", '{"activation text": 3}', '{"activation text": null}', "[" * 100_000, "\ud800"]
+
+
+@pytest.mark.parametrize("said", BROKEN)
+def test_a_broken_sidecar_is_passed_over(tmp_path: Path, said: str) -> None:
+    (tmp_path / "a.json").write_bytes(said.encode("utf-8", "surrogatepass"))
+    assert facts.read_activation(tmp_path / "a.safetensors") == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ('{"content": "x"}', ["x", "b"]),
+        ('{"style": "x"}', ["a", "x"]),
+        ('{"style": "a"}', ["None", "a"]),
+        ('{"content": "b"}', ["b", "None"]),
+        ("{}", ["a", "b"]),
+        ("", ["a", "b"]),
+        ("[3]", ["a", "b"]),
+        ('{"content": 3}', ["a", "b"]),
+        (None, ["a", "b"]),
+    ],
+)
+def test_a_cards_button_chooses(asked: object, names: list[str]) -> None:
+    assert choose(asked, "a", "b") == names
