@@ -173,8 +173,7 @@ def test_the_infotext_of_a_job(host: FakeHost) -> None:
     p = job(host, {"layers": "attention"})
     process_images(p)
     assert p.extra_generation_params == {
-        "K-LoRA enabled": "True", "K-LoRA content": "subject", "K-LoRA style": "style", "K-LoRA method": "klora",
-        "K-LoRA alpha": "1.5", "K-LoRA beta": "0.5", "K-LoRA gamma": "auto", "K-LoRA scale": "s",
+        "K-LoRA enabled": "True", "K-LoRA content": "subject", "K-LoRA style": "style",
         "K-LoRA layers": "attention",
         "Lora hashes": f"subject: {host.networks.available_networks['subject'].shorthash}, "
                        f"style: {host.networks.available_networks['style'].shorthash}",
