@@ -71,6 +71,9 @@ class Host(Protocol):
     def find_lora(self, name: str) -> Entry | None:
         """The listed LoRA with this name or alias; None if there is none.  A path is not accepted as a name."""
 
+    def get_lora(self, name: str) -> Entry:
+        """The same, also if ``name`` lacks blanks at its ends.  Raises SettingsError if there is none, or more than one."""
+
     def get_device(self) -> torch.device:
         """The device on which the model computes."""
 

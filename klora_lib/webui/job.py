@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from ..rule.cache import Library
 from ..rule.pairing import Pair
 from ..rule.plan import Plan, make_plan
 from ..rule.schedule import compute_step_progress, count_whole_steps
-from ..settings import Settings, quote_value
+from ..settings import Settings
 
 ROLES = ("content", "style")
 
@@ -228,22 +228,26 @@ def prepare(host: Host, library: Library, settings: Settings, p: Any) -> Job:
 
 def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
     """The chosen content and style LoRA.  Raises SettingsError if one is not listed, or both are the same."""
-    names = (settings.content, settings.style)
-    found = [host.find_lora(name) if name else None for name in names]
+    found: list[Entry] = []
     errors: list[KLoraError] = []
-    for role, name, entry in zip(ROLES, names, found):
-        if not name:
-            errors.append(SettingsError("no LoRA is chosen", role))
-        elif entry is None:
-            listed = len(host.list_loras())
-            errors.append(SettingsError(f"there is no LoRA named {quote_value(name)} among the {listed} listed", role))
+    for role, name in zip(ROLES, (settings.content, settings.style)):
+        try:
+            found.append(host.get_lora(name) if name else refuse_no_choice(host))
+        except SettingsError as e:
+            errors.append(e.blame(role))
     if errors:
         raise join_errors(errors)
     content, style = found
-    assert content is not None and style is not None
     if content == style:
         raise SettingsError(f"must be another LoRA than content, both are {content.name!r}", "style")
     return content, style
+
+
+def refuse_no_choice(host: Host) -> NoReturn:
+    """The name None stands for no LoRA, in the panel and so everywhere."""
+    listed = host.find_lora("None")
+    also = f" ('None' stands for none, so that the file {listed.path!r} needs another name)" if listed else ""
+    raise SettingsError(f"no LoRA is chosen{also}")
 
 
 class Listed(NamedTuple):

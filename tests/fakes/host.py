@@ -81,6 +81,7 @@ class FakeHost(ABC):
         self.cond_cache: list[Any] = [None, None]
         self.script: Any = None
         self.modules = self.make_modules()
+        self.shared.cmd_opts = types.SimpleNamespace(lora_dir=str(lora_dir))
         self.modules |= self.own_modules(lora_dir)
 
     # --- where the hosts differ ---
