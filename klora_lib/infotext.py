@@ -22,7 +22,8 @@ LORAS = ("content", "style")
 def write(settings: Settings) -> dict[str, str]:
     """Infotext name → text, of the fields in ALWAYS, and of the other fields if they are not the default."""
     values = {f.name: getattr(settings, f.name) for f in FIELDS}
-    values["beta"] = None if settings.offset == Settings(scale=settings.scale, alpha=settings.alpha).offset else values["beta"]
+    if settings.offset == Settings(scale=settings.scale, alpha=settings.alpha).offset:
+        values["beta"] = None
     written = {
         name: value
         for name, value in values.items()

@@ -243,8 +243,8 @@ FIELDS: tuple[Field, ...] = (
                   "both as they are, a large number takes it out altogether.", (0, 10, 0.05), 0, 1e9), methods=("np",)),
     replace(_real("density", "Density", "What share of each layer's largest elements the method ties keeps of either LoRA.",
                   (0.01, 1, 0.01), 1e-6, 1), methods=("ties",)),
-    _choice("hires", HIRES, "Hires pass", "What the hires pass draws with: the same, off (nothing of either LoRA), or own (the "
-            "same pair with the hires balance)."),
+    _choice("hires", HIRES, "Hires pass", "What the hires pass draws with: the same, off (nothing of either LoRA), or own "
+            "(the same pair with the hires balance)."),
     replace(_real("hires_balance", "Hires balance", "The balance of the hires pass, if that is set to own.", (-3, 3, 0.1),
                   -3, 3), methods=WITH_BALANCE),
 )  # fmt: skip

@@ -131,7 +131,8 @@ def test_a_refusal_names_every_value_that_cannot_be_read() -> None:
 
 def test_the_panel_shows_the_refusal_and_the_api_answers_with_it() -> None:
     params = {"K-LoRA enabled": "True", "K-LoRA alpha": "much"}
-    with pytest.warns(UserWarning, match="K-LoRA: the text cannot be pasted: alpha"), pytest.raises(HTTPException) as refused:
+    told = pytest.warns(UserWarning, match="K-LoRA: the text cannot be pasted: alpha")
+    with told, pytest.raises(HTTPException) as refused:
         panel.make_paste(BY_NAME["enabled"])(params)
     assert refused.value.status_code == 422 and "alpha: must be a number" in refused.value.detail
     assert panel.make_paste(BY_NAME["alpha"])(params) is None
@@ -181,8 +182,8 @@ def test_an_image_from_before_a_setting_was_there_has_its_default() -> None:
 
 @pytest.mark.parametrize(("scale", "beta", "text"), [("s", 0.5, None), ("s*", 1.275, None), ("s*", 0.5, "0.5")])
 def test_beta_is_left_out_where_it_is_the_default_of_its_scale(scale: str, beta: float, text: str | None) -> None:
-    for given in {beta, None} if text is None else {beta}:
-        written = infotext.write(Settings(True, "a", "b", scale=scale, beta=given))
+    for value in {beta, None} if text is None else {beta}:
+        written = infotext.write(Settings(True, "a", "b", scale=scale, beta=value))
         assert written.get("K-LoRA beta") == text
         assert infotext.read(written, BY_NAME["beta"], 0.5) == beta
 

@@ -17,22 +17,9 @@ from klora_lib.settings import FIELDS, Settings, read_settings
 from klora_lib.webui import boot, xyz
 
 from ..fakes.host import FakeHost, ScriptData
+from ..fakes.plot import AxisOption
 from ..fakes.processing import Processing, process_images
 from .jobs import job, plain, untouched, weights
-
-
-class AxisOption:
-    def __init__(
-        self,
-        label: str,
-        type: type,
-        apply: Any,
-        format_value: Any = None,
-        confirm: Any = None,
-        cost: float = 0.0,
-        choices: Any = None,
-    ):
-        self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, choices
 
 
 @pytest.fixture
@@ -73,18 +60,18 @@ def plot(p: Processing, axes: Sequence[tuple[AxisOption, Sequence[Any]]]) -> lis
 
 
 def test_one_axis_a_setting(grid: types.ModuleType) -> None:
-    assert [o.label for o in grid.axis_options] == ["Seed", *(f"K-LoRA {f.name}" for f in FIELDS)]
+    assert [o.label for o in grid.axis_options] == ["Seed", *(f"K-LoRA {f.name}" for f in FIELDS), xyz.COMPARE]
     assert all(o.label == f.infotext for o, f in zip(grid.axis_options[1:], FIELDS))
 
 
-def test_adding_twice_adds_once(grid: types.ModuleType) -> None:
+def test_adding_twice_adds_once(grid: types.ModuleType, host: FakeHost) -> None:
     before = list(grid.axis_options)
-    boot.add_axes()
+    boot.add_axes(host.app)
     assert grid.axis_options == before
 
 
 def test_a_host_without_the_plot_is_fine(host: FakeHost) -> None:
-    boot.add_axes()
+    boot.add_axes(host.app)
 
 
 def test_choices(grid: types.ModuleType, host: FakeHost) -> None:
