@@ -188,7 +188,7 @@ def test_layers_the_model_lacks_are_told(host: FakeHost) -> None:
         process_images(p)
     p.seeds, p.sampler = [1], host.create_sampler("Euler")
     p.klora_job.has_networks = True
-    p.klora_job.open_pass(p, 4)
+    p.klora_job.open_pass(p, 4, p.klora_job.find_part(p.klora_job.settings, p))
     assert list(p.comments) == ["K-LoRA: layers of the pair that are not in 'tiny': 1, conv_out among them"]
 
 
