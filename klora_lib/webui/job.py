@@ -166,7 +166,7 @@ class Job:
             p.comment(f"K-LoRA: layers of the pair that are not in {host.get_checkpoint_name()!r}: {which}")
         if not self.has_networks and (fusion.pair.content.text or fusion.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
-        self.report_notes(p, session.plan)
+        self.report_notes(p, fusion.pair, session.plan)
         host.finish_merging(actor.site.module for actor in session.actors)
         if fusion.pair.relative:  # until now, a layer could still have the LoRAs of another job
             target = read_target(host, p)
@@ -174,9 +174,9 @@ class Job:
         self.passes.append(SamplingPass(session))
         return self.passes[-1]
 
-    def report_notes(self, p: Any, plan: Plan) -> None:
+    def report_notes(self, p: Any, pair: Pair, plan: Plan) -> None:
         """Show the notes on the two files and on the plan as comments, and write their facts into the infotext."""
-        files = dict(zip(ROLES, (self.pair.content, self.pair.style)))
+        files = dict(zip(ROLES, (pair.content, pair.style)))
         for note in [*(note for file in files.values() for note in file.notes), *plan.notes]:
             p.comment(f"K-LoRA: {note}")
         first = {role: shorten(file.unknown[0], LONGEST_NAME) for role, file in files.items() if file.unknown}
