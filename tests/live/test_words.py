@@ -12,6 +12,7 @@ from .test_api import INFOTEXT
 from .witness import Witness
 
 PROMPT = PLAIN["prompt"]
+APART = 2  # of 255: a hires pass moves the image less than a whole job; what is equal is within 1
 
 
 def klora_tag(pair: Pair, *more: str) -> str:
@@ -86,7 +87,7 @@ def test_own_balance_of_the_hires_pass(host: Host, sd15_witness: Witness):
     pair = host.sd15.uneven
     settings = {"balance": -0.5, "hires": "own", "hires_balance": 0.5}
     made = assert_like_reference(host, pair, settings, passes=2, **HIRES)
-    assert difference(made.image, host.image(klora(pair, {"balance": -0.5}, **HIRES))) > FAR
+    assert difference(made.image, host.image(klora(pair, {"balance": -0.5}, **HIRES))) > APART
     assert "K-LoRA hires: own, K-LoRA hires_balance: 0.5" in made.infotext
     sd15_witness.assert_unchanged()
 
@@ -98,7 +99,7 @@ def test_a_hires_pass_without_the_pair(host: Host, sd15_witness: Witness):
     assert_reference_at_work(host.reference(), 1)
     made = host.run(klora(pair, {"hires": "off"}, **HIRES))
     assert largest_difference(made, expected) <= 1
-    assert difference(made.image, host.image(klora(pair, **HIRES))) > FAR
+    assert difference(made.image, host.image(klora(pair, **HIRES))) > APART
     tagged = klora(pair, {"hires": "off"}, **HIRES) | {"prompt": PROMPT + tag(pair.content) + tag(pair.style)}
     assert same(host.image(tagged), made.image)
     sd15_witness.assert_unchanged()
@@ -113,7 +114,7 @@ def test_the_hires_prompt_has_a_tag_of_its_own(host: Host, sd15_witness: Witness
     assert "K-LoRA hires tag: used" in made.infotext
     swapped = klora_tag(Pair(pair.style, pair.content))
     other = host.image(plain(prompt=PROMPT + first, hr_prompt=PROMPT + swapped, **HIRES))
-    assert difference(other, made.image) > FAR
+    assert difference(other, made.image) > APART
     sd15_witness.assert_unchanged()
 
 
@@ -136,8 +137,8 @@ def odd(host: Host) -> list[str]:
         files.write(host.lora / f"{name}.safetensors", tensors)
     for folder in ("one", "two"):
         (host.lora / folder).mkdir()
-    files.write(host.lora / "one" / "twin.safetensors", tensors)
-    files.write(host.lora / "two" / "twin.safetensors", files.read(host.lora / f"{host.sd15.uneven.content}.safetensors"))
+    files.write(host.lora / "one" / "doubled.safetensors", tensors)
+    files.write(host.lora / "two" / "doubled.safetensors", files.read(host.lora / f"{host.sd15.uneven.content}.safetensors"))
     files.write(host.lora / "None.safetensors", tensors)
     host.refresh_loras()
     return list(NAMES)
@@ -181,5 +182,5 @@ def test_names_that_cannot_be_chosen_are_refused_by_what_they_are(host: Host, sd
         assert answer.status == 422
         return answer.body["detail"]
 
-    assert "'twin' is the name of 2 different files" in said("twin")
+    assert "'doubled' is the name of 2 different files" in said("doubled")
     assert "'None' stands for none, so that the file" in said("None")
