@@ -9,7 +9,9 @@ from typing import Any
 import gradio as gr
 
 from .. import infotext
+from ..errors import SettingsError
 from ..settings import BY_NAME, FIELDS, METHODS, Field, Settings
+from .refuse import KLoraRefused
 
 NONE = "None"
 STEPS = 20  # sampler steps for which a LoRA is saved, if the user says nothing else
@@ -89,6 +91,7 @@ def build_panel(
             add_row(made, ("engine", "k"), elem_id)
             add_row(made, ("content_te_weight", "style_te_weight"), elem_id)
             add_row(made, ("mu", "density", "switch_every"), elem_id)
+            add_row(made, ("hires", "hires_balance"), elem_id)
             add_row(made, ("show_map",), elem_id)
         if save is not None:
             add_save(made, elem_id, save, loras)
@@ -138,7 +141,11 @@ def make_paste(field: Field) -> Callable[[dict[str, str]], Any]:
     """The function that reads the value of a field's component from a pasted infotext's parameters."""
 
     def read_pasted(params: dict[str, str]) -> Any:
-        found = infotext.read(params, field, choose_initial(field))
+        try:
+            found = infotext.read(params, field, choose_initial(field))
+        except SettingsError as e:
+            gr.Warning(f"K-LoRA: {e}")  # a host shows nothing of the exception, but its API answers with it
+            raise KLoraRefused(f"K-LoRA: {e}") from None
         return NONE if found == "" and field.name in ("content", "style") else found
 
     return read_pasted

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import Parameter, Signature
@@ -97,7 +98,7 @@ def make() -> types.ModuleType:
     for names, base in ((COMPONENTS, Block), (LAYOUTS, Layout)):
         for name, parameters in names.items():
             setattr(module, name, type(name, (base,), {"parameters": parameters, "events": EVENTS.get(name, ())}))
-    module.Blocks, module.update = Blocks, update  # type: ignore[attr-defined]
+    module.Blocks, module.update, module.Warning = Blocks, update, warnings.warn  # type: ignore[attr-defined]
     return module
 
 
