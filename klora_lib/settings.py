@@ -19,6 +19,7 @@ SCALES = ("s", "s*")
 LAYERS = ("all", "attention", "attention-only")
 PROGRESS = ("steps", "noise")
 ENGINES = ("auto", "merge", "bypass")
+HIRES = ("same", "off", "own")
 GAMMAS = ("auto", "mean-ratio")
 KS = ("auto", "all")
 
@@ -51,6 +52,8 @@ class Settings:
     balance: float = 0.0
     mu: float = 0.5
     density: float = 0.2
+    hires: str = "same"
+    hires_balance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.scale == "s*" and self.alpha == 0:
@@ -62,6 +65,13 @@ class Settings:
         if self.beta is not None:
             return self.beta
         return 0.85 * self.alpha if self.scale == "s*" else 0.5
+
+    @property
+    def for_hires(self) -> Settings | None:
+        """What the hires pass of this job draws with; None if it has nothing of the pair."""
+        if self.hires == "off" or not self.enabled:
+            return None
+        return replace(self, balance=self.hires_balance) if self.hires == "own" else self
 
     @property
     def weights(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -146,7 +156,7 @@ def _lora(name: str, label: str, help: str) -> Field:
     def read(value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError
-        return "" if value.strip() in ("", "None") else value.strip()
+        return "" if value.strip() in ("", "None") else value  # with its blanks: a file's name may begin with one
 
     return Field(name, label, help, read, "the name of a LoRA as the WebUI lists it")
 
@@ -186,6 +196,7 @@ def _whole(name: str, label: str, help: str, range: tuple[int, int, int]) -> Fie
 
 WEIGHT: dict[str, Any] = dict(range=(-2, 2, 0.05), low=-100, high=100)
 WITH_SCALE = ("klora", "fixed", "no-gamma", "est", "average")
+WITH_BALANCE = ("klora", "fixed", "topk", "no-gamma", "est", "average")
 
 # The order is the order of the positional API arguments: append only.
 FIELDS: tuple[Field, ...] = (
@@ -224,11 +235,15 @@ FIELDS: tuple[Field, ...] = (
                    "for 100 and more.", (1, 150, 1)), methods=("switch",)),
     replace(_real("balance", "Balance", "Moves the choice towards the style (above 0) or the content (below 0), in stops: 1 "
                   "doubles the threshold.", (-3, 3, 0.1), -3, 3),
-            methods=("klora", "fixed", "topk", "no-gamma", "est", "average")),
+            methods=WITH_BALANCE),
     replace(_real("mu", "μ", "How far the method np takes the content out of the directions that the style uses: 0 adds "
                   "both as they are, a large number takes it out altogether.", (0, 10, 0.05), 0, 1e9), methods=("np",)),
     replace(_real("density", "Density", "What share of each layer's largest elements the method ties keeps of either LoRA.",
                   (0.01, 1, 0.01), 1e-6, 1), methods=("ties",)),
+    _choice("hires", HIRES, "Hires pass", "What the hires pass draws with: the same, off (nothing of either LoRA), or own "
+            "(the same pair with the hires balance)."),
+    replace(_real("hires_balance", "Hires balance", "The balance of the hires pass, if that is set to own.", (-3, 3, 0.1),
+                  -3, 3), methods=WITH_BALANCE),
 )  # fmt: skip
 BY_NAME: Mapping[str, Field] = {f.name: f for f in FIELDS}
 

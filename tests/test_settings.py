@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from klora_lib.errors import KLoraError, SettingsError
 from klora_lib.settings import BY_NAME, FIELDS, Field, Settings, name_arguments, read_settings
 
-# as the contract lists them; appended since: switch_every, and balance, mu and density
+# as the contract lists them; appended since: all after show_map
 CONTRACT = [
     "enabled", "content", "style", "content_weight", "style_weight", "content_te_weight", "style_te_weight", "method",
     "alpha", "beta", "gamma", "scale", "k", "layers", "progress", "engine", "show_map", "switch_every",
-    "balance", "mu", "density",
+    "balance", "mu", "density", "hires", "hires_balance",
 ]  # fmt: skip
 WORDS = {"content", "style"}  # fields that take any text
 
@@ -83,7 +83,7 @@ def test_the_first_choice_is_the_default(field: Field) -> None:
     ("name", "raw", "value"),
     [
         ("enabled", "True", True), ("enabled", "off", False), ("enabled", 1, True), ("enabled", 0, False),
-        ("content", " cat ", "cat"), ("content", "None", ""), ("style", "", ""),
+        ("content", " cat ", " cat "), ("style", "  ", ""), ("content", "None", ""), ("style", "", ""),
         ("content_weight", "0.5", 0.5), ("style_weight", -2, -2.0), ("content_te_weight", "", None),
         ("content_te_weight", 0, 0.0), ("method", "No-Gamma", "no-gamma"), ("alpha", 0, 0.0), ("beta", None, None),
         ("beta", "1.275", 1.275), ("gamma", "AUTO", "auto"), ("gamma", "0.5", 0.5), ("gamma", 2, 2.0),
@@ -118,13 +118,14 @@ BAD: dict[str, list[Any]] = {
     **{name: [None, 1, True, [], {}, b"cat"] for name in WORDS},
 }
 NUMBERS = ("content_weight", "style_weight", "content_te_weight", "style_te_weight", "alpha", "beta", "gamma", "k",
-           "switch_every", "balance", "mu", "density")  # fmt: skip
+           "switch_every", "balance", "mu", "density", "hires_balance")  # fmt: skip
 for number in NUMBERS:
     BAD[number] += [math.nan, math.inf, -math.inf, "nan", "inf", "1e999", True, False, 10**400, "1,5", "½"]
-    BAD[number] += [{"balance": -3.1}.get(number, 101 if "weight" in number else -1)]
+    BAD[number] += [{"balance": -3.1, "hires_balance": -3.1}.get(number, 101 if "weight" in number else -1)]
 for name in ("gamma", "k", "switch_every", "density"):
     BAD[name] += [0, "0", None, ""]
-BAD["balance"] += [3.1, None, ""]
+for name in ("balance", "hires_balance"):
+    BAD[name] += [3.1, None, ""]
 BAD["mu"] += [None, ""]
 BAD["density"] += [1.1]
 for name in ("k", "switch_every"):

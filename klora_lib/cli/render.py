@@ -25,7 +25,8 @@ from . import files
 from .grid import draw_grid
 from .options import add_settings, read_given_settings, read_number, read_size, read_whole_number
 
-GENERATE_SETTINGS = tuple(f.name for f in FIELDS if f.name not in ("enabled", "content", "style", "show_map"))
+NOT_HERE = ("enabled", "content", "style", "show_map", "hires", "hires_balance")  # set otherwise, or of a WebUI only
+GENERATE_SETTINGS = tuple(f.name for f in FIELDS if f.name not in NOT_HERE)
 DRAW_SETTINGS = tuple(name for name in GENERATE_SETTINGS if name != "method")  # for commands with a list of methods
 COMPARED_METHODS = ("content", "style", "direct", "switch", "klora")
 

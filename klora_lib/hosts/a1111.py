@@ -132,7 +132,7 @@ class A1111(Family):
         wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in self.networks.loaded_networks)
         return getattr(layer, "network_current_names", ()) != wanted or (bool(wanted) and not has_backup(layer))
 
-    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
+    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart], keep: bool = True) -> None:
         """Remove the pair from the loaded networks, and append networks that have text-encoder modules only.
 
         The appended networks have other names, so that the host does not use one as the whole LoRA in a later job.

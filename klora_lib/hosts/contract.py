@@ -71,6 +71,9 @@ class Host(Protocol):
     def find_lora(self, name: str) -> Entry | None:
         """The listed LoRA with this name or alias; None if there is none.  A path is not accepted as a name."""
 
+    def get_lora(self, name: str) -> Entry:
+        """The same, also if ``name`` lacks blanks at its ends.  Raises SettingsError if there is none, or more than one."""
+
     def get_device(self) -> torch.device:
         """The device on which the model computes."""
 
@@ -96,8 +99,11 @@ class Host(Protocol):
         The host may pass the same network data again, with the tags that we added the first time: the result is the same.
         """
 
-    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
-        """Have the host add ``parts`` to the text encoders, and nothing of these LoRAs to the denoiser."""
+    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart], keep: bool = True) -> None:
+        """Have the host add ``parts`` to the text encoders, and nothing of these LoRAs to the denoiser.
+
+        keep: whether the hires pass has the same parts, so that the host may go on with what is loaded.
+        """
 
     def wrap_sampling(self, p: Any, context: Callable[[int], AbstractContextManager[None]]) -> None:
         """Run the next sampling pass of ``p`` inside ``context(steps)``.  An exception from it ends the job."""

@@ -16,6 +16,7 @@ from ..patching import wrap_functions
 from ..rule.schedule import compute_noise_progress
 from ..settings import BY_NAME
 from .contract import DenoiserCall, Entry, PutAside, Tag, TextPart
+from .names import explain_absence, match_name, refuse_twins
 
 HOOKS = ("process", "after_extra_networks_activate", "process_before_every_sampling", "postprocess")  # of a script
 SELF_SAMPLING = {"img2imgalt": "img2img alternative test"}  # scripts that sample by themselves: module → title
@@ -50,6 +51,14 @@ class Family:
         if listed is None:
             return None
         return Entry(listed.name, listed.filename)
+
+    def get_lora(self, name: str) -> Entry:
+        listed = self.networks.available_networks
+        entry = self.find_lora(name) or self.find_lora(match_name(name, listed))
+        if entry is None:
+            raise explain_absence(name, listed)
+        refuse_twins(entry, listed[entry.name], self.get_lora_folder())
+        return entry
 
     def estimate_sampling_memory(self, p: Any) -> int:
         """For the largest image of the job: that of the hires pass if there is one."""

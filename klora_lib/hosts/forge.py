@@ -72,7 +72,7 @@ class Forge(Forges):
         denoiser = self.get_model().forge_objects.unet.model.diffusion_model
         return list_sites(denoiser, partial(read_weight, device=self.get_device()), find_packing)
 
-    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
+    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart], keep: bool = True) -> None:
         """Clone the patchers without the pair's patches, and add the pair's text part to the clone of the text encoders'.
 
         The text with which the host remembers what is loaded is changed, so that it loads again for the next job.
@@ -80,7 +80,7 @@ class Forge(Forges):
         parts, model = list(parts), self.get_model()
         if not is_loaded_for(p, model.current_lora_hash):
             self.replace_patchers(model, parts)
-            model.current_lora_hash = LoadedWithoutPair(p, model.current_lora_hash)
+            model.current_lora_hash = LoadedWithoutPair(p, model.current_lora_hash, keep)
         self.key_prompt_cache(network_data, parts)
         self.add_hashes(p, parts)
 
@@ -128,16 +128,17 @@ class LoadedWithoutPair(str):
     job: Any
     host_text: str
     passes: int
+    keep: bool  # whether the job's hires pass has the same text parts
 
-    def __new__(cls, job: Any, host_text: Any) -> LoadedWithoutPair:
+    def __new__(cls, job: Any, host_text: Any, keep: bool = True) -> LoadedWithoutPair:
         own = host_text.host_text if isinstance(host_text, LoadedWithoutPair) else str(host_text)
         new = super().__new__(cls, f"K-LoRA {id(job)} {own}")
-        new.job, new.host_text, new.passes = weakref.ref(job), own, 0
+        new.job, new.host_text, new.passes, new.keep = weakref.ref(job), own, 0, keep
         return new
 
     @property
     def is_between_passes(self) -> bool:
-        return self.passes == 1 and bool(getattr(self.job(), "is_hr_pass", False))
+        return self.keep and self.passes == 1 and bool(getattr(self.job(), "is_hr_pass", False))
 
     def __eq__(self, other: object) -> bool:
         return self.is_between_passes and other == self.host_text

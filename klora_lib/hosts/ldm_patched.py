@@ -52,7 +52,7 @@ class LdmPatched(Forges):
     def find_sites(self) -> Mapping[str, Site]:
         return list_sites(self.get_model().forge_objects.unet.model.diffusion_model)
 
-    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
+    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart], keep: bool = True) -> None:
         """Have the host's patchers hold all LoRAs that it loaded except the pair, and then the pair's text parts.
 
         The list of what is loaded is stored where the host stores it, so that it loads again for a job with other LoRAs.

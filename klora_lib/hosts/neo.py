@@ -56,7 +56,7 @@ class Neo(Forges):
         refuse_unknown(unet)
         return list_sites(denoiser, partial(read_weight, device=self.get_device()), find_packing)
 
-    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart]) -> None:
+    def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart], keep: bool = True) -> None:
         """Leave the pair out of what the host has loaded, and add its text part to clones of the text encoders.
 
         If this changes anything, the hash with which the host remembers what is loaded is changed too.

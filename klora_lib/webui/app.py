@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,10 @@ from ..errors import HostError, KLoraError
 from ..hosts import detect
 from ..patching import unwrap_instance_function, wrap_instance_function
 from ..rule.cache import Library
-from ..settings import Settings, name_arguments, read_settings
-from . import facts, routes, xyz
+from . import facts, routes
 from .job import Job, prepare, run_guarded
-from .refuse import KLoraRefused, refuse, refuse_sampling
+from .refuse import KLoraRefused, refuse, refuse_late, refuse_sampling, run_before_init
+from .wishes import read_wishes, refuse_late_tag, take_tag
 
 JOB = "klora_job"  # on p
 
@@ -29,7 +29,7 @@ class App:
         self.enabled_p: Any = None  # the p of the last enabled job, until the job ends
 
     def begin(self, p: Any, args: Sequence[Any]) -> None:
-        """``process``: undo what a crashed job left behind.  Then, if K-LoRA is on, prepare the job or refuse it."""
+        """``process``: undo what a crashed job left behind.  When all scripts have had this hook, ``prepare`` the job."""
         before = vars(p).pop(JOB, None)
         copied = before is not None and before is find_job(self.enabled_p)  # ADetailer begins a copy of p for every image
         unwrap_instance_function(p, "sample")
@@ -37,25 +37,36 @@ class App:
             self.clean(keep=lambda job: job.current is not None)
             if not copied and not self.sampling_jobs:
                 self.enabled_p = None
-            settings = read_request(p, args)
-            if settings.enabled:
-                host = detect()
-                host.refuse_script(p)
-                job = prepare(host, self.library, settings, p)
-                wrap_instance_function(p, "sample", lambda: require_pass(job))
-                setattr(p, JOB, job)
-                if not copied:
-                    self.enabled_p = p
-                infotext.stamp(p, settings)
-        except KLoraError as e:
-            refuse(p, KLoraRefused(f"K-LoRA: {e}"))
+            run_before_init(p, lambda: self.prepare(p, args, copied))
         except Exception as e:  # noqa: BLE001  the host would ignore it and draw without K-LoRA
             refuse(p, e)
+
+    def prepare(self, p: Any, args: Sequence[Any], copied: bool) -> None:
+        """If K-LoRA is on, in the panel or by a tag of a prompt, prepare the job.  Raises KLoraRefused."""
+        try:
+            wishes = read_wishes(p, args)
+            if not any(wish.first or wish.hires for wish in wishes):
+                return
+            host = detect()
+            host.refuse_script(p)
+            job = prepare(host, self.library, wishes, p)
+            wrap_instance_function(p, "sample", lambda: require_pass(job))
+            setattr(p, JOB, job)
+            if not copied:
+                self.enabled_p = p
+            job.tell(p, wishes[0])
+        except KLoraError as e:
+            raise KLoraRefused(f"K-LoRA: {e}") from None
 
     def take_networks(self, p: Any, network_data: Any) -> None:
         """``after_extra_networks_activate``."""
         if job := find_job(p):
             run_guarded(job, lambda: job.take_networks(p, network_data))
+            return
+        try:
+            refuse_late_tag(take_tag(network_data), None)
+        except KLoraError as e:
+            refuse_late(p, KLoraRefused(f"K-LoRA: {e}"))
 
     def prepare_sampling(self, p: Any) -> None:
         """``process_before_every_sampling``."""
@@ -154,9 +165,9 @@ def find_job(p: Any) -> Job | None:
 @contextmanager
 def require_pass(job: Job) -> Iterator[None]:
     """Put around another script's sampling.  Raises KLoraRefused if it sampled without calling our hooks."""
-    before = len(job.passes)
+    before = job.runs
     yield
-    if job.error is None and len(job.passes) == before and not job.host.is_stopped():
+    if job.error is None and job.runs == before and not job.host.is_stopped():
         job.error = HostError("another script sampled in the WebUI's place, and without K-LoRA")
     if isinstance(job.error, KLoraError):
         raise KLoraRefused(f"K-LoRA: {job.error}")
@@ -167,15 +178,3 @@ def require_pass(job: Job) -> Iterator[None]:
 def name_pass(p: Any) -> str:
     """What the infotext calls a pass that another extension makes within a job."""
     return "ADetailer's pass" if getattr(p, "_ad_inner", False) else "another extension's pass"
-
-
-def read_request(p: Any, args: Sequence[Any]) -> Settings:
-    """The settings from the script's arguments and a plot's axes.  Raises SettingsError.
-
-    Settings given by name (API) are always validated.  Values of a disabled panel are not validated.
-    """
-    by_name = bool(args) and isinstance(args[0], Mapping)
-    given = xyz.apply_axes(name_arguments(args), p)
-    if not by_name and not given.get("enabled"):
-        return Settings()
-    return read_settings(given)

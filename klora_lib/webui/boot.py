@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import HostError
 from ..hosts import detect
-from . import options, panel, xyz
+from . import options, panel, plot, xyz
 from .app import App
 from .parts import Services
 from .presets import Store
@@ -73,11 +73,18 @@ def refresh_loras() -> None:
         detect().refresh_loras()
 
 
-def add_axes() -> None:
-    """Add our axes to the XYZ plot, if the WebUI has one."""
+def check_lora(name: str) -> None:
+    """Raise SettingsError if no LoRA has this name or alias; a WebUI that is not supported is refused by every job."""
+    with suppress(HostError):
+        detect().get_lora(name)
+
+
+def add_axes(app: App) -> None:
+    """Add our axes to the XYZ plot, if the WebUI has one, and what becomes of cells that cannot be drawn."""
     grid = find_xyz_module()
     if grid is not None:
-        xyz.add_axes(grid, list_loras)
+        xyz.add_axes(grid, list_loras, check_lora)
+        plot.guard_plot(grid, app.library)
 
 
 def find_xyz_module() -> ModuleType | None:

@@ -19,9 +19,9 @@ from ..hosts.contract import Host
 from ..lora.facts import Facts, read_facts, split_words
 from ..lora.peft import find_weights
 from ..rule.cache import Library, Stamp, read_stamp
-from ..settings import Settings, quote_value
+from ..settings import Settings
 from .facts_html import write_facts, write_trouble
-from .job import find_entries
+from .listed import find_entries
 
 PREVIEWS = (".png", ".preview.png", ".jpg", ".preview.jpg", ".jpeg", ".preview.jpeg", ".webp", ".preview.webp")
 MOST, LARGEST_SIDECAR = 256, 1 << 20
@@ -59,14 +59,13 @@ def describe_lora(host: Host, shelf: FactShelf, name: Any) -> str:
     """HTML for one picker's value; empty where none is chosen."""
     if not isinstance(name, str) or name.strip() in ("", "None"):
         return ""
-    entry = host.find_lora(name)
-    if entry is None:
-        said = f"There is no LoRA named {quote_value(name)} among the {len(host.list_loras())} listed."
-        return write_trouble(f"{said} Choose one of the list, or press the refresh button if its file is new.")
     try:
+        entry = host.get_lora(name)
         facts = shelf.read(entry.path, entry.name)
     except LoraFileError as e:
         return write_trouble(f"{e}.")
+    except KLoraError as e:
+        return write_trouble(f"{e}. Choose one of the list, or press the refresh button if its file is new.")
     return write_facts(facts, read_activation(Path(entry.path)), find_preview(Path(entry.path)))
 
 
@@ -93,7 +92,12 @@ def find_preview(path: Path) -> str:
 
 def check_pair(host: Host, library: Library, content: Any, style: Any) -> str:
     """HTML that says why the two chosen LoRAs do not fit each other or the loaded checkpoint; empty if they do."""
-    if any(not isinstance(name, str) or host.find_lora(name) is None for name in (content, style)):
+    if any(not isinstance(name, str) or name.strip() in ("", "None") for name in (content, style)):
+        return ""
+    try:
+        for name in (content, style):
+            host.get_lora(name)
+    except KLoraError:
         return ""  # the picker says so
     try:
         one, two = find_entries(host, Settings(content=content, style=style))

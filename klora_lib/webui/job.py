@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import nn
 
-from ..engine.fusion import Fusion, Target, blame_both, fuse_files
 from ..engine.sampling import SamplingPass
-from ..errors import LONGEST_NAME, HostError, KLoraError, SettingsError, join_errors, shorten
-from ..hosts.contract import Entry, Host, Tag, TextPart
+from ..errors import LONGEST_NAME, HostError, shorten
+from ..hosts.contract import Host, Tag, TextPart
 from ..rule.cache import Library
 from ..rule.pairing import Pair
-from ..rule.plan import Plan, make_plan
+from ..rule.plan import Plan
 from ..rule.schedule import compute_step_progress, count_whole_steps
-from ..settings import Settings, quote_value
+from ..settings import Settings
+from .listed import ROLES, Part, find_entries, make_part, read_target
+from .wishes import SAME_CHECKPOINT, Wish, refuse_late_tag, take_tag
 
-ROLES = ("content", "style")
+KEPT = 2  # pairs: of the first and of the hires pass
 
 
 @dataclass
@@ -28,20 +28,31 @@ class Job:
     """The state of one generation.  ``prepare`` makes it before sampling; it is stored as ``p.klora_job``."""
 
     host: Host
-    settings: Settings
-    entries: tuple[Entry, Entry]  # content, style
-    fusion: Fusion
+    library: Library
+    wishes: list[Wish]  # one a batch
+    parts: dict[Settings, Part] = field(default_factory=dict)  # the last ones that were needed
+    part: Part | None = None  # of the present pass; None: it has nothing of a pair
+    told: Wish | None = None  # the wish that the infotext tells of
     tags: dict[str, Tag] = field(default_factory=dict)  # of the current pass, by entry name
+    first_tags: dict[str, Tag] = field(default_factory=dict)  # of the batch's first pass
     has_networks: bool = False
     passes: list[SamplingPass] = field(default_factory=list)
+    runs: int = 0  # how many sampling passes have begun, with a pair or without
+    resting: bool = False  # whether the present pass has nothing of a pair
     inner_jobs: int = 0  # how many other jobs run now within the pass
     by_noise: bool = False
     start: float = 0.0
     error: BaseException | None = None
 
     @property
+    def settings(self) -> Settings:
+        """Those of the first pass that has a pair."""
+        return next(each for wish in self.wishes for each in (wish.first, wish.hires) if each is not None)
+
+    @property
     def pair(self) -> Pair:
-        return self.fusion.pair
+        assert self.part is not None
+        return self.part.fusion.pair
 
     @property
     def current(self) -> SamplingPass | None:
@@ -53,19 +64,60 @@ class Job:
         """Whether the model is as it was before the job."""
         return all(each.session.released for each in self.passes)
 
-    def find_weights(self) -> list[tuple[float, float]]:
+    # --- which pair, with which weights ---
+
+    def find_part(self, settings: Settings, p: Any) -> Part:
+        """Made again if other pairs were needed since: a job may have many, and each holds two files in memory."""
+        part = self.parts.pop(settings, None) or make_part(self.host, self.library, settings, p)
+        self.parts[settings] = part
+        while len(self.parts) > KEPT:
+            del self.parts[next(iter(self.parts))]
+        return part
+
+    def choose_part(self, p: Any, hires: bool) -> Wish:
+        """Take what the present batch's first or hires pass is to be drawn with, and write it into the infotext."""
+        wish = self.wishes[min(getattr(p, "iteration", 0), len(self.wishes) - 1)]
+        self.tell(p, wish)
+        settings = wish.hires if hires else wish.first
+        self.part = None if settings is None else self.find_part(settings, p)
+        return wish
+
+    def tell(self, p: Any, wish: Wish) -> None:
+        """Write into the infotext what the present batch is drawn with, unless it is there already."""
+        if self.told != wish:
+            wish.write_infotext(p)
+            self.told = wish
+
+    def find_weights(self, part: Part) -> list[tuple[float, float]]:
         """(text encoder, denoiser) weights of content and of style: the tag's if the prompt has one, else the settings'."""
-        found = [self.tags.get(entry.name) for entry in self.entries]
-        return [(tag.te, tag.unet) if tag else weights for tag, weights in zip(found, self.settings.weights)]
+        found = [self.tags.get(entry.name) for entry in part.entries]
+        return [(tag.te, tag.unet) if tag else weights for tag, weights in zip(found, part.settings.weights)]
 
     def take_networks(self, p: Any, network_data: Any) -> None:
-        """Called when the prompt's networks are active: removes the pair, and has the host add its text-encoder parts."""
+        """Called when the prompt's networks are active: removes the pair, and has the host add its text-encoder parts.
+
+        In a hires pass without the pair the text encoders have nothing of it either.  A LoRA that the hires prompt does not
+        mention keeps the weight that its tag in the prompt gives it.
+        """
         self.has_networks = True
-        self.tags = self.host.take_tags(network_data, self.entries)
-        files = (self.pair.content, self.pair.style)
-        weights = self.find_weights()
-        parts = [TextPart(e, f, te, self.tags.get(e.name)) for e, f, (te, _) in zip(self.entries, files, weights)]
-        self.host.load_text_parts(p, network_data, parts)
+        hires = is_for_hires(p, network_data)
+        wish = self.choose_part(p, hires)
+        refuse_late_tag(take_tag(network_data), wish.tags[1] if hires else wish.tags[0])
+        part = self.part or (self.find_part(wish.first, p) if hires and wish.first is not None else None)
+        if part is None:
+            return
+        tags = self.host.take_tags(network_data, part.entries)
+        if hires:
+            tags = {**self.first_tags, **tags}
+        else:
+            self.first_tags = tags
+        self.tags = tags
+        weights = self.find_weights(part) if self.part else [(0.0, 0.0)] * 2
+        files = (part.fusion.pair.content, part.fusion.pair.style)
+        texts = [TextPart(e, f, te, tags.get(e.name)) for e, f, (te, _) in zip(part.entries, files, weights)]
+        self.host.load_text_parts(p, network_data, texts, keep=wish.keeps_pair)
+
+    # --- the sampling passes ---
 
     @contextmanager
     def run_pass(self, p: Any, steps: int) -> Iterator[None]:
@@ -74,7 +126,16 @@ class Job:
         Raises the error of an earlier callback, which the host ignored, and HostError if the sampler drew without K-LoRA.
         """
         self.raise_error()
-        current = self.open_pass(p, steps)
+        self.runs += 1
+        self.choose_part(p, bool(getattr(p, "is_hr_pass", False)))
+        if self.part is None:
+            self.resting = True
+            try:
+                yield
+            finally:
+                self.resting = False
+            return
+        current = self.open_pass(p, steps, self.part)
         try:
             with (
                 self.host.wrap_rewrites(self.put_aside),
@@ -92,31 +153,30 @@ class Job:
         finally:
             current.close()
 
-    def open_pass(self, p: Any, steps: int) -> SamplingPass:
+    def open_pass(self, p: Any, steps: int, part: Part) -> SamplingPass:
         """Plan the pass and make the pair ready on the model that is loaded now.  Raises PairError if it does not fit."""
-        host = self.host
-        self.by_noise = self.settings.progress == "noise" or not host.has_fixed_steps(p)
+        host, fusion = self.host, part.fusion
+        self.by_noise = part.settings.progress == "noise" or not host.has_fixed_steps(p)
         self.start = host.find_start(p)
-        content, style = (unet for _, unet in self.find_weights())
+        content, style = (unet for _, unet in self.find_weights(part))
         steps = count_whole_steps(steps, self.start)
-        session, missing = self.fusion.open(read_target(host, p), (content, style), steps, int(p.seeds[0]))
+        session, missing = fusion.open(read_target(host, p), (content, style), steps, int(p.seeds[0]))
         if missing:
             which = f"{len(missing)}, {missing[0]} among them"
             p.comment(f"K-LoRA: layers of the pair that are not in {host.get_checkpoint_name()!r}: {which}")
-        if not self.has_networks and (self.pair.content.text or self.pair.style.text):
+        if not self.has_networks and (fusion.pair.content.text or fusion.pair.style.text):
             p.comment("K-LoRA: extra networks are disabled, so the text encoders carry nothing of the pair")
-        self.report_notes(p, session.plan)
+        self.report_notes(p, fusion.pair, session.plan)
         host.finish_merging(actor.site.module for actor in session.actors)
-        if self.pair.relative:  # until now, a layer could still have the LoRAs of another job
+        if fusion.pair.relative:  # until now, a layer could still have the LoRAs of another job
             target = read_target(host, p)
-            self.fusion = self.fusion.score_again(target)
-            session, _ = self.fusion.open(target, (content, style), steps, int(p.seeds[0]))
+            session, _ = fusion.score_again(target).open(target, (content, style), steps, int(p.seeds[0]))
         self.passes.append(SamplingPass(session))
         return self.passes[-1]
 
-    def report_notes(self, p: Any, plan: Plan) -> None:
+    def report_notes(self, p: Any, pair: Pair, plan: Plan) -> None:
         """Show the notes on the two files and on the plan as comments, and write their facts into the infotext."""
-        files = dict(zip(ROLES, (self.pair.content, self.pair.style)))
+        files = dict(zip(ROLES, (pair.content, pair.style)))
         for note in [*(note for file in files.values() for note in file.notes), *plan.notes]:
             p.comment(f"K-LoRA: {note}")
         first = {role: shorten(file.unknown[0], LONGEST_NAME) for role, file in files.items() if file.unknown}
@@ -128,6 +188,8 @@ class Job:
 
     def advance(self, params: Any) -> None:
         """Called before every denoiser call: sets the model to the choice for this step."""
+        if self.resting:
+            return
         if self.current is None:
             if not (self.passes and self.passes[-1].ended_early):
                 raise HostError("the sampler draws without having told K-LoRA that it begins")
@@ -208,64 +270,26 @@ class Job:
             each.close()
 
 
-def read_target(host: Host, p: Any) -> Target:
-    return Target(host.find_sites(), host.get_checkpoint_name(), host.get_device(), host.estimate_sampling_memory(p))
-
-
-def prepare(host: Host, library: Library, settings: Settings, p: Any) -> Job:
-    """Read, pair, score and plan, and check that the pair fits the loaded model.
+def prepare(host: Host, library: Library, wishes: list[Wish], p: Any) -> Job:
+    """Read, pair, score and plan for every batch, and check that each pair fits the loaded model.
 
     Raises a KLoraError, before anything is changed.
     """
-    entries = find_entries(host, settings)
-    content, style = ((entry.path, entry.name) for entry in entries)
-    loaded = read_target(host, p)
-    fusion = fuse_files(library, (content, style), settings, loaded)
-    with blame_both():
-        fusion.open(loaded, (1.0, 1.0), p.steps)  # only checks that the pair fits and the engine works; it is not used
-    return Job(host, settings, entries, fusion)
+    job = Job(host, library, wishes)
+    passes = [settings for wish in reversed(wishes) for settings in (wish.hires, wish.first) if settings is not None]
+    for settings in dict.fromkeys(passes):  # the first batch's at last: only the last ones are kept
+        if any(settings == wish.first for wish in wishes) or getattr(p, "hr_checkpoint_name", None) in SAME_CHECKPOINT:
+            job.find_part(settings, p)
+        else:
+            find_entries(host, settings)  # the model that the pair is for is loaded later
+    return job
 
 
-def find_entries(host: Host, settings: Settings) -> tuple[Entry, Entry]:
-    """The chosen content and style LoRA.  Raises SettingsError if one is not listed, or both are the same."""
-    names = (settings.content, settings.style)
-    found = [host.find_lora(name) if name else None for name in names]
-    errors: list[KLoraError] = []
-    for role, name, entry in zip(ROLES, names, found):
-        if not name:
-            errors.append(SettingsError("no LoRA is chosen", role))
-        elif entry is None:
-            listed = len(host.list_loras())
-            errors.append(SettingsError(f"there is no LoRA named {quote_value(name)} among the {listed} listed", role))
-    if errors:
-        raise join_errors(errors)
-    content, style = found
-    assert content is not None and style is not None
-    if content == style:
-        raise SettingsError(f"must be another LoRA than content, both are {content.name!r}", "style")
-    return content, style
-
-
-class Listed(NamedTuple):
-    """Two listed LoRAs, and what they would do; no model is asked."""
-
-    entries: tuple[Entry, Entry]
-    pair: Pair
-    plan: Plan
-
-
-def plan_listed(host: Host, library: Library, settings: Settings, steps: int, seed: int = 0) -> Listed:
-    """The plan for the LoRAs that ``settings`` name, made on the CPU: the GPU belongs to the job that samples.
-
-    Raises a KLoraError, for OFT, BOFT and IA3 too, whose change only the model tells.
-    """
-    entries = find_entries(host, settings)
-    content, style = entries
-    files = library.read_both((content.path, content.name), (style.path, style.name))
-    with blame_both():
-        pair = library.pair(*files)
-        scores = library.measure(pair, settings, torch.device("cpu"))
-        return Listed(entries, pair, make_plan(pair, scores, settings, steps, seed))
+def is_for_hires(p: Any, network_data: Any) -> bool:
+    """Whether networks are activated for the hires pass; with low VRAM a host does so before the first pass too."""
+    if network_data is getattr(p, "extra_network_data", None):
+        return False
+    return bool(getattr(p, "is_hr_pass", False)) or network_data is getattr(p, "hr_extra_network_data", None)
 
 
 def run_guarded(job: Job, act: Callable[[], None]) -> None:

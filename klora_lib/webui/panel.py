@@ -9,10 +9,12 @@ from typing import Any
 import gradio as gr
 
 from .. import infotext
+from ..errors import SettingsError
 from ..settings import BY_NAME, FIELDS, Field
 from .parts import NONE, ElemId, Save, Services, choose_initial, make_component
 from .pickers import add_pickers
 from .preset_box import add_preset_list, link_presets
+from .refuse import KLoraRefused
 
 STEPS = 20  # sampler steps for which a LoRA is saved, if the user says nothing else
 COLUMNS = 3  # of the rows under *Advanced*
@@ -97,7 +99,11 @@ def make_paste(field: Field) -> Callable[[dict[str, str]], Any]:
     """The function that reads the value of a field's component from a pasted infotext's parameters."""
 
     def read_pasted(params: dict[str, str]) -> Any:
-        found = infotext.read(params, field, choose_initial(field))
+        try:
+            found = infotext.read(params, field, choose_initial(field))
+        except SettingsError as e:
+            gr.Warning(f"K-LoRA: {e}")  # a host shows nothing of the exception, but its API answers with it
+            raise KLoraRefused(f"K-LoRA: {e}") from None
         return NONE if found == "" and field.name in ("content", "style") else found
 
     return read_pasted

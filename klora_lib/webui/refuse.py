@@ -26,6 +26,41 @@ def refuse(p: Any, error: Exception) -> None:
     p.init = make_raiser(error)
 
 
+def run_before_init(p: Any, act: Callable[[], None]) -> None:
+    """Call ``act`` once, after the hooks ``process`` of all scripts; what it raises ends the job.
+
+    Another script's hook, after ours, may still write the prompts (wildcards do).  A host calls ``p.init`` next.
+    """
+    forget_init(p)
+    own, original = vars(p).get("init"), p.init
+
+    def init(*args: Any, **kwargs: Any) -> Any:
+        if vars(p).get("init") is init:
+            forget_init(p)
+            act()
+        return original(*args, **kwargs)
+
+    init.klora_own = (own,)  # type: ignore[attr-defined]
+    p.init = init
+
+
+def forget_init(p: Any) -> None:
+    """The inverse of ``run_before_init``; it works on a copy of ``p`` too."""
+    (own,) = getattr(vars(p).get("init"), "klora_own", (vars(p).get("init"),))
+    if own is None:
+        vars(p).pop("init", None)
+    else:
+        p.init = own
+
+
+def refuse_late(p: Any, error: Exception) -> None:
+    """End the job of ``p`` with ``error`` while its networks are activated, for the first pass or for the hires pass."""
+    if getattr(p, "is_hr_pass", False):
+        refuse_sampling(p, error)
+    else:
+        p.sample = make_raiser(error)
+
+
 def refuse_sampling(p: Any, error: Exception) -> None:
     """End the job of ``p`` with ``error`` when the next sampling pass begins."""
     p.sampler.sample = p.sampler.sample_img2img = make_raiser(error)

@@ -18,7 +18,7 @@ from ..rule.cache import Library
 from ..rule.describe import describe_plan
 from ..rule.plan import format_row
 from ..settings import BY_NAME, FIELDS, Field, Settings, quote_value, read_integer, read_values
-from .job import Listed, plan_listed
+from .listed import Listed, plan_listed
 from .refuse import KLoraRefused
 
 PREFIX = "/klora/v1"

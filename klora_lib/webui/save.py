@@ -15,7 +15,7 @@ from ..export.segments import MOST
 from ..hosts.contract import Host
 from ..rule.cache import Library
 from ..settings import Settings, name_arguments, quote_value, read_integer, read_settings
-from .job import plan_listed
+from .listed import plan_listed
 
 LONGEST = 180  # bytes of a name
 FORBIDDEN = re.compile(r'[<>:"/\\|?*,=\x00-\x1f\ud800-\udfff]')  # what a path, a tag or a file system reads otherwise

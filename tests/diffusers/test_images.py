@@ -83,8 +83,7 @@ def test_the_block_tells_what_it_does(make: Callable, files: Files) -> None:
         image(pipe, steps=3)
     assert heard == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 3), (2, 3), (3, 3)] and calls_of(run) == [4, 3]
     assert run.infotext() == (
-        "K-LoRA enabled: True, K-LoRA content: subject, K-LoRA style: painter, K-LoRA method: klora, K-LoRA alpha: 2.0, "
-        "K-LoRA beta: 0.5, K-LoRA gamma: auto, K-LoRA scale: s, K-LoRA layers: attention"
+        "K-LoRA enabled: True, K-LoRA content: subject, K-LoRA style: painter, K-LoRA alpha: 2.0, K-LoRA layers: attention"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import Parameter, Signature
@@ -103,7 +104,7 @@ def make() -> types.ModuleType:
         for name, parameters in names.items():
             setattr(module, name, type(name, (base,), {"parameters": parameters, "events": EVENTS.get(name, ())}))
     module.__version__ = "3.41.2"  # type: ignore[attr-defined]
-    module.Blocks, module.update = Blocks, update  # type: ignore[attr-defined]
+    module.Blocks, module.update, module.Warning = Blocks, update, warnings.warn  # type: ignore[attr-defined]
     return module
 
 

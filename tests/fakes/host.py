@@ -76,12 +76,15 @@ class FakeHost(ABC):
     def __init__(self, lora_dir: Path):
         self.swallowed: list[BaseException] = []
         self.on_call: list[Callable[[Denoiser], None]] = []  # after every UNet call of a sampler
+        self.on_process: list[Callable[[Any], None]] = []  # after our hook: another script writes the prompts
+        self.on_batch: list[Callable[[Any], None]] = []  # before the prompts of a batch are parsed
         self.samplers: list[Sampler] = []
         self.text_calls = 0  # how often the text encoder ran
         self.cond_cache: list[Any] = [None, None]
         self.script: Any = None
         self.lora_dir = lora_dir
         self.modules = self.make_modules()
+        self.shared.cmd_opts = types.SimpleNamespace(lora_dir=str(lora_dir))
         self.modules |= self.own_modules(lora_dir)
 
     # --- where the hosts differ ---
@@ -245,6 +248,12 @@ def parse_prompt(prompt: str) -> tuple[str, dict[str, list[ExtraNetworkParams]]]
     for kind, inside in re.findall(r"<(\w+):([^>]+)>", prompt):
         found.setdefault(kind, []).append(ExtraNetworkParams(inside.split(":")))
     return re.sub(r"<(\w+):([^>]+)>", "", prompt), found
+
+
+def parse_prompts(prompts: list[str]) -> tuple[list[str], dict[str, list[ExtraNetworkParams]]]:
+    """The tags are those of the first prompt."""
+    parsed = [parse_prompt(prompt) for prompt in prompts]
+    return [text for text, _ in parsed], parsed[0][1]
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def listing(lora_dir: Path) -> types.ModuleType:
         for found in (listed, aliases, forbidden):
             found.clear()
         forbidden.update({"none": 1, "Addams": 1})
-        for path in sorted(lora_dir.glob("*.safetensors")):
+        for path in sorted(lora_dir.rglob("*.safetensors")):
             with safetensors.safe_open(path, "pt") as file:
                 entry = OnDisk(path.stem, str(path), (file.metadata() or {}).get("ss_output_name"))
             listed[entry.name] = entry

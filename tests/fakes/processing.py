@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .host import Checkpoint, ExtraNetworkParams, FakeHost, parse_prompt
+from .host import Checkpoint, ExtraNetworkParams, FakeHost, parse_prompts
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Processing:
     """``p``.  ``init_latent`` makes it an img2img job, ``enable_hr`` gives it a hires pass."""
 
     host: FakeHost
-    prompt: str = "a cat"
+    prompt: Any = "a cat"
     seed: int = 11
     steps: int = 6
     sampler_name: str = "Euler"
@@ -28,7 +28,7 @@ class Processing:
     source: Tensor | None = None
     enable_hr: bool = False
     hr_second_pass_steps: int = 0
-    hr_prompt: str = ""
+    hr_prompt: Any = ""
     refiner_checkpoint_info: Checkpoint | None = None
     refiner_switch_at: float = 0.5
     disable_extra_networks: bool = False
@@ -119,8 +119,15 @@ def process_images(p: Processing) -> Processed:
 
 def process_images_inner(p: Processing) -> Processed:
     host = p.host
-    p.all_seeds = [p.seed + i for i in range(p.n_iter * p.batch_size)]
+    count = p.n_iter * p.batch_size
+    p.all_seeds = [p.seed + i for i in range(count)]
+    p.all_prompts = list(p.prompt) if isinstance(p.prompt, list) else [p.prompt] * count
+    p.main_prompt = p.all_prompts[0]
+    if p.enable_hr:
+        p.all_hr_prompts = list(p.hr_prompt) if isinstance(p.hr_prompt, list) else [p.hr_prompt or p.prompt] * count
     host.hook("process", p)
+    for write in host.on_process:
+        write(p)
     with host.generating():
         processed = Processed(*batches(p))
     host.hook("postprocess", p, processed)
@@ -129,20 +136,25 @@ def process_images_inner(p: Processing) -> Processed:
 
 def batches(p: Processing) -> tuple[list[Any], list[str]]:
     host, images, infotexts = p.host, [], []
-    p.init([p.prompt], p.all_seeds)
+    p.init(p.all_prompts, p.all_seeds)
     for n in range(p.n_iter):
         if host.shared.state.interrupted:
             break
         host.begin_batch()
-        p.seeds = p.all_seeds[n * p.batch_size : (n + 1) * p.batch_size]
-        text, p.extra_network_data = parse_prompt(p.prompt)
-        p.prompts = [text] * p.batch_size
-        text, p.hr_extra_network_data = parse_prompt(p.hr_prompt or p.prompt)
-        p.hr_prompts = [text] * p.batch_size
+        p.iteration = n
+        batch = slice(n * p.batch_size, (n + 1) * p.batch_size)
+        p.seeds = p.all_seeds[batch]
+        p.prompts = list(p.all_prompts[batch])
+        for write in host.on_batch:
+            write(p)
+        p.prompts, p.extra_network_data = parse_prompts(p.prompts)
+        if p.enable_hr:
+            p.hr_prompts, p.hr_extra_network_data = parse_prompts(p.all_hr_prompts[batch])
         if not p.disable_extra_networks:
             activate(p, p.extra_network_data)
         host.networks_active()
         p.setup_conds()
         images.append(p.sample())
-        infotexts.append(", ".join(f"{k}: {v}" for k, v in p.extra_generation_params.items()))
+        shown = ", ".join(f"{k}: {v}" for k, v in p.extra_generation_params.items())
+        infotexts.append(f"{p.all_prompts[n * p.batch_size]}\n{shown}")
     return images, infotexts

@@ -11,7 +11,7 @@ from .jobs import PLAIN, TITLE, Model, klora, plain, scripts, tag
 POSITIONS = (
     "enabled", "content", "style", "content_weight", "style_weight", "content_te_weight", "style_te_weight", "method",
     "alpha", "beta", "gamma", "scale", "k", "layers", "progress", "engine", "show_map", "switch_every", "balance", "mu",
-    "density",
+    "density", "hires", "hires_balance",
 )  # fmt: skip
 SETTINGS = {"alpha": 2.0, "beta": 0.3, "gamma": "mean-ratio", "content_weight": 0.8, "layers": "attention"}
 

@@ -173,8 +173,7 @@ def test_the_infotext_of_a_job(host: FakeHost) -> None:
     p = job(host, {"layers": "attention"})
     process_images(p)
     assert p.extra_generation_params == {
-        "K-LoRA enabled": "True", "K-LoRA content": "subject", "K-LoRA style": "style", "K-LoRA method": "klora",
-        "K-LoRA alpha": "1.5", "K-LoRA beta": "0.5", "K-LoRA gamma": "auto", "K-LoRA scale": "s",
+        "K-LoRA enabled": "True", "K-LoRA content": "subject", "K-LoRA style": "style",
         "K-LoRA layers": "attention",
         "Lora hashes": f"subject: {host.networks.available_networks['subject'].shorthash}, "
                        f"style: {host.networks.available_networks['style'].shorthash}",
@@ -189,7 +188,7 @@ def test_layers_the_model_lacks_are_told(host: FakeHost) -> None:
         process_images(p)
     p.seeds, p.sampler = [1], host.create_sampler("Euler")
     p.klora_job.has_networks = True
-    p.klora_job.open_pass(p, 4)
+    p.klora_job.open_pass(p, 4, p.klora_job.find_part(p.klora_job.settings, p))
     assert list(p.comments) == ["K-LoRA: layers of the pair that are not in 'tiny': 1, conv_out among them"]
 
 

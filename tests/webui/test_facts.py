@@ -57,7 +57,7 @@ def test_nothing_chosen_says_nothing(host: FakeHost, name: object) -> None:
 
 def test_a_name_that_is_not_listed_is_refused_in_a_sentence(host: FakeHost) -> None:
     html = host.app.describe_lora(EVIL)
-    assert "There is no LoRA named" in html and "press the refresh button" in html and "<img" not in html
+    assert "there is no LoRA named" in html and "press the refresh button" in html and "<img" not in html
 
 
 def test_two_that_do_not_fit_are_told(host: FakeHost) -> None:

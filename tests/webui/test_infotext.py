@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from fastapi import HTTPException
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from klora_lib import infotext
-from klora_lib.settings import BY_NAME, ENGINES, FIELDS, LAYERS, METHODS, PROGRESS, SCALES, Settings, read_settings
+from klora_lib.errors import SettingsError
+from klora_lib.settings import BY_NAME, ENGINES, FIELDS, HIRES, LAYERS, METHODS, PROGRESS, SCALES, Settings, read_settings
 from klora_lib.webui import panel
 
 weight = st.floats(-100, 100)
 maybe = st.none() | weight
 positive = st.floats(0, 1e9)
-name = st.text(min_size=1, max_size=20).map(str.strip).filter(lambda s: s not in ("", "None"))
+name = st.text(min_size=1, max_size=20).filter(lambda s: s.strip() not in ("", "None"))
 some_settings = st.builds(
     Settings,
     enabled=st.just(True),
@@ -40,6 +45,8 @@ some_settings = st.builds(
     balance=st.floats(-3, 3),
     mu=st.floats(0, 1e9),
     density=st.floats(1e-6, 1),
+    hires=st.sampled_from(HIRES),
+    hires_balance=st.floats(-3, 3),
 )
 
 
@@ -48,19 +55,38 @@ def written_out(settings: Settings) -> Settings:
     return replace(settings, beta=settings.offset, show_map=False)
 
 
+def parse(text: str) -> dict[str, str]:
+    """The last line of an infotext as AUTOMATIC1111 and the Forges read it."""
+    found = {}
+    for key, value in re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', text.strip()):
+        if value and value[0] == value[-1] == '"':
+            with suppress(ValueError):
+                value = json.loads(value)
+        if size := re.match(r"^(\d+)x(\d+)$", value):
+            found |= {f"{key}-1": size[1], f"{key}-2": size[2]}
+        else:
+            found[key] = value
+    return found
+
+
 @given(some_settings)
+@example(Settings(True, " cat", "512x768", scale="s*"))
+@example(Settings(True, '"cat"', 'style "a, b": 5'))
+@example(Settings(True, "a, b: c ", "\\", alpha=2.0, beta=0.5, scale="s*"))
 def test_written_and_read_back_is_the_identity(settings: Settings) -> None:
+    """Through the line of text, as a WebUI writes it into the image, and reads it."""
     text = infotext.write(settings)
     assert all(isinstance(v, str) for v in text.values())
-    read = {f.name: infotext.read(text, f, f.default) for f in FIELDS}
+    params = parse("Steps: 20, " + infotext.join(text) + ", Version: v1")
+    read = {f.name: infotext.read(params, f, f.default) for f in FIELDS}
     assert read.pop("show_map") is None, "a paste does not change it"
-    assert read_settings(read) == written_out(settings)
+    assert written_out(read_settings(read)) == written_out(settings)
 
 
 @given(some_settings)
 def test_pasting_into_the_panel_is_the_identity(settings: Settings) -> None:
     """Through the components' own values: None, '' and the β that its slider shows."""
-    text = infotext.write(settings)
+    text = parse(infotext.join(infotext.write(settings)))
     pasted = {f.name: panel.make_paste(f)(text) for f in FIELDS if f.name != "show_map"}
     assert not [n for n, value in pasted.items() if value is None]
     assert read_settings(pasted) == written_out(settings)
@@ -77,22 +103,66 @@ anything = st.text() | st.sampled_from(["nan", "inf", "-1e999", "1e400", "0x10",
 
 
 @given(st.dictionaries(st.sampled_from([f.infotext for f in FIELDS]), anything))
-def test_nothing_that_stands_in_an_image_raises(params: dict[str, str]) -> None:
-    """Infotext comes from strangers: a value is read, or its field is left as it is."""
-    for field in FIELDS:
-        value = infotext.read(params, field, field.default)
-        assert value is None or field.read(value) == value
+@example({"K-LoRA enabled": "True", "K-LoRA alpha": "0", "K-LoRA scale": "S*"})
+@example({"K-LoRA enabled": "True", "K-LoRA alpha": "much", "K-LoRA k": "few"})
+def test_what_strangers_wrote_is_read_or_refused_as_a_whole(params: dict[str, str]) -> None:
+    on, *others = FIELDS
+    try:
+        enabled = infotext.read(params, on, on.default)
+    except SettingsError as e:
+        assert str(e).startswith("the text cannot be pasted: ") and "\n" not in str(e)
+        assert [infotext.read(params, f, f.default) for f in others] == [None] * len(others), "nothing else changes"
+        return
+    values = {f.name: infotext.read(params, f, f.default) for f in others}
+    if "K-LoRA enabled" in params:
+        assert enabled == on.read(params["K-LoRA enabled"])
+        assert all(values[f.name] == f.read(params[f.infotext]) for f in others if f.infotext in params)
+    else:
+        assert enabled is False and set(values.values()) == {None}
 
 
-def test_defaults_are_left_out_but_for_what_makes_the_image_readable() -> None:
-    assert list(infotext.write(Settings(True, "a", "b"))) == [
-        f"K-LoRA {n}" for n in ("enabled", "content", "style", "method", "alpha", "beta", "gamma", "scale")
-    ]
-    everything = Settings(
+def test_a_refusal_names_every_value_that_cannot_be_read() -> None:
+    params = {"K-LoRA enabled": "True", "K-LoRA alpha": "much", "K-LoRA content": "cat", "K-LoRA method": "merge"}
+    with pytest.raises(SettingsError) as refused:
+        infotext.read(params, BY_NAME["enabled"], False)
+    said = str(refused.value)
+    assert "alpha: must be a number from 0 to 1e+09, not 'much'" in said and "method: must be one of klora" in said
+
+
+def test_the_panel_shows_the_refusal_and_the_api_answers_with_it() -> None:
+    params = {"K-LoRA enabled": "True", "K-LoRA alpha": "much"}
+    told = pytest.warns(UserWarning, match="K-LoRA: the text cannot be pasted: alpha")
+    with told, pytest.raises(HTTPException) as refused:
+        panel.make_paste(BY_NAME["enabled"])(params)
+    assert refused.value.status_code == 422 and "alpha: must be a number" in refused.value.detail
+    assert panel.make_paste(BY_NAME["alpha"])(params) is None
+
+
+def test_what_a_tag_in_the_prompt_made_is_pasted_with_the_prompt() -> None:
+    """The panel is off, and keeps what it has."""
+    params = {"K-LoRA enabled": "True", "K-LoRA content": "cat", "K-LoRA alpha": "2.0", "K-LoRA tag": "used"}
+    assert {f.name: infotext.read(params, f, f.default) for f in FIELDS} == {
+        f.name: False if f.name == "enabled" else None for f in FIELDS
+    }
+
+
+def test_only_what_is_not_default_is_written() -> None:
+    assert infotext.write(Settings(True, "a", "b")) == {
+        "K-LoRA enabled": "True", "K-LoRA content": "a", "K-LoRA style": "b",
+    }  # fmt: skip
+    changed = Settings(
         True, "a", "b", 0.5, 0.5, 0.1, 0.2, k=3, layers="attention", engine="merge", show_map=True, switch_every=3
     )
-    assert "K-LoRA show_map" not in infotext.write(everything)
-    assert infotext.write(everything)["K-LoRA switch_every"] == "3"
+    assert "K-LoRA show_map" not in infotext.write(changed)
+    assert infotext.write(changed)["K-LoRA switch_every"] == "3"
+    assert infotext.write(Settings(True, "a", "b", hires="own", hires_balance=1.0)).keys() >= {
+        "K-LoRA hires", "K-LoRA hires_balance",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), [("cat", "cat"), ("a, b", "a, b"), ("a b:c", "a b:c"), (" cat", '" cat"')])
+def test_a_name_is_quoted_only_where_a_webui_would_not_or_would_do_wrong(name: str, text: str) -> None:
+    assert infotext.write(Settings(True, name, "b"))["K-LoRA content"] == text
 
 
 def test_an_image_of_switch_from_before_its_default_changed_is_read_as_it_was_drawn() -> None:
@@ -110,9 +180,21 @@ def test_an_image_from_before_a_setting_was_there_has_its_default() -> None:
     assert [infotext.read(old, BY_NAME[n], BY_NAME[n].default) for n in ("balance", "mu", "density")] == [0.0, 0.5, 0.2]
 
 
-@pytest.mark.parametrize(("scale", "beta"), [("s", "0.5"), ("s*", "1.275")])
-def test_beta_is_written_as_the_number_it_was(scale: str, beta: str) -> None:
-    assert infotext.write(Settings(True, "a", "b", scale=scale))["K-LoRA beta"] == beta
+@pytest.mark.parametrize(("scale", "beta", "text"), [("s", 0.5, None), ("s*", 1.275, None), ("s*", 0.5, "0.5")])
+def test_beta_is_left_out_where_it_is_the_default_of_its_scale(scale: str, beta: float, text: str | None) -> None:
+    for value in {beta, None} if text is None else {beta}:
+        written = infotext.write(Settings(True, "a", "b", scale=scale, beta=value))
+        assert written.get("K-LoRA beta") == text
+        assert infotext.read(written, BY_NAME["beta"], 0.5) == beta
+
+
+def test_an_image_from_before_the_text_was_short_is_read() -> None:
+    old = {
+        "K-LoRA enabled": "True", "K-LoRA content": "cat", "K-LoRA style": "ink", "K-LoRA method": "klora",
+        "K-LoRA alpha": "2.0", "K-LoRA beta": "1.7", "K-LoRA gamma": "auto", "K-LoRA scale": "s*",
+    }  # fmt: skip
+    read = {f.name: infotext.read(old, f, f.default) for f in FIELDS if f.name != "show_map"}
+    assert read_settings(read) == Settings(True, "cat", "ink", alpha=2.0, beta=1.7, scale="s*")
 
 
 class Job:

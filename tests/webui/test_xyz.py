@@ -17,22 +17,9 @@ from klora_lib.settings import FIELDS, Settings, read_settings
 from klora_lib.webui import boot, xyz
 
 from ..fakes.host import FakeHost, ScriptData
+from ..fakes.plot import AxisOption
 from ..fakes.processing import Processing, process_images
 from .jobs import job, plain, untouched, weights
-
-
-class AxisOption:
-    def __init__(
-        self,
-        label: str,
-        type: type,
-        apply: Any,
-        format_value: Any = None,
-        confirm: Any = None,
-        cost: float = 0.0,
-        choices: Any = None,
-    ):
-        self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, choices
 
 
 @pytest.fixture
@@ -73,18 +60,18 @@ def plot(p: Processing, axes: Sequence[tuple[AxisOption, Sequence[Any]]]) -> lis
 
 
 def test_one_axis_a_setting(grid: types.ModuleType) -> None:
-    assert [o.label for o in grid.axis_options] == ["Seed", *(f"K-LoRA {f.name}" for f in FIELDS)]
+    assert [o.label for o in grid.axis_options] == ["Seed", *(f"K-LoRA {f.name}" for f in FIELDS), xyz.COMPARE]
     assert all(o.label == f.infotext for o, f in zip(grid.axis_options[1:], FIELDS))
 
 
-def test_adding_twice_adds_once(grid: types.ModuleType) -> None:
+def test_adding_twice_adds_once(grid: types.ModuleType, host: FakeHost) -> None:
     before = list(grid.axis_options)
-    boot.add_axes()
+    boot.add_axes(host.app)
     assert grid.axis_options == before
 
 
 def test_a_host_without_the_plot_is_fine(host: FakeHost) -> None:
-    boot.add_axes()
+    boot.add_axes(host.app)
 
 
 def test_choices(grid: types.ModuleType, host: FakeHost) -> None:
@@ -96,13 +83,13 @@ GOOD = {
     "enabled": ["True", "false"], "content": ["subject"], "style": ["style", "style_full"], "method": ["klora", "topk"],
     "gamma": ["auto", "0.5"], "k": ["auto", "4"], "scale": ["s", "s*"], "layers": ["all"], "progress": ["noise"],
     "engine": ["merge"], "show_map": ["True"], "alpha": ["1", "2.5"], "beta": ["0"], "switch_every": ["3"],
-    "balance": ["-1.5"], "mu": ["0", "8"], "density": ["0.5"],
+    "balance": ["-1.5"], "hires": ["off", "own"], "hires_balance": ["1"], "mu": ["0", "8"], "density": ["0.5"],
     "content_weight": ["-1"], "style_weight": ["0"], "content_te_weight": ["0.5"], "style_te_weight": ["1"],
 }  # fmt: skip
 BAD = {
     "enabled": ["maybe"], "content": ["nobody"], "style": ["nobody"], "method": ["merge"], "gamma": ["0"], "k": ["0.5"],
     "scale": ["t"], "layers": ["none"], "progress": ["time"], "engine": ["fast"], "show_map": ["?"], "alpha": [-1],
-    "beta": [-1], "switch_every": [0], "balance": [4], "mu": [-1],
+    "beta": [-1], "switch_every": [0], "balance": [4], "hires": ["on"], "hires_balance": [-4], "mu": [-1],
     "density": [0], "content_weight": [101], "style_weight": [float("inf")],
     "content_te_weight": [-101], "style_te_weight": [float("nan")],
 }  # fmt: skip
@@ -140,7 +127,7 @@ def test_cells_are_drawn_with_their_own_values(grid: types.ModuleType, host: Fak
     cells = plot(job(host), [(option(grid, "alpha"), values)])
     for alpha, cell in zip(values, cells):
         assert torch.equal(cell.images[0], process_images(job(host, {"alpha": alpha})).images[0])
-        assert cell.written["K-LoRA alpha"] == repr(alpha)
+        assert cell.written.get("K-LoRA alpha", "1.5") == repr(alpha)
     assert untouched(host, before)
 
 
@@ -183,7 +170,7 @@ def test_a_cell_without_the_pair_carries_no_trace_of_it(grid: types.ModuleType, 
 def test_reading_back_a_cell(grid: types.ModuleType, host: FakeHost) -> None:
     (cell,) = plot(job(host), [(option(grid, "gamma"), ["0.25"])])
     found = {f.name: infotext.read(cell.written, f, f.default) for f in FIELDS if f.name != "show_map"}
-    assert read_settings(found) == Settings(True, "subject", "style", gamma=0.25, beta=0.5)
+    assert read_settings(found) == Settings(True, "subject", "style", gamma=0.25)
 
 
 def test_an_axis_of_scale_brings_the_default_beta_of_each_scale() -> None:

@@ -19,6 +19,7 @@ ATTENTION = ("_to_q", "_to_k", "_to_v", "_to_out_0")
 DEFAULTS = {
     "alpha": 1.5, "beta": None, "gamma": "auto", "scale": "s", "k": "auto", "layers": "all", "progress": "steps",
     "content_weight": 1.0, "style_weight": 1.0, "method": "klora", "balance": 0.0, "mu": 0.5, "density": 0.2,
+    "hires": "same", "hires_balance": 0.0,
 }  # fmt: skip
 DEFAULT_BETA = {"s": 0.5, "s*": 1.275}
 
@@ -144,10 +145,11 @@ class Reference:
         timestep = after - (table[after] - log_sigma) / (table[after] - table[after - 1])
         return 1 - timestep / (len(table) - 1)
 
-    def scale(self, progress):
+    def scale(self, progress, hires=False):
+        balance = self.settings["hires_balance" if hires and self.settings["hires"] == "own" else "balance"]
         alpha, beta = self.settings["alpha"], self.settings["beta"]
         value = alpha * progress + beta
-        return 2 ** self.settings["balance"] * (value % alpha if self.settings["scale"] == "s*" else value)
+        return 2**balance * (value % alpha if self.settings["scale"] == "s*" else value)
 
     def join(self, name, steps):
         """the one matrix of a layer, for a method that acts the same at every call"""
@@ -183,9 +185,12 @@ class Reference:
         return out
 
     def write(self, params):
+        hires = getattr(params.denoiser.p, "is_hr_pass", False)
+        if hires and self.settings["hires"] == "off":
+            return
         if params.denoiser.step == 0:
             self.passes.append({name: [] for name in self.names})
-        scale, layers = self.scale(self.progress(params)), webui.layers()
+        scale, layers = self.scale(self.progress(params), hires), webui.layers()
         joined = self.decided if self.settings["method"] in methods.JOINED else ()
         for name in joined if not self.joined else ():
             self.joined[name] = self.join(name, params.denoiser.total_steps)
