@@ -88,8 +88,19 @@ const steps = {
         await until(page, "the balance", (where) => Number(document.querySelector(where)?.value) === 1, `${id("balance")} input`);
         seen.preset = await value(page, "balance");
     },
+    async axe(page) {
+        await page.addScriptTag({content: fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf-8")});
+        const found = await page.evaluate((where) => window.axe.run(where, {resultTypes: ["violations"]}), id("enabled"));
+        seen.axe = found.violations.map(({id: rule, nodes}) => ({rule, nodes: nodes.map((node) => node.html.slice(0, 200))}));
+    },
+    async dark(page) {
+        await page.evaluate(() => document.body.classList.add("dark"));
+        await page.screenshot({path: path.join(folder, "dark.png")});
+        await page.evaluate(() => document.body.classList.remove("dark"));
+    },
     async cards(page) {
         await page.locator("#txt2img_extra_tabs > .tab-nav > button", {hasText: "Lora"}).click();
+        await page.locator("#txt2img_lora_extra_refresh:visible").first().click(); // one file is new
         const card = page.locator(`#txt2img_lora_cards .card[data-name="${content}"]`);
         await card.hover();
         seen.cardButtons = await card.locator(".klora-card").allTextContents();
@@ -106,15 +117,6 @@ const steps = {
         await until(page, "buttons after a refresh", () => document.querySelector("#txt2img_lora_cards .klora-card"));
         seen.pressed = await page.locator('#txt2img_lora_cards .klora-card[aria-pressed="true"]').count();
         await page.locator("#txt2img_extra_tabs > .tab-nav > button", {hasText: "Generation"}).click();
-    },
-    async axe(page) {
-        await page.addScriptTag({content: fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf-8")});
-        const found = await page.evaluate((where) => window.axe.run(where, {resultTypes: ["violations"]}), id("enabled"));
-        seen.axe = found.violations.map(({id: rule, nodes}) => ({rule, nodes: nodes.map((node) => node.html.slice(0, 200))}));
-    },
-    async dark(page) {
-        await page.evaluate(() => document.body.classList.add("dark"));
-        await page.screenshot({path: path.join(folder, "dark.png")});
     },
 };
 
