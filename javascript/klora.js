@@ -13,6 +13,8 @@ class KLoraPanel {
         /** @type {Object<string, string>} what each picker held when it was entered */
         this.before = {};
         this.taking = false; // gradio is about to take an option of the list
+        this.waiting = 0; // timer of a second look at the answers
+        this.asked = {about: "", times: 0};
         this.shown = "";
         this.checkpoint = "";
     }
@@ -64,6 +66,7 @@ class KLoraPanel {
         const panel = this.find("enabled");
         if (!panel) return;
         this.markCards();
+        this.checkAnswers();
         const chosen = ["content", "style", "method"].map((name) => this.read(name));
         const shown = JSON.stringify([this.on, ...chosen]);
         if (shown === this.shown) return;
@@ -228,6 +231,27 @@ class KLoraPanel {
     chooseCard(button) {
         const name = button.closest(".card")?.getAttribute("data-name");
         if (name) this.ask({[button.dataset.role ?? ""]: name});
+    }
+
+    /** Whether what is said under the pickers is about what they hold: a slow answer may come in after a newer one. */
+    get answered() {
+        const names = ["content", "style"].map((name) => this.read(name));
+        const wanted = names.includes("None") || names.includes("") ? "" : names.join("\n");
+        const said = ["content_facts", "style_facts", "fit"].map((name) =>
+            this.find(name)?.querySelector(".klora-answer")?.getAttribute("data-for") ?? "");
+        return JSON.stringify(said) === JSON.stringify([...names.map((name) => name === "None" ? "" : name), wanted]);
+    }
+
+    /** Ask again, a moment later and not more than three times, for answers that are about something else. */
+    checkAnswers() {
+        if (this.waiting || !this.find("ask") || this.answered) return;
+        this.waiting = setTimeout(() => {
+            this.waiting = 0;
+            const about = this.read("content") + "\n" + this.read("style");
+            if (this.answered || document.activeElement?.closest(`#script_${this.tab}_klora_pair`)) return;
+            if (this.asked.about !== about) this.asked = {about, times: 0};
+            if (this.asked.times++ < 3) this.ask({});
+        }, 1500);
     }
 
     /** @param {Object<string, string>} request see pickers.add_requests */

@@ -20,7 +20,7 @@ from ..lora.facts import Facts, read_facts, split_words
 from ..lora.peft import find_weights
 from ..rule.cache import Library, Stamp, read_stamp
 from ..settings import Settings
-from .facts_html import write_facts, write_trouble
+from .facts_html import mark_answer, write_facts, write_trouble
 from .listed import find_entries
 
 PREVIEWS = (".png", ".preview.png", ".jpg", ".preview.jpg", ".jpeg", ".preview.jpeg", ".webp", ".preview.webp")
@@ -59,6 +59,10 @@ def describe_lora(host: Host, shelf: FactShelf, name: Any) -> str:
     """HTML for one picker's value; empty where none is chosen."""
     if not isinstance(name, str) or name.strip() in ("", "None"):
         return ""
+    return mark_answer(describe_name(host, shelf, name), name)
+
+
+def describe_name(host: Host, shelf: FactShelf, name: str) -> str:
     try:
         entry = host.get_lora(name)
         facts = shelf.read(entry.path, entry.name)
@@ -91,9 +95,13 @@ def find_preview(path: Path) -> str:
 
 
 def check_pair(host: Host, library: Library, content: Any, style: Any) -> str:
-    """HTML that says why the two chosen LoRAs do not fit each other or the loaded checkpoint; empty if they do."""
+    """HTML that says why the two chosen LoRAs do not fit each other or the loaded checkpoint; nothing to see if they do."""
     if any(not isinstance(name, str) or name.strip() in ("", "None") for name in (content, style)):
         return ""
+    return mark_answer(check_names(host, library, content, style), content, style)
+
+
+def check_names(host: Host, library: Library, content: str, style: str) -> str:
     try:
         for name in (content, style):
             host.get_lora(name)

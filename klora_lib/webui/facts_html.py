@@ -33,6 +33,11 @@ def write_facts(facts: Facts, words: Iterable[str], preview: str) -> str:
     )
 
 
+def mark_answer(html: str, *names: str) -> str:
+    """``html`` with the names that it is about: javascript/klora.js asks again where another answer came in too late."""
+    return f'<div class="klora-answer" data-for="{escape(chr(10).join(names))}">{html}</div>'
+
+
 def write_trouble(sentence: str) -> str:
     return f'<div class="klora-trouble" role="status">{escape(sentence)}</div>'
 

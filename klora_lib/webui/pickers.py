@@ -34,7 +34,7 @@ def add_pickers(made: dict[str, Any], elem_id: ElemId, services: Services, start
         for name in ("content_weight", "style_weight"):
             made[name] = make_component(BY_NAME[name], (), elem_id(name), start)
         swap_button = gr.Button("Swap", elem_id=elem_id("swap"))
-    add_requests(made, elem_id, services, fit)
+    add_requests(made, elem_id, services, [fit, *facts.values()])
     both = [made[name] for name in ROLES]
 
     def describe(name: Any) -> str:
@@ -53,10 +53,11 @@ def add_pickers(made: dict[str, Any], elem_id: ElemId, services: Services, start
     swap_button.click(swap, four, four, **AT_ONCE)
 
 
-def add_requests(made: dict[str, Any], elem_id: ElemId, services: Services, fit: Any) -> None:
+def add_requests(made: dict[str, Any], elem_id: ElemId, services: Services, answers: list[Any]) -> None:
     """What javascript/klora.js asks for: it writes JSON into the hidden text and presses the hidden button.
 
     ``{"content": name}`` and ``{"style": name}`` choose a LoRA, as the buttons on the cards do; ``{}`` checks the pair.
+    ``answers``: the check's HTML, and the facts of both, which are all written anew.
     """
     hidden: Mapping[str, Any] = {"elem_classes": ["klora-hidden"]}
     text = keep_out_of_config(gr.Textbox(show_label=False, elem_id=elem_id("ask"), **hidden))
@@ -67,9 +68,10 @@ def add_requests(made: dict[str, Any], elem_id: ElemId, services: Services, fit:
         names = choose(asked, *chosen)
         on = names != list(chosen) and all(name not in ("", None, NONE) for name in names)
         updates = [gr.update() if name == old else gr.update(value=name) for name, old in zip(names, chosen)]
-        return [*updates, gr.update(value=True) if on else gr.update(), services.check(*names)]
+        told = [services.check(*names), *map(services.describe, names)]
+        return [*updates, gr.update(value=True) if on else gr.update(), *told]
 
-    button.click(act, [text, *both], [*both, made["enabled"], fit], **AT_ONCE)
+    button.click(act, [text, *both], [*both, made["enabled"], *answers], **AT_ONCE)
 
 
 def choose(asked: Any, content: Any, style: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from klora_lib.lora.facts import Facts
 from klora_lib.webui import facts
-from klora_lib.webui.facts_html import write_facts, write_note, write_trouble
+from klora_lib.webui.facts_html import mark_answer, write_facts, write_note, write_trouble
 from klora_lib.webui.pickers import choose
 
 from ..fakes.host import FakeHost
@@ -31,6 +31,13 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [name for name, _ in attributes]
+
+
+def test_an_answer_says_what_it_is_about(host: FakeHost) -> None:
+    """So that an answer which comes in too late is seen to be one."""
+    assert 'data-for="subject"' in host.app.describe_lora("subject")
+    assert 'data-for="subject\nother_family"' in host.app.check_pair("subject", "other_family")
+    assert "<b>" not in mark_answer("", "<b>", '"')
 
 
 def test_nothing_of_a_file_becomes_html() -> None:
@@ -61,11 +68,11 @@ def test_a_name_that_is_not_listed_is_refused_in_a_sentence(host: FakeHost) -> N
 
 
 def test_two_that_do_not_fit_are_told(host: FakeHost) -> None:
-    assert host.app.check_pair("subject", "style") == ""
+    assert host.app.check_pair("subject", "style") == mark_answer("", "subject", "style")
     assert "made for different models" in host.app.check_pair("subject", "other_family")
     assert "must be another LoRA than content" in host.app.check_pair("subject", "subject")
     for content, style in (("None", "style"), ("nowhere", "style"), (None, 3)):
-        assert host.app.check_pair(content, style) == ""
+        assert "klora-trouble" not in host.app.check_pair(content, style)
 
 
 def test_so_is_a_pair_that_does_not_fit_the_checkpoint(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +87,7 @@ def test_so_is_a_pair_that_does_not_fit_the_checkpoint(host: FakeHost, monkeypat
     monkeypatch.setattr(facts, "refuse_misfit", refuse)
     assert "none of the layers that both LoRAs touch is in &#x27;tiny&#x27;" in host.app.check_pair("subject", "style")
     monkeypatch.setattr(host.sd_models.model_data, "sd_model", None)
-    assert host.app.check_pair("subject", "style") == "" and asked == ["tiny"]
+    assert "klora-trouble" not in host.app.check_pair("subject", "style") and asked == ["tiny"]
 
 
 def test_a_file_is_looked_at_again_when_it_changes(loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

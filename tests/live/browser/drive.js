@@ -82,6 +82,24 @@ const steps = {
         await choose(page, "style", content);
         await until(page, "no warning", (where) => !document.querySelector(where), `${id("fit")} .klora-trouble`);
     },
+    async late(page) {
+        // the first pair's answer comes after the second's: what is said in the end is about the second
+        const old = JSON.stringify([style, other]);
+        await page.route("**/run/predict*", async (route) => {
+            const asked = JSON.stringify(route.request().postDataJSON()?.data);
+            if (asked === old) {
+                seen.held = (seen.held ?? 0) + 1;
+                await new Promise((done) => setTimeout(done, 6000));
+            }
+            await route.continue();
+        });
+        await choose(page, "style", other);
+        await choose(page, "style", content);
+        await page.locator("#txt2img_prompt textarea").click();
+        await until(page, "the late answer", (where) => document.querySelector(where), `${id("fit")} .klora-trouble`);
+        await until(page, "the right answer", (where) => !document.querySelector(where), `${id("fit")} .klora-trouble`);
+        await page.unroute("**/run/predict*");
+    },
     async preset(page) {
         await page.locator(`${id("preset")} input`).first().click();
         await page.locator(`${id("preset")} ul li`, {hasText: "style-heavy"}).click();
@@ -100,8 +118,11 @@ const steps = {
     },
     async cards(page) {
         await page.locator("#txt2img_extra_tabs > .tab-nav > button", {hasText: "Lora"}).click();
-        await page.locator("#txt2img_lora_extra_refresh:visible").first().click(); // one file is new
         const card = page.locator(`#txt2img_lora_cards .card[data-name="${content}"]`);
+        for (let tries = 0; tries < 5 && !(await card.count()); tries++) { // one file is new
+            await page.locator("#txt2img_lora_extra_refresh:visible").first().click();
+            await page.waitForTimeout(3000);
+        }
         await card.hover();
         seen.cardButtons = await card.locator(".klora-card").allTextContents();
         const before = await page.locator("#txt2img_prompt textarea").inputValue();

@@ -104,6 +104,10 @@ def test_swap_preset_and_warning(seen: dict[str, Any], page_host: Host) -> None:
     assert "made for different models" in seen["misfit"]
 
 
+def test_an_answer_that_comes_too_late_is_put_right(seen: dict[str, Any]) -> None:
+    assert seen["held"] >= 1
+
+
 def test_buttons_on_the_cards(seen: dict[str, Any]) -> None:
     """They choose, do not write the card's tag into the prompt, and are there again after a refresh."""
     assert seen["cardButtons"] == ["C", "S"] and seen["promptKept"]
