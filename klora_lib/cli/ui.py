@@ -115,6 +115,7 @@ def build_page(studio: ToyStudio) -> Any:
     import gradio as gr
 
     from ..webui import panel
+    from ..webui.parts import Services
 
     def generate(*values: Any) -> tuple[list[Any], str]:
         try:
@@ -131,7 +132,7 @@ def build_page(studio: ToyStudio) -> Any:
                 with gr.Row():
                     seed = gr.Number(label="Seed", value=1, precision=0)
                     count = gr.Slider(label="Images", minimum=1, maximum=MAX_IMAGES, step=1, value=4)
-                services = panel.Services(studio.list_loras)
+                services = Services(studio.list_loras)
                 made = panel.build_panel(make_accordion, lambda name: f"script_txt2img_klora_{name}", services)
                 for name, value in {"enabled": True, "content": content, "style": rendering, "show_map": True}.items():
                     made.components[list(BY_NAME).index(name)].value = value

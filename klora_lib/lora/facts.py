@@ -97,8 +97,9 @@ def find_base(metadata: Mapping[str, str]) -> str:
 
 def find_trainer(metadata: Mapping[str, str]) -> str:
     software = read_json(metadata.get("software", ""))
-    if isinstance(software, dict) and isinstance(software.get("name"), str):
-        return software["name"][:40]
+    name = software.get("name") if isinstance(software, dict) else None
+    if isinstance(name, str):
+        return name[:40]
     module = metadata.get("ss_network_module", "")
     if module.startswith("lycoris"):
         return "LyCORIS"

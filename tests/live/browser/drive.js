@@ -90,6 +90,8 @@ const steps = {
     },
     async cards(page) {
         await page.locator("#txt2img_extra_tabs > .tab-nav > button", {hasText: "Lora"}).click();
+        const refresh = page.locator("#txt2img_lora_extra_refresh:visible").first(); // the file is newer than the page
+        await refresh.click();
         const card = page.locator(`#txt2img_lora_cards .card[data-name="${content}"]`);
         await card.hover();
         seen.cardButtons = await card.locator(".klora-card").allTextContents();
@@ -101,7 +103,7 @@ const steps = {
         await until(page, "the card's choice", ([where, wanted]) => document.querySelector(where)?.value === wanted, [`${id("style")} input`, style]);
         seen.promptKept = before === await page.locator("#txt2img_prompt textarea").inputValue();
         await page.screenshot({path: path.join(folder, "cards.png")});
-        await page.locator("#txt2img_lora_extra_refresh:visible").first().click();
+        await refresh.click();
         await page.waitForTimeout(3000);
         await until(page, "buttons after a refresh", () => document.querySelector("#txt2img_lora_cards .klora-card"));
         seen.pressed = await page.locator('#txt2img_lora_cards .klora-card[aria-pressed="true"]').count();
