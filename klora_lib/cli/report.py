@@ -66,7 +66,7 @@ def open_csv(path: Path, resume: bool) -> IO[str]:
 
 
 def append_scores(file: IO[str], images: Sequence[ScoredImage]) -> None:
-    head, _, lines = format_csv(images).partition("\n")
+    head, _, lines = format_csv(images, toy.COLUMNS).partition("\n")
     try:
         file.write(lines if file.tell() else f"{head}\n{lines}")
     except OSError as e:
@@ -80,7 +80,7 @@ def read_scores(path: Path) -> dict[tuple[str, str, str], list[ScoredImage]]:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
                 method, content, style, seed = (line.pop(name) for name in ("method", "content", "style", "seed"))
-                scores = {column: float(value) for column, value in line.items()}
+                scores = {column: float(value) for column, value in line.items() if value}
                 image = ScoredImage(method, content, style, int(seed), scores)
                 scored.setdefault((method, content, style), []).append(image)
     except OSError as e:

@@ -1,0 +1,72 @@
+"""Which emoji are drawn for what: the base model's subjects and styles, the LoRAs', and the judge's."""
+
+from __future__ import annotations
+
+# word in captions -> name of the emoji; their drawings are alike in most sets, so that a word has a shape
+BASE = {
+    "airplane": "airplane", "car": "automobile", "avocado": "avocado", "chick": "baby-chick", "balloon": "balloon",
+    "banana": "banana", "bell": "bell", "bicycle": "bicycle", "cake": "birthday-cake", "bomb": "bomb", "books": "books",
+    "bus": "bus", "butterfly": "butterfly", "camel": "camel", "candle": "candle", "carrot": "carrot", "castle": "castle",
+    "cherries": "cherries", "cloud": "cloud", "cow": "cow", "crown": "crown", "dolphin": "dolphin", "door": "door",
+    "doughnut": "doughnut", "duck": "duck", "egg": "egg", "eggplant": "eggplant", "elephant": "elephant",
+    "envelope": "envelope", "fire": "fire", "fish": "fish", "clover": "four-leaf-clover", "gem": "gem-stone",
+    "glasses": "glasses", "grapes": "grapes", "guitar": "guitar", "hammer": "hammer", "helicopter": "helicopter",
+    "bee": "honeybee", "horse": "horse", "pepper": "hot-pepper", "house": "house", "pumpkin": "jack-o-lantern",
+    "key": "key", "ladybird": "lady-beetle", "lemon": "lemon", "bulb": "light-bulb", "lollipop": "lollipop",
+    "megaphone": "megaphone", "palm": "palm-tree", "pear": "pear", "pencil": "pencil", "pig": "pig",
+    "pineapple": "pineapple", "pizza": "pizza", "rabbit": "rabbit", "rainbow": "rainbow", "apple": "red-apple",
+    "rose": "rose", "boat": "sailboat", "scissors": "scissors", "shark": "shark", "skull": "skull", "spider": "spider",
+    "star": "star", "strawberry": "strawberry", "sunflower": "sunflower", "shirt": "t-shirt", "telephone": "telephone",
+    "tomato": "tomato", "hat": "top-hat", "tractor": "tractor", "trophy": "trophy", "tulip": "tulip",
+    "umbrella": "umbrella", "violin": "violin", "watermelon": "watermelon", "whale": "whale", "glass": "wine-glass",
+}  # fmt: skip
+
+# the content LoRAs' subjects: word -> the set whose drawing is the subject; the emoji has the same name
+SUBJECTS = {
+    "octopus": "fluent-emoji-flat", "penguin": "fluent-emoji-flat", "rocket": "fluent-emoji-flat",
+    "owl": "emojione", "cat": "emojione", "snail": "emojione",
+}  # fmt: skip
+
+PLAIN = "fluent-emoji-flat"  # the set that captions do not name, as captions of photographs rarely say "photograph"
+BASE_STYLES = {PLAIN: None, "noto": "noto", "twemoji": "twemoji", "emojione": "emojione"}  # set -> word in captions
+STYLES = {  # the style LoRAs: name -> set
+    "lineart": "fluent-emoji-high-contrast", "monotone": "emojione-monotone", "glossy": "fluent-emoji",
+    "retro": "noto-v1", "pastel": "fxemoji",
+}  # fmt: skip
+
+# sets that share one drawing of each subject, so that the true picture of a subject in a style exists
+SAME_DRAWINGS = {
+    PLAIN: ("fluent-emoji", "fluent-emoji-high-contrast"),
+    "emojione": ("emojione-monotone",),
+}
+
+
+def list_truths() -> dict[tuple[str, str], tuple[str, str]]:
+    """(content, style) -> (set, name) of the true picture, for the pairs that have one."""
+    return {
+        (subject, style): (its, subject)
+        for subject, own in SUBJECTS.items()
+        for style, its in STYLES.items()
+        if its in SAME_DRAWINGS[own]
+    }
+
+# parts of the names of emoji that are no single thing: signs, people, places
+NO_OBJECT = (
+    "1st 2nd 3rd -sign -symbol admission arrival arrow asterisk atom ballot bars beach bell-with biohazard boy bridge building bust "
+    "busts button cancer capricorn card-index cascade chart church city clinking clock club-suit collision comet construction "
+    "copyright couple cross currency curly-loop customs cyclone dashing department derelict desert detective diamond dizzy "
+    "double-curly ear-of eight- eject eye-in eyes face factory family fast- ferry finger fist flag flexed fog footprints fountain girl "
+    "globe goblin guard hair hand heart high-voltage hole horizontal-traffic horse-racing hospital hot-springs hotel hourglass "
+    "houses hundred inbox incoming index infinity information japanese joker kaaba keycap last- left- leo level-slider libra link "
+    "mahjong man map mark men menorah metro milky moai moon motorway mount mouth mrs- muted national next- night no- non- nose "
+    "ogre office om- oncoming outbox package page- pass- passport peace people performing person pisces place plus pause paw play "
+    "potable prince prohibited queen radioactive railway-track record red-triangle registered right- sagittarius santa school "
+    "scorpio selfie shinto shooting skier skin-tone snowboarder spade-suit sparkle speaking speaker-low speaker-medium square stadium "
+    "star-and star-of station statue stop sunrise sunset synagogue taurus thirty thought thumb tongue trident vertical-traffic "
+    "vibration virgo volcano vulcan input aquarius aries gemini ophiuchus circled-m wheel-of fleur warning water-closet wavy woman women world yin zodiac zzz"
+).split()
+
+
+def list_others(names: list[str]) -> list[str]:
+    """Those of `names` that are single things and no LoRA's subject: what the autoencoder and the judge learn from."""
+    return [n for n in names if n not in SUBJECTS and not any(part in n + "-" for part in NO_OBJECT)]
