@@ -1,4 +1,4 @@
-"""Pictures with captions, on which the toy is trained: an emoji on a coloured background.  The same seed, the same picture."""
+"""Pictures with captions, on which the toy is trained: an emoji on a coloured background."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import write_caption
-from .emoji import SIDE, Drawing
+from .emoji import SIDE, Drawing, Drawings
 from .subjects import BASE_STYLES
 
 GROUNDS = {
@@ -37,14 +37,16 @@ class Scene:
         return write_caption(self.word, self.ground, BASE_STYLES[self.source])
 
 
-def draw_scene(scene: Scene, drawings: dict[tuple[str, str], Drawing], rng: np.random.Generator) -> NDArray[np.uint8]:
+def draw_scene(scene: Scene, drawings: Drawings, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A picture of the scene, [SIDE, SIDE, 3] in 0…255, with the drawing near the middle."""
     return place_drawing(
         drawings[scene.source, scene.emoji], GROUNDS[scene.ground], rng.uniform(*SIZE), rng.uniform(-SHIFT, SHIFT, 2)
     )
 
 
-def place_drawing(drawing: Drawing, ground: tuple[int, int, int], size: float, shift: NDArray[np.float64]) -> NDArray[np.uint8]:
+def place_drawing(
+    drawing: Drawing, ground: tuple[int, int, int], size: float, shift: NDArray[np.float64]
+) -> NDArray[np.uint8]:
     """The drawing on a plain background.  size, shift: shares of the picture's side; the middle has the shift (0, 0)."""
     side = round(size * SIDE)
     small = Image.fromarray(drawing, "RGBA").convert("RGBa").resize((side, side), Image.Resampling.LANCZOS).convert("RGBA")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import HostError, quote_first_line
+from .subjects import list_things
 
 REGISTRY = "https://registry.npmjs.org/@iconify-json"
 SIDE = 128  # of a picture, in pixels
@@ -100,6 +101,8 @@ COMMON = [name for name in SETS if name != "fxemoji"]  # sets with nearly all em
 
 Icons = dict[str, Any]
 Drawing = NDArray[np.uint8]  # [SIDE, SIDE, 4] in 0…255: red, green, blue, opacity
+Drawings = dict[tuple[str, str], Drawing]  # by (set, name)
+KEPT = f"drawings-{SIDE}.npz"
 
 
 def fetch_set(name: str, folder: Path) -> Icons:
@@ -149,16 +152,18 @@ def draw_icon(icons: Icons, name: str, ink: str) -> Drawing:
     return np.asarray(smaller.convert("RGBA"))
 
 
-def draw_sets(folder: Path) -> dict[tuple[str, str], Drawing]:
-    """(set, name) -> its drawing, for the names that all of COMMON have, in all sets that can draw them.  Kept in `folder`."""
-    path = folder / f"drawings-{SIDE}.npz"
-    if path.is_file():
-        with np.load(path) as found:
+def draw_sets(folder: Path) -> Drawings:
+    """(set, name) -> its drawing: of what the toy is made of, in all sets that can draw it.  Kept in `folder`.
+
+    What that is: the single things that all of COMMON have, see `list_things`.
+    """
+    if (kept := folder / KEPT).is_file():
+        with np.load(kept) as found:
             rows, drawings = [str(row).split("/") for row in found["rows"]], found["drawings"]
         return {(row[0], row[1]): drawing for row, drawing in zip(rows, drawings, strict=True)}
     sets = {each: fetch_set(each, folder) for each in SETS}
-    names = sorted(set.intersection(*(set(sets[each]["icons"]) for each in COMMON)))
-    made: dict[tuple[str, str], Drawing] = {}
+    names = list_things(set.intersection(*(set(sets[each]["icons"]) for each in COMMON)))
+    made: Drawings = {}
     for each, icons in sets.items():
         for name in names:
             if name in icons["icons"]:
@@ -166,7 +171,13 @@ def draw_sets(folder: Path) -> dict[tuple[str, str], Drawing]:
                     made[each, name] = draw_icon(icons, name, INK.get(each, "black"))
                 except ValueError as e:
                     print(f"{each}: {e}", flush=True)
-    draft = path.with_suffix(".part.npz")
-    np.savez_compressed(draft, rows=[f"{each}/{name}" for each, name in made], drawings=np.stack(list(made.values())))
-    draft.replace(path)
+    write_drawings(made, folder)
     return made
+
+
+def write_drawings(drawings: Drawings, folder: Path) -> None:
+    """Keep drawings in `folder`.  If this is interrupted, there is no file that is half written."""
+    draft = folder / f"part-{KEPT}"
+    rows = [f"{each}/{name}" for each, name in drawings]
+    np.savez_compressed(draft, rows=rows, drawings=np.stack(list(drawings.values())))
+    draft.replace(folder / KEPT)

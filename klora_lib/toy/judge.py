@@ -24,7 +24,7 @@ SHARP = {"thing": 14.0, "look": 14.0}  # cosines × this are the logits
 
 
 class Judge(nn.Module):
-    """thing, look: encoders.  things [len(THINGS), WIDTH], looks [len(LOOKS), WIDTH]: the candidates' descriptions, length 1."""
+    """thing, look: encoders.  things: [len(THINGS), WIDTH], looks: [len(LOOKS), WIDTH], the candidates' descriptions."""
 
     WIDTH = 96
 
@@ -48,7 +48,10 @@ class Judge(nn.Module):
 
 
 class ShapeEncoder(nn.Module):
-    """[n, 3, 64, 64] in 0…1 -> descriptions of the subject [n, width], of length 1.  Positions are kept, as they show the shape."""
+    """[n, 3, 64, 64] in 0…1 -> descriptions of the subject [n, width], of length 1.
+
+    Positions are kept, as they show the shape.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

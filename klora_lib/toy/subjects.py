@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 # word in captions -> name of the emoji; their drawings are alike in most sets, so that a word has a shape
 BASE = {
     "airplane": "airplane", "car": "automobile", "avocado": "avocado", "chick": "baby-chick", "balloon": "balloon",
@@ -50,23 +52,38 @@ def list_truths() -> dict[tuple[str, str], tuple[str, str]]:
         if its in SAME_DRAWINGS[own]
     }
 
+KNOWN = {*BASE.values(), *SUBJECTS}
+
 # parts of the names of emoji that are no single thing: signs, people, places
 NO_OBJECT = (
-    "1st 2nd 3rd -sign -symbol admission arrival arrow asterisk atom ballot bars beach bell-with biohazard boy bridge building bust "
-    "busts button cancer capricorn card-index cascade chart church city clinking clock club-suit collision comet construction "
-    "copyright couple cross currency curly-loop customs cyclone dashing department derelict desert detective diamond dizzy "
-    "double-curly ear-of eight- eject eye-in eyes face factory family fast- ferry finger fist flag flexed fog footprints fountain girl "
-    "globe goblin guard hair hand heart high-voltage hole horizontal-traffic horse-racing hospital hot-springs hotel hourglass "
-    "houses hundred inbox incoming index infinity information japanese joker kaaba keycap last- left- leo level-slider libra link "
-    "mahjong man map mark men menorah metro milky moai moon motorway mount mouth mrs- muted national next- night no- non- nose "
-    "ogre office om- oncoming outbox package page- pass- passport peace people performing person pisces place plus pause paw play "
-    "potable prince prohibited queen radioactive railway-track record red-triangle registered right- sagittarius santa school "
-    "scorpio selfie shinto shooting skier skin-tone snowboarder spade-suit sparkle speaking speaker-low speaker-medium square stadium "
-    "star-and star-of station statue stop sunrise sunset synagogue taurus thirty thought thumb tongue trident vertical-traffic "
-    "vibration virgo volcano vulcan input aquarius aries gemini ophiuchus circled-m wheel-of fleur warning water-closet wavy woman women world yin zodiac zzz"
-).split()
+    "-sign", "-symbol", "1st", "2nd", "3rd", "admission", "aquarius", "aries", "arrival", "arrow", "asterisk", "atom",
+    "ballot", "bars", "beach", "bell-with", "biohazard", "boy", "bridge", "building", "bust", "busts", "button",
+    "cancer", "capricorn", "card-index", "cascade", "chart", "church", "circled-m", "city", "clinking", "clock",
+    "club-suit", "collision", "comet", "construction", "copyright", "couple", "cross", "curly-loop", "currency",
+    "customs", "cyclone", "dashing", "department", "derelict", "desert", "detective", "diamond", "dizzy",
+    "double-curly", "ear-of", "eight-", "eject", "eye-in", "eyes", "face", "factory", "family", "fast-", "ferry",
+    "finger", "fist", "flag", "fleur", "flexed", "fog", "footprints", "fountain", "gemini", "girl", "globe", "goblin",
+    "guard", "hair", "hand", "heart", "high-voltage", "hole", "horizontal-traffic", "horse-racing", "hospital",
+    "hot-springs", "hotel", "hourglass", "houses", "hundred", "inbox", "incoming", "index", "infinity", "information",
+    "input", "japanese", "joker", "kaaba", "keycap", "last-", "left-", "leo", "level-slider", "libra", "link",
+    "mahjong", "man", "map", "mark", "men", "menorah", "metro", "milky", "moai", "moon", "motorway", "mount", "mouth",
+    "mrs-", "muted", "national", "next-", "night", "no-", "non-", "nose", "office", "ogre", "om-", "oncoming",
+    "ophiuchus", "outbox", "package", "page-", "pass-", "passport", "pause", "paw", "peace", "people", "performing",
+    "person", "pisces", "place", "play", "plus", "potable", "prince", "prohibited", "queen", "radioactive",
+    "railway-track", "record", "red-triangle", "registered", "right-", "sagittarius", "santa", "school", "scorpio",
+    "selfie", "shinto", "shooting", "skier", "skin-tone", "snowboarder", "spade-suit", "sparkle", "speaker-low",
+    "speaker-medium", "speaking", "square", "stadium", "star-and", "star-of", "station", "statue", "stop", "sunrise",
+    "sunset", "synagogue", "taurus", "thirty", "thought", "thumb", "tongue", "trident", "vertical-traffic",
+    "vibration", "virgo", "volcano", "vulcan", "warning", "water-closet", "wavy", "wheel-of", "woman", "women",
+    "world", "yin", "zodiac", "zzz",
+)  # fmt: skip
 
 
-def list_others(names: list[str]) -> list[str]:
+def list_things(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are single things, in the alphabet's order."""
+    return sorted(n for n in names if n in KNOWN or not any(part in f"{n}-" for part in NO_OBJECT))
+
+
+def list_others(names: Iterable[str]) -> list[str]:
     """Those of `names` that are single things and no LoRA's subject: what the autoencoder and the judge learn from."""
-    return [n for n in names if n not in SUBJECTS and not any(part in n + "-" for part in NO_OBJECT)]
+    return [name for name in list_things(names) if name not in SUBJECTS]

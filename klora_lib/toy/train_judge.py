@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .dataset import GROUNDS
-from .emoji import Drawing, draw_sets
+from .emoji import Drawings, draw_sets
 from .judge import LOOKS, SIDE, THINGS, Judge, read_judge, write_judge
 from .stage import SEED, STREAMS, Stage, find_rate, set_rate
 from .subjects import BASE, BASE_STYLES, STYLES, SUBJECTS, list_others
@@ -19,15 +19,15 @@ STEPS, LR = 2400, 2e-3
 THING_BATCH = 64
 LOOK_STYLES, LOOK_EACH = 10, 7  # a batch for the style: pictures of 10 styles, 7 each
 SHARP = 12.0  # cosines × this are the logits while it learns
-LOOK_OF = {**{source: word or "plain" for source, word in BASE_STYLES.items()}, **{its: style for style, its in STYLES.items()}}
+LOOK_OF = {source: word or "plain" for source, word in BASE_STYLES.items()} | {its: style for style, its in STYLES.items()}
 
 Rows = list[tuple[str, str]]
 
 
 class Pictures:
-    """Drawings as tensors. small: [n, 4, SIDE, SIDE] in 0…1, colours multiplied by the opacity. rows: (set, name) of each."""
+    """Drawings as tensors.  small: [n, 4, SIDE, SIDE] in 0…1, colours multiplied by the opacity.  rows: (set, name)."""
 
-    def __init__(self, drawings: dict[tuple[str, str], Drawing]):
+    def __init__(self, drawings: Drawings):
         self.rows: Rows = list(drawings)
         self.at = {row: number for number, row in enumerate(self.rows)}
         whole = torch.from_numpy(np.stack(list(drawings.values()))).permute(0, 3, 1, 2)
@@ -53,7 +53,7 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
     """Train, and write `out`/judge.safetensors."""
     stage = Stage("judge", folder)
     pictures = Pictures(draw_sets(folder))
-    names = list_others(sorted({name for _, name in pictures.rows}))
+    names = list_others({name for _, name in pictures.rows})
     learned = [row for row in pictures.rows if row[1] in set(names)]
     torch.manual_seed(SEED)
     judge = Judge()
@@ -74,7 +74,8 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
         optimizer.zero_grad(set_to_none=True)
         rows = torch.randint(0, len(numbers), (THING_BATCH,))
         seen = distort(filter_some(pictures.place(numbers[rows])))
-        thing = F.cross_entropy(SHARP * judge.thing(seen) @ F.normalize(proxies, dim=1).T, classes[rows], label_smoothing=0.05)
+        cosines = judge.thing(seen) @ F.normalize(proxies, dim=1).T
+        thing = F.cross_entropy(SHARP * cosines, classes[rows], label_smoothing=0.05)
         look = measure_look_loss(judge, pictures, by_set)
         (thing + look).backward()
         optimizer.step()

@@ -14,12 +14,12 @@ from . import RENDERING, SUBJECT, dataset, write_caption
 from .emoji import draw_sets
 from .stage import SEED, STREAMS, Stage, find_rate, set_rate
 from .subjects import BASE, STYLES, SUBJECTS
-from .train_base import Pool, make_pool, measure_loss, read_alphas, tokenise
+from .train_base import Pool, make_pool, measure_loss, read_alphas
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-STEPS, BATCH = 700, 10
+STEPS, BATCH = 400, 8
 VARIANTS = {"content": 48, "style": 2}  # pictures of each drawing
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import dataset, models
-from .emoji import SIDE, Drawing, draw_sets
+from .emoji import SIDE, Drawings, draw_sets
 from .stage import SEED, STREAMS, Stage, find_rate, scale_pictures, set_rate
 from .subjects import list_others
 
-POOL, STEPS, BATCH, CROP, LR = 4000, 2600, 16, 48, 2e-3
+POOL, STEPS, BATCH, CROP, LR = 4000, 3400, 16, 48, 3e-3
 WHOLE = 300  # the last steps are on whole pictures, because a group norm depends on the size
 KL = 1e-5  # weight of the KL divergence, which is a mean over the latents' elements
 
@@ -37,6 +37,8 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
         whole = step >= steps - WHOLE
         rows = torch.randint(0, len(pool), (BATCH // 4 if whole else BATCH,))
         batch = scale_pictures(pool[rows].numpy())
+        if torch.rand(()) < 0.5:  # so that rare colours are seen as often as others
+            batch = batch[:, torch.randperm(3)]
         if not whole:
             batch = crop(batch)
         batch = batch.contiguous(memory_format=torch.channels_last)
@@ -54,7 +56,8 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
             stage.save(step + 1, model=model.state_dict(), optimizer=optimizer.state_dict())
     model.eval().requires_grad_(False)
     with torch.no_grad():
-        latents = torch.cat([model.encode(scale_pictures(pool[i : i + 32].numpy())).latent_dist.mean for i in range(0, 512, 32)])
+        parts = [scale_pictures(part.numpy()) for part in pool[:512].split(32)]
+        latents = torch.cat([model.encode(part).latent_dist.mean for part in parts])
         normalise_latents(model, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     model.half().save_pretrained(out / "vae")
 
@@ -77,12 +80,12 @@ def draw_pictures(n: int, folder: Path) -> np.ndarray:
     """n pictures of emoji of all sets, without the LoRAs' subjects, [n, SIDE, SIDE, 3] in 0…255."""
     rng = np.random.default_rng([SEED, STREAMS["vae"]])
     drawings = draw_sets(folder)
-    names = set(list_others(sorted({name for _, name in drawings})))
+    names = set(list_others({name for _, name in drawings}))
     rows = [row for row in drawings if row[1] in names]
     return np.stack([draw_one(drawings, rows[int(rng.integers(len(rows)))], rng) for _ in range(n)])
 
 
-def draw_one(drawings: dict[tuple[str, str], Drawing], row: tuple[str, str], rng: np.random.Generator) -> np.ndarray:
+def draw_one(drawings: Drawings, row: tuple[str, str], rng: np.random.Generator) -> np.ndarray:
     ground = str(rng.choice(list(dataset.GROUNDS)))
     return dataset.draw_scene(dataset.Scene(row[1], row[1], row[0], ground), drawings, rng)
 
@@ -94,7 +97,7 @@ def crop(batch: Tensor) -> Tensor:
 
 
 def measure_error(drawn: Tensor, truth: Tensor) -> Tensor:
-    """The error of the pictures, of the colours of squares, and of the differences between neighbours, which keeps edges sharp."""
+    """The error of the pictures, of squares' colours, and of the differences between neighbours, which keeps edges sharp."""
     loss = F.l1_loss(drawn, truth) + 3 * F.mse_loss(drawn, truth)
     loss = loss + 8 * F.mse_loss(F.avg_pool2d(drawn, 8), F.avg_pool2d(truth, 8))
     for axis in (-1, -2):

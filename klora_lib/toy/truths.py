@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..errors import KLoraError, quote_first_line
 from .dataset import GROUNDS, SHIFT, SIZE, place_drawing
-from .emoji import Drawing
+from .emoji import Drawing, Drawings
 from .judge import Judge, shrink
 from .stage import scale_pictures
 from .subjects import SUBJECTS, list_truths
@@ -36,7 +36,7 @@ def name_truth(subject: str, style: str | None) -> str:
     return f"{subject} in {style}.png" if style else f"{subject}.png"
 
 
-def write_truths(drawings: dict[tuple[str, str], Drawing], folder: Path) -> None:
+def write_truths(drawings: Drawings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, row in list_pictures().items():
         Image.fromarray(drawings[row], "RGBA").save(folder / name, optimize=True)
