@@ -60,6 +60,12 @@ def place_everywhere(drawing: Drawing, ground: str) -> Tensor:
     return (scale_pictures(np.stack(placed)) + 1) / 2
 
 
+def show_truth(folder: Path, subject: str, style: str | None, ground: str) -> Image.Image:
+    """A true picture on a plain background, in the middle."""
+    middle = place_drawing(read_truth(folder, subject, style), GROUNDS[ground], float(np.mean(SIZE)), np.zeros(2))
+    return Image.fromarray(middle)
+
+
 def compare(pictures: Tensor, truths: Tensor, judge: Judge) -> dict[str, Tensor]:
     """How much n pictures are like the best of m true ones: two numbers a picture, at most 1.
 
