@@ -20,7 +20,7 @@ GROUNDS = {
     "rose": (246, 196, 200),
     "grey": (176, 178, 186),
 }
-SIZE, SHIFT = (0.82, 1.0), 0.05  # the drawing's side and its largest shift, as shares of the picture's side
+SIZE, SHIFT = (0.87, 0.95), 0.02  # the drawing's side and its largest shift, as shares of the picture's side
 
 
 @dataclass(frozen=True)

@@ -119,13 +119,14 @@ def make_unet() -> UNet2DConditionModel:
         sample_size=GRID,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(48, 96, 160),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 96, 192),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
-        attention_head_dim=(2, 3, 5),  # diffusers' name for the number of heads
+        attention_head_dim=(1, 3, 6),  # diffusers' name for the number of heads
         norm_num_groups=8,
+        resnet_time_scale_shift="scale_shift",
         addition_embed_type="text",  # the prompt is added to the time embedding, as SDXL adds its pooled prompt
         addition_embed_type_num_heads=4,
     )

@@ -6,21 +6,12 @@ from collections.abc import Iterable
 
 # word in captions -> name of the emoji; their drawings are alike in most sets, so that a word has a shape
 BASE = {
-    "airplane": "airplane", "car": "automobile", "avocado": "avocado", "chick": "baby-chick", "balloon": "balloon",
-    "banana": "banana", "bell": "bell", "bicycle": "bicycle", "cake": "birthday-cake", "bomb": "bomb", "books": "books",
-    "bus": "bus", "butterfly": "butterfly", "camel": "camel", "candle": "candle", "carrot": "carrot", "castle": "castle",
-    "cherries": "cherries", "cloud": "cloud", "cow": "cow", "crown": "crown", "dolphin": "dolphin", "door": "door",
-    "doughnut": "doughnut", "duck": "duck", "egg": "egg", "eggplant": "eggplant", "elephant": "elephant",
-    "envelope": "envelope", "fire": "fire", "fish": "fish", "clover": "four-leaf-clover", "gem": "gem-stone",
-    "glasses": "glasses", "grapes": "grapes", "guitar": "guitar", "hammer": "hammer", "helicopter": "helicopter",
-    "bee": "honeybee", "horse": "horse", "pepper": "hot-pepper", "house": "house", "pumpkin": "jack-o-lantern",
-    "key": "key", "ladybird": "lady-beetle", "lemon": "lemon", "bulb": "light-bulb", "lollipop": "lollipop",
-    "megaphone": "megaphone", "palm": "palm-tree", "pear": "pear", "pencil": "pencil", "pig": "pig",
-    "pineapple": "pineapple", "pizza": "pizza", "rabbit": "rabbit", "rainbow": "rainbow", "apple": "red-apple",
-    "rose": "rose", "boat": "sailboat", "scissors": "scissors", "shark": "shark", "skull": "skull", "spider": "spider",
-    "star": "star", "strawberry": "strawberry", "sunflower": "sunflower", "shirt": "t-shirt", "telephone": "telephone",
-    "tomato": "tomato", "hat": "top-hat", "tractor": "tractor", "trophy": "trophy", "tulip": "tulip",
-    "umbrella": "umbrella", "violin": "violin", "watermelon": "watermelon", "whale": "whale", "glass": "wine-glass",
+    "airplane": "airplane", "apple": "red-apple", "balloon": "balloon", "banana": "banana", "bell": "bell", "boat":
+    "sailboat", "bus": "bus", "butterfly": "butterfly", "cake": "birthday-cake", "car": "automobile", "carrot":
+    "carrot", "castle": "castle", "cherries": "cherries", "cow": "cow", "crown": "crown", "duck": "duck", "elephant":
+    "elephant", "fish": "fish", "guitar": "guitar", "house": "house", "key": "key", "palm": "palm-tree", "pig": "pig",
+    "pizza": "pizza", "rabbit": "rabbit", "rose": "rose", "star": "star", "strawberry": "strawberry", "umbrella":
+    "umbrella", "whale": "whale",
 }  # fmt: skip
 
 # the content LoRAs' subjects: word -> the set whose drawing is the subject; the emoji has the same name
