@@ -27,6 +27,7 @@ class SamplingPass:
         self.progress: list[float] = []
         self.thread = threading.get_ident()
         self.ended_early = False
+        self.is_hires = False
 
     @property
     def plan(self) -> Plan:

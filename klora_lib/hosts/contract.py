@@ -77,6 +77,15 @@ class Host(Protocol):
     def estimate_sampling_memory(self, p: Any) -> int:
         """Device memory that sampling ``p`` will need beside the model's weights, in bytes, at most."""
 
+    def is_drawing(self) -> bool:
+        """Whether a job runs now."""
+
+    def get_option(self, name: str, default: Any) -> Any:
+        """A setting of the WebUI's settings page; ``default`` if it has none of this name."""
+
+    def save_grid(self, p: Any, picture: Any, name: str, infotext: str) -> None:
+        """Save a PIL picture where and as the host saves the grids of the job, if it does."""
+
     def get_checkpoint_name(self) -> str:
         """Name of the loaded checkpoint."""
 

@@ -56,6 +56,26 @@ class Family:
         width, height = find_largest_size(p)
         return estimate_sampling_bytes(2 * p.batch_size * (width // 8) * (height // 8))  # guidance stacks two halves
 
+    def is_drawing(self) -> bool:
+        from modules import shared
+
+        return bool(getattr(shared.state, "job", ""))  # the running job's name
+
+    def get_option(self, name: str, default: Any) -> Any:
+        from modules import shared
+
+        return getattr(shared.opts, name, default)
+
+    def save_grid(self, p: Any, picture: Any, name: str, infotext: str) -> None:
+        from modules import images
+
+        if not self.get_option("grid_save", False) or p.do_not_save_grid:
+            return
+        images.save_image(
+            picture, p.outpath_grids, name, p.all_seeds[0], p.all_prompts[0], self.get_option("grid_format", "png"),
+            info=infotext, short_filename=not self.get_option("grid_extended_filename", False), p=p, grid=True,
+        )  # fmt: skip
+
     def get_checkpoint_name(self) -> str:
         from modules import shared
 

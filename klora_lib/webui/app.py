@@ -12,8 +12,8 @@ from ..hosts import detect
 from ..patching import unwrap_instance_function, wrap_instance_function
 from ..rule.cache import Library
 from ..settings import Settings, name_arguments, read_settings
-from . import routes, xyz
-from .job import Job, prepare, run_guarded
+from . import live, routes, xyz
+from .job import Job, find_entries, prepare, run_guarded
 from .refuse import KLoraRefused, refuse, refuse_sampling
 
 JOB = "klora_job"  # on p
@@ -100,11 +100,10 @@ class App:
         job = find_job(p)
         if self.enabled_p is p:
             self.enabled_p = None
-        if job is not None and job.settings.show_map and job.passes and job.passes[0].progress:
-            from ..map import draw_plan
+        if job is not None and job.settings.show_map:
+            from .maps import append_maps
 
-            processed.images.append(draw_plan(job.passes[0].table()))
-            processed.infotexts.append(processed.infotexts[0] if processed.infotexts else "")
+            append_maps(job, p, processed)
 
     def save(self, args: Sequence[Any], name: Any, segments: Any, steps: Any, overwrite: Any) -> str:
         """The button *Save as LoRA*: what to tell the user, in Markdown."""
@@ -118,6 +117,7 @@ class App:
     def serve(self, demo: Any, app: Any) -> None:
         """``app_started``: add our routes to the WebUI's server."""
         routes.add_routes(app, self.library)
+        live.add_live_map(app, self.library, WebUISource())
 
     def unload(self) -> None:
         """``script_unloaded``: the UI is being reloaded, and these hooks will not be called again."""
@@ -130,6 +130,20 @@ class App:
         for job in [job for job in self.sampling_jobs if not keep(job)]:
             job.close()
             self.sampling_jobs.remove(job)
+
+
+class WebUISource:
+    """The WebUI as the live map asks it."""
+
+    def find_files(self, settings: Settings) -> live.Listed:
+        content, style = ((entry.path, entry.name) for entry in find_entries(detect(), settings))
+        return content, style
+
+    def is_drawing(self) -> bool:
+        return detect().is_drawing()
+
+    def get_option(self, name: str, default: Any) -> Any:
+        return detect().get_option(name, default)
 
 
 def find_job(p: Any) -> Job | None:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from .. import infotext
 from ..settings import BY_NAME, FIELDS, METHODS, Field, Settings
+from .map_panel import link_map
 
 NONE = "None"
 STEPS = 20  # sampler steps for which a LoRA is saved, if the user says nothing else
@@ -90,8 +91,10 @@ def build_panel(
             add_row(made, ("content_te_weight", "style_te_weight"), elem_id)
             add_row(made, ("mu", "density", "switch_every"), elem_id)
             add_row(made, ("show_map",), elem_id)
+        gr.HTML(elem_id=elem_id("map"))
         if save is not None:
             add_save(made, elem_id, save, loras)
+        link_map([made[f.name] for f in FIELDS], elem_id)
     link_beta(made)
     pastes = [(made[f.name], make_paste(f)) for f in FIELDS]
     return Panel([made[f.name] for f in FIELDS], pastes, [f.infotext for f in FIELDS])

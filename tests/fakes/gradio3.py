@@ -22,6 +22,7 @@ COMPONENTS = {  # name: parameters, those after the star by keyword only
     "Checkbox": f"value * {COMMON}",
     "Slider": f"minimum maximum value * step randomize {COMMON}",
     "Textbox": f"value * lines max_lines placeholder autofocus type text_align rtl show_copy_button {COMMON}",
+    "HTML": "value * label every show_label visible elem_id elem_classes",
     "Markdown": "value * rtl latex_delimiters visible elem_id elem_classes",
     "Button": "value * variant size icon link visible interactive elem_id elem_classes scale min_width",
 }
@@ -31,6 +32,7 @@ EVENTS = {
     "Checkbox": ("change", "input", "select"),
     "Slider": ("change", "input", "release"),
     "Textbox": ("change", "input", "select", "submit", "focus", "blur"),
+    "HTML": ("change",),
     "Markdown": ("change",),
     "Button": ("click",),
 }
