@@ -94,6 +94,7 @@ const steps = {
         await refresh.click();
         const card = page.locator(`#txt2img_lora_cards .card[data-name="${content}"]`);
         await card.hover();
+        await card.locator(".klora-card").first().waitFor();
         seen.cardButtons = await card.locator(".klora-card").allTextContents();
         const before = await page.locator("#txt2img_prompt textarea").inputValue();
         await card.locator('.klora-card[data-role="content"]').click();
