@@ -11,21 +11,18 @@ from ..settings import BY_NAME, ENGINES
 from .presets import Store, fill
 
 SECTION = ("klora", "K-LoRA")
-PRESET, ENGINE, CACHE, COLOURS = "klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours"
+PRESET, ENGINE, CACHE = "klora_preset", "klora_engine", "klora_cache_gb"
 NO_PRESET = "None"
-MAP_COLOURS = ("blue and green", "blue and orange")  # content and style; the second are told apart by the colour-blind
 GIGABYTE = 1 << 30
 LABELS = {
     PRESET: "Preset that the panel begins with",
     ENGINE: "Engine that the panel begins with",
     CACHE: "Memory for LoRA files that were read, in GB",
-    COLOURS: "Colours of the selection map",
 }
 HINTS = {
     PRESET: "None: the defaults, or what is saved under Defaults; needs Reload UI",
     ENGINE: "needs Reload UI",
     CACHE: "the two last used are always kept",
-    COLOURS: "content and style; blue and orange are told apart by colour-blind people too",
 }
 
 
@@ -46,7 +43,6 @@ def add_options(library: Library, store: Store) -> None:
     add(ENGINE, BY_NAME["engine"].default, gr.Dropdown, {"choices": list(ENGINES)})
     cache = {"minimum": 0.5, "maximum": 16, "step": 0.5}
     add(CACHE, FILES / GIGABYTE, gr.Slider, cache, onchange=lambda: set_cache(library))
-    add(COLOURS, MAP_COLOURS[0], gr.Radio, {"choices": list(MAP_COLOURS)})
     set_cache(library)
 
 

@@ -49,7 +49,6 @@ def build_panel(
             for name in ("method", "balance"):
                 made[name] = make_component(BY_NAME[name], (), elem_id(name), start)
             preset = add_preset_list(elem_id, services.presets)
-        gr.HTML(elem_id=elem_id("map"))  # filled by the script of the selection map
         with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
             others = [field for field in FIELDS if field.name not in made]
             for first in range(0, len(others), COLUMNS):

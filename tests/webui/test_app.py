@@ -22,7 +22,7 @@ def test_the_script(host: FakeHost) -> None:
     assert host.script.title() == "K-LoRA"
     assert host.script.show(False) is host.script.show(True) is host.scripts.AlwaysVisible
     assert {kind: len(found) for kind, found in host.script_callbacks.registered.items()} == {
-        "cfg_denoiser": 1, "before_ui": 1, "app_started": 1, "script_unloaded": 1,
+        "cfg_denoiser": 1, "before_ui": 1, "ui_settings": 1, "app_started": 1, "script_unloaded": 1,
     }  # fmt: skip
 
 

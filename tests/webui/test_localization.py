@@ -54,7 +54,6 @@ def find_code_strings() -> Iterator[str]:
 def find_option_strings() -> Iterator[str]:
     yield from options.LABELS.values()
     yield from (f"({hint})" for hint in options.HINTS.values())  # as the WebUI shows a hint
-    yield from options.MAP_COLOURS
 
 
 def needs_translation(text: str) -> bool:
@@ -106,9 +105,8 @@ def test_the_settings_page_has_these_options(a1111: FakeHost, monkeypatch: pytes
     shared.opts.data = {options.CACHE: 1.5}
     for callback in a1111.script_callbacks.registered["ui_settings"]:
         callback()
-    assert list(added) == ["klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours"]
+    assert list(added) == ["klora_preset", "klora_engine", "klora_cache_gb"]
     assert {option.section for option in added.values()} == {("klora", "K-LoRA")}
-    assert added["klora_map_colours"].default == "blue and green"
     assert added["klora_preset"].component_args()["choices"][0] == "None"
     assert a1111.app.library.most == 1.5 * 2**30
     shared.opts.data[options.CACHE] = 4

@@ -118,12 +118,14 @@ const steps = {
     },
     async cards(page) {
         await page.locator("#txt2img_extra_tabs > .tab-nav > button", {hasText: "Lora"}).click();
+        const refresh = page.locator("#txt2img_lora_extra_refresh:visible").first(); // the file is newer than the page
         const card = page.locator(`#txt2img_lora_cards .card[data-name="${content}"]`);
-        for (let tries = 0; tries < 5 && !(await card.count()); tries++) { // one file is new
-            await page.locator("#txt2img_lora_extra_refresh:visible").first().click();
+        for (let tries = 0; tries < 5 && !(await card.count()); tries++) { // A1111 passes over a click while the tab opens
+            await refresh.click();
             await page.waitForTimeout(3000);
         }
         await card.hover();
+        await card.locator(".klora-card").first().waitFor();
         seen.cardButtons = await card.locator(".klora-card").allTextContents();
         const before = await page.locator("#txt2img_prompt textarea").inputValue();
         await card.locator('.klora-card[data-role="content"]').click();
@@ -133,7 +135,7 @@ const steps = {
         await until(page, "the card's choice", ([where, wanted]) => document.querySelector(where)?.value === wanted, [`${id("style")} input`, style]);
         seen.promptKept = before === await page.locator("#txt2img_prompt textarea").inputValue();
         await page.screenshot({path: path.join(folder, "cards.png")});
-        await page.locator("#txt2img_lora_extra_refresh:visible").first().click();
+        await refresh.click();
         await page.waitForTimeout(3000);
         await until(page, "buttons after a refresh", () => document.querySelector("#txt2img_lora_cards .klora-card"));
         seen.pressed = await page.locator('#txt2img_lora_cards .klora-card[aria-pressed="true"]').count();
