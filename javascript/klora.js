@@ -248,9 +248,13 @@ class KLoraPanel {
         this.waiting = setTimeout(() => {
             this.waiting = 0;
             const about = this.read("content") + "\n" + this.read("style");
-            if (this.answered || document.activeElement?.closest(`#script_${this.tab}_klora_pair`)) return;
+            if (this.answered) return;
             if (this.asked.about !== about) this.asked = {about, times: 0};
-            if (this.asked.times++ < 3) this.ask({});
+            if (document.activeElement?.closest(`#script_${this.tab}_klora_pair`)) this.checkAnswers(); // the user still types
+            else if (this.asked.times++ < 3) {
+                this.ask({});
+                this.checkAnswers();
+            }
         }, 1500);
     }
 

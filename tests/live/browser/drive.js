@@ -85,6 +85,7 @@ const steps = {
     async late(page) {
         // the first pair's answer comes after the second's: what is said in the end is about the second
         const old = JSON.stringify([style, other]);
+        const answered = page.waitForResponse((answer) => JSON.stringify(answer.request().postDataJSON?.()?.data) === old);
         await page.route("**/run/predict*", async (route) => {
             const asked = JSON.stringify(route.request().postDataJSON()?.data);
             if (asked === old) {
@@ -96,8 +97,13 @@ const steps = {
         await choose(page, "style", other);
         await choose(page, "style", content);
         await page.locator("#txt2img_prompt textarea").click();
-        await until(page, "the late answer", (where) => document.querySelector(where), `${id("fit")} .klora-trouble`);
-        await until(page, "the right answer", (where) => !document.querySelector(where), `${id("fit")} .klora-trouble`);
+        await answered; // gradio 3 shows the late answer now, gradio 4 has kept the second request back until now
+        await page.waitForTimeout(500);
+        const wanted = `${style}\n${content}`;
+        await until(page, "the right answer", ([where, about]) => {
+            const answer = document.querySelector(where);
+            return answer?.dataset.for === about && !answer.querySelector(".klora-trouble");
+        }, [`${id("fit")} .klora-answer`, wanted]);
         await page.unroute("**/run/predict*");
     },
     async preset(page) {
