@@ -1,10 +1,6 @@
 // @ts-check
 /* What the panel does in the browser. Its components are made in klora_lib/webui; their ids are script_<tab>_klora_<name>. */
 
-/** Globals of the WebUI's page; `localization` is there only where a language is chosen.
- * @typedef {{gradioApp: () => Document | ShadowRoot, onAfterUiUpdate: (act: () => void) => void,
- *            localization?: Object<string, string>}} Page */
-
 /** The panel of one tab. */
 class KLoraPanel {
     /** @param {string} tab "txt2img" or "img2img" */
@@ -65,7 +61,6 @@ class KLoraPanel {
     update() {
         const panel = this.find("enabled");
         if (!panel) return;
-        this.markCards();
         this.checkAnswers();
         const chosen = ["content", "style", "method"].map((name) => this.read(name));
         const shown = JSON.stringify([this.on, ...chosen]);
@@ -74,7 +69,6 @@ class KLoraPanel {
         this.dim(panel, chosen[2]);
         this.writeTitle(panel, chosen);
         this.labelInputs(panel);
-        for (const card of this.listCards(".klora-card")) this.pressButton(card);
     }
 
     /**
@@ -166,9 +160,8 @@ class KLoraPanel {
      */
     takeFirst(picker, input) {
         const found = this.find(picker)?.querySelectorAll("ul li") ?? [];
-        const names = this.listOptions(picker);
         this.taking = found.length > 0;
-        if (!found.length || names.includes(input.value) || this.find(picker)?.querySelector("ul li.active")) return;
+        if (!found.length || this.listOptions(picker).includes(input.value) || this.find(picker)?.querySelector("ul li.active")) return;
         input.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true}));
     }
 
@@ -188,49 +181,13 @@ class KLoraPanel {
         if (said) said.textContent = sentence;
     }
 
-    // --- the prompt, the cards ---
+    // --- the prompt, requests ---
 
     /** @param {string} word is added to the prompt, unless it is there */
     addWord(word) {
         const prompt = /** @type {HTMLTextAreaElement | null} */ (KLoraPanel.root.querySelector(`#${this.tab}_prompt textarea`));
         if (!prompt || prompt.value.split(",").some((part) => part.trim() === word) || prompt.value.includes(word)) return;
         writeKLora(prompt, prompt.value.trim() ? `${prompt.value.replace(/[,\s]+$/, "")}, ${word}` : word);
-    }
-
-    /** @param {string} selector @returns {NodeListOf<HTMLElement>} of the LoRA cards, or in them */
-    listCards(selector) {
-        return KLoraPanel.root.querySelectorAll(`#${this.tab}_lora_cards ${selector}`);
-    }
-
-    /** Put the two buttons on the cards that have none: all of them after a refresh. */
-    markCards() {
-        for (const row of this.listCards(".card > .button-row:not([data-klora])")) {
-            row.dataset.klora = "";
-            for (const [role, letter] of [["style", "S"], ["content", "C"]]) {
-                const button = document.createElement("button");
-                button.type = "button";
-                button.className = "klora-card";
-                button.dataset.role = role;
-                button.textContent = letter;
-                button.title = KLoraPanel.say(role === "content" ? "Content of K-LoRA" : "Style of K-LoRA");
-                button.setAttribute("aria-label", button.title);
-                row.prepend(button);
-                this.pressButton(button);
-            }
-        }
-    }
-
-    /** @param {HTMLElement} button shows whether its card is chosen */
-    pressButton(button) {
-        const name = button.closest(".card")?.getAttribute("data-name");
-        const pressed = name === this.read(button.dataset.role ?? "");
-        if (button.getAttribute("aria-pressed") !== String(pressed)) button.setAttribute("aria-pressed", String(pressed));
-    }
-
-    /** @param {HTMLElement} button of a card that was pressed */
-    chooseCard(button) {
-        const name = button.closest(".card")?.getAttribute("data-name");
-        if (name) this.ask({[button.dataset.role ?? ""]: name});
     }
 
     /** Whether what is said under the pickers is about what they hold: a slow answer may come in after a newer one. */
@@ -268,8 +225,7 @@ class KLoraPanel {
 
     /** Another checkpoint may not fit the pair. */
     watchCheckpoint() {
-        const field = /** @type {HTMLInputElement | null} */ (KLoraPanel.root.querySelector("#setting_sd_model_checkpoint input"));
-        const name = field?.value ?? "";
+        const name = /** @type {any} */ (KLoraPanel.root.querySelector("#setting_sd_model_checkpoint input"))?.value ?? "";
         if (name === this.checkpoint) return;
         const first = this.checkpoint === "";
         this.checkpoint = name;
@@ -287,8 +243,10 @@ function writeKLora(input, text) {
     input.dispatchEvent(new Event("input", {bubbles: true}));
 }
 
+/** @type {KLoraPanel[]} of both tabs */
+KLoraPanel.all = ["txt2img", "img2img"].map((tab) => new KLoraPanel(tab));
+
 (function () {
-    const panels = ["txt2img", "img2img"].map((tab) => new KLoraPanel(tab));
     let waiting = false;
 
     /** All panels, once in the next frame. */
@@ -297,7 +255,7 @@ function writeKLora(input, text) {
         waiting = true;
         requestAnimationFrame(() => {
             waiting = false;
-            panels.forEach((panel) => {
+            KLoraPanel.all.forEach((panel) => {
                 panel.update();
                 panel.watchCheckpoint();
             });
@@ -310,13 +268,13 @@ function writeKLora(input, text) {
      * @param {(panel: KLoraPanel, picker: string, input: HTMLInputElement) => void} act
      */
     function onPicker(event, act) {
-        for (const panel of panels) {
+        for (const panel of KLoraPanel.all) {
             const picker = panel.findPicker(event.target);
             if (picker) act(panel, picker, /** @type {HTMLInputElement} */ (event.target));
         }
     }
 
-    // all on the way down, so that they come before gradio's and the cards' own
+    // all on the way down, so that they come before gradio's own
     document.addEventListener("focus", (event) => onPicker(event, (panel, picker, input) => panel.enter(picker, input)), true);
     document.addEventListener("blur", (event) => onPicker(event, (panel, picker, input) => panel.leave(picker, input)), true);
     document.addEventListener("keydown", (event) => {
@@ -324,18 +282,17 @@ function writeKLora(input, text) {
     }, true);
     document.addEventListener("mousedown", (event) => {
         if (!(event.target instanceof Element) || !event.target.closest("ul.options")) return;
-        for (const panel of panels) panel.taking = true;
+        for (const panel of KLoraPanel.all) panel.taking = true;
     }, true);
     document.addEventListener("click", (event) => {
         setTimeout(updateSoon, 50);
         if (!(event.target instanceof Element)) return;
-        const button = /** @type {HTMLElement | null} */ (event.target.closest(".klora-card, .klora-chip"));
-        const panel = button && panels.find((each) => button.closest(`#${each.tab}_lora_cards, #script_${each.tab}_klora_enabled`));
+        const button = /** @type {HTMLElement | null} */ (event.target.closest(".klora-chip"));
+        const panel = button && KLoraPanel.all.find((each) => button.closest(`#script_${each.tab}_klora_enabled`));
         if (!button || !panel) return;
         event.preventDefault();
         event.stopPropagation();
-        if (button.matches(".klora-card")) panel.chooseCard(button);
-        else panel.addWord(button.dataset.word ?? "");
+        panel.addWord(button.dataset.word ?? "");
     }, true);
     document.addEventListener("input", () => updateSoon(), true);
     /** @type {any} */ (window).onAfterUiUpdate(updateSoon);

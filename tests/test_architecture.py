@@ -31,6 +31,7 @@ KNOWS = {  # room: the rooms it may import, from the lowest floor up
     "numerics": set(),
     "devices": set(),
     "patching": set(),
+    "writing": set(),
     "settings": {"errors"},
     "infotext": FLOOR,
     "lora": {"lora", "numerics", "devices", "errors"},
@@ -40,11 +41,14 @@ KNOWS = {  # room: the rooms it may import, from the lowest floor up
     "export": {"export", *PLAIN},
     "hosts": {"hosts", *WORKS},
     "diffusers": {"diffusers", *WORKS},
-    "webui": {"webui", "map", "export", "hosts", *WORKS},
+    "webui": {"webui", "map", "export", "hosts", "writing", *WORKS},
     "toy": {"toy", "errors"},  # a model to run on, whatever runs on it
     "drawing": {"drawing", "toy", "diffusers", "devices", "rule", "lora", *FLOOR},
     "evaluation": {"evaluation", "drawing", "toy", "diffusers", "rule", "lora", *FLOOR},
-    "cli": {"cli", "webui", "engine", "evaluation", "drawing", "toy", "diffusers", "map", "export", "infotext", *PLAIN},
+    "cli": {
+        "cli", "webui", "engine", "evaluation", "drawing", "toy", "diffusers", "map", "export", "infotext", "writing",
+        *PLAIN,
+    },
     "__main__": {"cli"},
 }
 OUTSIDE = {"torch", "safetensors"} | set(sys.stdlib_module_names)  # what PURE rooms may import from elsewhere

@@ -13,20 +13,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import SettingsError
+from ..writing import write_whole
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path``, completely or not at all.  Raises SettingsError if it cannot be written."""
-    partial = f"{path}.{os.getpid()}.partial"
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-        os.replace(partial, path)
+        write_whole(path, data)
     except OSError as e:
         raise SettingsError(f"{os.fspath(path)!r} cannot be written: {e.strerror}") from None
-    finally:
-        with suppress(OSError):  # normally it was renamed, and is not there any more
-            os.remove(partial)
 
 
 def encode_png(picture: Image.Image, parameters: str = "") -> bytes:

@@ -24,7 +24,7 @@ class App:
 
     def __init__(self) -> None:
         self.library = Library()
-        self.facts = facts.FactShelf()
+        self.facts = facts.FactCache()
         self.sampling_jobs: list[Job] = []  # the last one samples; the others wait in the middle of a pass
         self.enabled_p: Any = None  # the p of the last enabled job, until the job ends
 

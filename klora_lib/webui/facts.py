@@ -28,7 +28,7 @@ MOST, LARGEST_SIDECAR = 256, 1 << 20
 Key = tuple[str, "Stamp | None", "Stamp | None"]
 
 
-class FactShelf:
+class FactCache:
     """Reads a file's facts once for each state of the file and of the .json beside it; keeps the last ``MOST``."""
 
     def __init__(self) -> None:
@@ -55,17 +55,17 @@ class FactShelf:
         return found
 
 
-def describe_lora(host: Host, shelf: FactShelf, name: Any) -> str:
+def describe_lora(host: Host, cache: FactCache, name: Any) -> str:
     """HTML for one picker's value; empty where none is chosen."""
     if not isinstance(name, str) or name.strip() in ("", "None"):
         return ""
-    return mark_answer(describe_name(host, shelf, name), name)
+    return mark_answer(describe_name(host, cache, name), name)
 
 
-def describe_name(host: Host, shelf: FactShelf, name: str) -> str:
+def describe_name(host: Host, cache: FactCache, name: str) -> str:
     try:
         entry = host.get_lora(name)
-        facts = shelf.read(entry.path, entry.name)
+        facts = cache.read(entry.path, entry.name)
     except LoraFileError as e:
         return write_trouble(f"{e}.")
     except KLoraError as e:

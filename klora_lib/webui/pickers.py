@@ -37,18 +37,12 @@ def add_pickers(made: dict[str, Any], elem_id: ElemId, services: Services, start
     add_requests(made, elem_id, services, [fit, *facts.values()])
     both = [made[name] for name in ROLES]
 
-    def describe(name: Any) -> str:
-        return services.describe(name)
-
-    def check(content: Any, style: Any) -> str:
-        return services.check(content, style)
-
     def swap(content: Any, style: Any, content_weight: Any, style_weight: Any) -> list[Any]:
         return [gr.update(value=value) for value in (style, content, style_weight, content_weight)]
 
     for name in ROLES:
-        made[name].change(describe, [made[name]], [facts[name]], **AT_ONCE)
-        made[name].change(check, both, [fit], **AT_ONCE)
+        made[name].change(services.describe, [made[name]], [facts[name]], **AT_ONCE)
+        made[name].change(services.check, both, [fit], **AT_ONCE)
     four = [*both, made["content_weight"], made["style_weight"]]
     swap_button.click(swap, four, four, **AT_ONCE)
 

@@ -6,7 +6,8 @@ import copy
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -159,31 +160,24 @@ def name_cell(axes: list[Axis], cell: Sequence[Any]) -> str:
 # --- while it is drawn ---
 
 
-class tell_refusals:
+@contextmanager
+def tell_refusals(grid: ModuleType) -> Iterator[tuple[list[KLoraRefused], list[Any]]]:
     """While open, a cell that K-LoRA refuses has the sentence as its image.  Gives the refusals, and the drawn jobs."""
+    refused: list[KLoraRefused] = []
+    drawn: list[Any] = []
+    original = grid.process_images
 
-    def __init__(self, grid: ModuleType):
-        self.grid, self.refused, self.drawn = grid, list[KLoraRefused](), list[Any]()
-        self.place = replace_attribute(grid, "process_images", self.make_process(grid.process_images))
+    def process_images(p: Any) -> Any:
+        try:
+            processed = original(p)
+        except KLoraRefused as e:
+            refused.append(e)
+            return make_told_cell(grid, p, str(e))
+        drawn.append(p)
+        return processed
 
-    def __enter__(self) -> tuple[list[KLoraRefused], list[Any]]:
-        self.place.__enter__()
-        return self.refused, self.drawn
-
-    def __exit__(self, *error: Any) -> None:
-        self.place.__exit__(None, None, None)
-
-    def make_process(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def process_images(p: Any) -> Any:
-            try:
-                processed = original(p)
-            except KLoraRefused as e:
-                self.refused.append(e)
-                return make_told_cell(self.grid, p, str(e))
-            self.drawn.append(p)
-            return processed
-
-        return process_images
+    with replace_attribute(grid, "process_images", process_images):
+        yield refused, drawn
 
 
 def make_told_cell(grid: ModuleType, p: Any, sentence: str) -> Any:

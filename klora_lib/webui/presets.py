@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import KLoraError, SettingsError, quote_first_line
 from ..settings import BY_NAME, FIELDS, Settings, quote_value, read_values
+from ..writing import write_whole
 
 # what a preset leaves as it is: the pair, where and how strongly it acts, and what does not change the choice
 KEPT = (
@@ -140,8 +139,6 @@ class Store:
         if len(presets) > MOST:
             raise SettingsError(f"there are {MOST} presets already: delete one first", "preset")
         try:
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self.path.parent, delete=False) as file:
-                file.write(write_presets(presets))
-            os.replace(file.name, self.path)
+            write_whole(self.path, write_presets(presets).encode())
         except OSError as e:
             raise SettingsError(f"{FILE_NAME} cannot be written: {quote_first_line(e)}", "preset") from None

@@ -96,7 +96,7 @@ def test_a_file_is_looked_at_again_when_it_changes(loras: Path, tmp_path: Path, 
     reads = []
     read = facts.read_facts
     monkeypatch.setattr(facts, "read_facts", lambda path, name: reads.append(name) or read(path, name))
-    shelf = facts.FactShelf()
+    shelf = facts.FactCache()
     first = shelf.read(str(path), "some")
     assert shelf.read(str(path), "some") is first and len(reads) == 1
     save_file(load_file(path), path, {"modelspec.trigger_phrase": "sks"})
@@ -106,7 +106,7 @@ def test_a_file_is_looked_at_again_when_it_changes(loras: Path, tmp_path: Path, 
 
 def test_the_shelf_is_bounded(loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "MOST", 2)
-    shelf = facts.FactShelf()
+    shelf = facts.FactCache()
     for name in "abc":
         shutil.copy(loras / "subject.safetensors", tmp_path / f"{name}.safetensors")
         shelf.read(str(tmp_path / f"{name}.safetensors"), name)

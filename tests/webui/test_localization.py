@@ -41,12 +41,12 @@ def find_panel_strings(host: FakeHost) -> Iterator[str]:
 
 
 def find_code_strings() -> Iterator[str]:
-    """What the HTML of klora_lib/webui and javascript/klora.js say."""
+    """What the HTML of klora_lib/webui and the files of javascript say."""
     html = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "klora_lib" / "webui").glob("*.py"))
     yield from re.findall(r"<b>([A-Za-z ]+)</b>", html)
     yield from re.findall(r'title="([^"{]+)"', html)
     yield from re.findall(r'write_note\("(\w+)"', html)
-    script = (REPOSITORY / "javascript" / "klora.js").read_text(encoding="utf-8")
+    script = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "javascript").glob("*.js"))
     for call in re.findall(r"KLoraPanel\.say\((.*)\);?", script):
         yield from (one or two for one, two in re.findall(r"""'([^']{4,})'|"((?!content")[^"{]{4,})\"""", call))
 
