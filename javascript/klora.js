@@ -23,11 +23,11 @@ class KLoraPanel {
     /**
      * The sentence in the user's language.
      * @param {string} text as in localizations/*.json
-     * @param {Object<string, string>} [values] for its {names}
+     * @param {Object<string, string | number>} [values] for its {names}
      */
     static say(text, values = {}) {
         const said = /** @type {any} */ (window).localization?.[text] ?? text;
-        return Object.entries(values).reduce((all, [name, value]) => all.replace(`{${name}}`, () => value), said);
+        return Object.entries(values).reduce((all, [name, value]) => all.replace(`{${name}}`, () => String(value)), said);
     }
 
     /**

@@ -116,6 +116,8 @@ def run_plan(args: argparse.Namespace) -> None:
 
 def run_plot(args: argparse.Namespace) -> None:
     from ..map import draw_plan
+    from ..map.told import tell_plan
 
     _, plan, steps, _ = read_plan(args)
-    write_file(args.out, encode_png(draw_plan(plan.table(steps))))
+    content, style = (name_file(path) for path in (args.content, args.style))
+    write_file(args.out, encode_png(draw_plan(plan.table(steps), *tell_plan(plan, content, style))))

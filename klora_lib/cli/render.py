@@ -19,6 +19,7 @@ from ..drawing.draw import draw_images
 from ..errors import SettingsError
 from ..lora.peft import name_file
 from ..map import draw_plan
+from ..map.told import tell_plan
 from ..rule.cache import Library
 from ..settings import FIELDS, METHODS, quote_value
 from . import files
@@ -152,7 +153,7 @@ def run_generate(args: argparse.Namespace) -> None:
                 stem = out / f"{request.name}_{run.settings.method}_{seed}"
                 files.write_file(f"{stem}.png", files.encode_png(image, text))
                 files.write_file(f"{stem}.txt", f"{text}\n".encode())
-                files.write_file(f"{stem}_map.png", files.encode_png(draw_plan(run.table())))
+                files.write_file(f"{stem}_map.png", files.encode_png(draw_plan(run.table(), *tell_plan(run.passes[0].plan))))
         print_notes(run)
         print(f"{len(request.seeds)} × image, settings and map: {stem.parent}")
 

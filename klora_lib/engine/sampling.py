@@ -21,12 +21,13 @@ class SamplingPass:
     progress: in [0, 1), of each denoiser call that was reported to us.  A pass belongs to the thread that opened it.
     """
 
-    def __init__(self, session: Session):
+    def __init__(self, session: Session, is_hires: bool = False):
         self.session = session
         self.plans = [(0, session.plan)]  # the number of the call from which on each is followed
         self.progress: list[float] = []
         self.thread = threading.get_ident()
         self.ended_early = False
+        self.is_hires = is_hires
 
     @property
     def plan(self) -> Plan:

@@ -83,6 +83,12 @@ class Host(Protocol):
     def has_model(self) -> bool:
         """Whether a checkpoint is loaded now; asking does not load one."""
 
+    def is_drawing(self) -> bool:
+        """Whether a job runs now."""
+
+    def save_grid(self, p: Any, picture: Any, name: str, infotext: str) -> None:
+        """Save a PIL picture where and as the host saves the grids of the job, if it does."""
+
     def get_checkpoint_name(self) -> str:
         """Name of the loaded checkpoint."""
 

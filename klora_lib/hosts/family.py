@@ -71,6 +71,20 @@ class Family:
 
         return getattr(getattr(sd_models, "model_data", None), "sd_model", None) is not None
 
+    def is_drawing(self) -> bool:
+        from modules import shared
+
+        return bool(getattr(shared.state, "job", ""))  # the running job's name
+
+    def save_grid(self, p: Any, picture: Any, name: str, infotext: str) -> None:
+        from modules import images, shared
+
+        opts = shared.opts
+        if opts.grid_save and not p.do_not_save_grid:
+            short = not opts.grid_extended_filename
+            of = p.all_seeds[0], p.all_prompts[0], opts.grid_format, infotext
+            images.save_image(picture, p.outpath_grids, name, *of, short, grid=True, p=p)
+
     def get_checkpoint_name(self) -> str:
         from modules import shared
 

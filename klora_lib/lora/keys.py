@@ -141,4 +141,4 @@ def is_attention(layer: str) -> bool:
 
 def make_natural_order(layer: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key: numbers inside a name compare as numbers (`blocks.2` before `blocks.10`)."""
-    return tuple((0, int(word)) if word.isdigit() else (1, word) for word in re.split(r"(\d+)", layer) if word)
+    return tuple((0, int(word)) if word.isdecimal() else (1, word) for word in re.split(r"(\d+)", layer) if word)

@@ -19,13 +19,14 @@ from ..lora.peft import CONFIG, find_weights
 from ..settings import Settings
 from .combiners import find_style_directions
 from .energies import compute_energies
-from .explain import Closeness, Explained, explain, measure_closeness
+from .explain import Closeness, Explained, explain, measure_closeness, tell
 from .pairing import Pair, make_pair
 from .plan import Plan
-from .scoring import Scores, Weights, run_where_memory_is, score_units
+from .scoring import Scores, Watch, Weights, ignore, run_where_memory_is, score_units
 from .selectors import BY_ENERGY
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 FILES = 2 << 30  # bytes of files that are kept; the two last used always are
 PAIRS, SCORES = 2, 64  # how many are kept; a pair is made of two of the files, scores are a few kB
 
@@ -91,20 +92,21 @@ class Library:
         return self.get_or_make(self.pairs, key, PAIRS, lambda: make_pair(content, style))
 
     def measure(
-        self, pair: Pair, settings: Settings, device: torch.device, free: float = math.inf, weights: Weights | None = None
-    ) -> Scores:
+        self, pair: Pair, settings: Settings, device: torch.device, free: float = math.inf, weights: Weights | None = None,
+        watch: Watch = ignore,
+    ) -> Scores:  # fmt: skip
         """What the method of ``settings`` compares: Top-K sums, or energies, which cost a small part of these.
 
-        See ``score_units``.
+        See ``score_units``, for ``watch`` too: it is called where something is computed, and may end that.
         """
         if settings.method not in BY_ENERGY:
-            return self.score(pair, settings.k, device, free, weights)
+            return self.score(pair, settings.k, device, free, weights, watch)
         if pair.relative:
             if weights is None:
                 raise make_model_needed_error(pair)
             found = compute_energies(pair.units, device, free, weights)
         else:
-            found = self.find_energies(pair, device, free)
+            found = self.find_energies(pair, device, free, watch)
         if settings.method != "np":
             return found
         both = pair.content.digest, pair.style.digest
@@ -114,14 +116,17 @@ class Library:
 
         return replace(found, directions=self.get_or_make(self.directions, both, PAIRS, find_directions))
 
-    def find_energies(self, pair: Pair, device: torch.device, free: float = math.inf) -> Scores:
+    def find_energies(
+        self, pair: Pair, device: torch.device, free: float = math.inf, watch: Watch = ignore
+    ) -> Scores:
         """Of a pair that is not ``relative``."""
         key = pair.content.digest, pair.style.digest, "energies"
-        return self.get_or_make(self.scores, key, SCORES, lambda: compute_energies(pair.units, device, free))
+        return self.get_or_make(self.scores, key, SCORES, lambda: compute_energies(pair.units, device, free, None, watch))
 
     def score(
-        self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None
-    ) -> Scores:
+        self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None,
+        watch: Watch = ignore,
+    ) -> Scores:  # fmt: skip
         """The pair's scores, taken on ``device`` the first time, within ``free`` bytes of it.
 
         Scores that depend on the model's ``weights`` are not kept, because nothing reports a change of these.  Raises
@@ -132,14 +137,20 @@ class Library:
                 raise make_model_needed_error(pair)
             return score_units(pair.units, k, device, free, weights)
         key = pair.content.digest, pair.style.digest, k
-        return self.get_or_make(self.scores, key, SCORES, lambda: score_units(pair.units, k, device, free))
+        return self.get_or_make(self.scores, key, SCORES, lambda: score_units(pair.units, k, device, free, None, watch))
 
     def explain(self, pair: Pair, plan: Plan, steps: int) -> Explained:
         """``explain`` of a plan of ``pair``, computed on the CPU.  What it needs of the pair is kept."""
-        cpu = torch.device("cpu")
+        return explain(plan, steps, self.find_energies(pair, CPU), self.compare(pair))
+
+    def tell(self, pair: Pair, plan: Plan, table: Tensor) -> str:
+        """The report's sentence alone, for a ``table`` of ``plan``."""
+        return tell(plan, table, self.find_energies(pair, CPU), self.compare(pair))
+
+    def compare(self, pair: Pair, watch: Watch = ignore) -> Closeness:
+        """How alike the two of a pair that is not ``relative`` are."""
         both = pair.content.digest, pair.style.digest
-        closeness = self.get_or_make(self.closeness, both, SCORES, lambda: measure_closeness(pair.units))
-        return explain(plan, steps, self.find_energies(pair, cpu), closeness)
+        return self.get_or_make(self.closeness, both, SCORES, lambda: measure_closeness(pair.units, watch))
 
     def get_or_make(self, shelf: OrderedDict[Hashable, T], key: Hashable, most: int | None, make: Callable[[], T]) -> T:
         """``shelf[key]``; made if it is absent.  Beyond ``most`` entries, the one unused for longest is dropped."""

@@ -15,7 +15,7 @@ from ..lora.lycoris import Lokr, multiply_factors
 from ..numerics import exact_math
 from ..settings import Settings
 from .pairing import Unit
-from .scoring import Scores, Weights, choose_k, find_largest, run_where_memory_is, score_units
+from .scoring import Scores, Watch, Weights, choose_k, find_largest, ignore, run_where_memory_is, score_units
 from .selectors import BY_ENERGY
 
 SAFE = 1e-25, 1e30  # of a sum of squares: neither it overflowed, nor did anything that matters in it vanish
@@ -33,8 +33,9 @@ def measure_pair(
 
 
 def compute_energies(
-    units: Sequence[Unit], device: torch.device, free: float = math.inf, weights: Weights | None = None
-) -> Scores:
+    units: Sequence[Unit], device: torch.device, free: float = math.inf, weights: Weights | None = None,
+    watch: Watch = ignore,
+) -> Scores:  # fmt: skip
     """Energies of every unit, as ``squared`` Scores; of OFT, BOFT and IA3 those of W' − W, as in ``scoring.score``.
 
     Args: device: where matrices are multiplied.  free: bytes of it that may be used; else the CPU does it.  weights: needed
@@ -42,13 +43,16 @@ def compute_energies(
     Raises LoraFileError that names role and layer where an update has no numbers in fp32, and PairError where not even the
     CPU has the memory.
     """
-    return run_where_memory_is(units, device, free, lambda there: compute_energies_on(units, there, weights))
+    return run_where_memory_is(units, device, free, lambda there: compute_energies_on(units, there, weights, watch))
 
 
-def compute_energies_on(units: Sequence[Unit], device: torch.device, weights: Weights | None) -> Scores:
+def compute_energies_on(
+    units: Sequence[Unit], device: torch.device, weights: Weights | None, watch: Watch
+) -> Scores:
     ks, rows = [], []
     with exact_math(device):
         for unit in units:
+            watch()
             base = weights(unit, device) if unit.relative and weights is not None else None
             ks.append(choose_k(unit, "all", base))
             rows.append([measure_role(role, unit, device, base) for role in ("content", "style")])

@@ -21,7 +21,7 @@ from ..numerics import exact_math
 from .energies import compute_energies
 from .pairing import Unit
 from .plan import Plan
-from .scoring import Scores
+from .scoring import Scores, Watch, ignore
 from .selectors import BOTH, CONTENT, STYLE
 
 BLOCK = re.compile(r"mid_block|[a-z_]+\.\d+|[^.]+")
@@ -98,6 +98,13 @@ def explain(plan: Plan, steps: int, energies: Scores | None = None, closeness: C
     return Explained(write_sentence(plan, table, total), total, parts)
 
 
+def tell(plan: Plan, table: Tensor, energies: Scores, closeness: Closeness) -> str:
+    """The sentence of ``explain`` alone, for a ``table`` of the plan: masks, uint8 [units, calls]."""
+    parts = closeness.inner, closeness.inside, closeness.chance
+    columns = torch.stack([energies.content_topk, energies.style_topk, *parts])
+    return write_sentence(plan, table, make_part("all", plan.units, table, columns))
+
+
 def make_part(name: str, units: Sequence[Unit], table: Tensor, columns: Tensor) -> Part:
     """Args: table: uint8 [units, steps].  columns: float64 [5, units], both energies and what ``Closeness`` has."""
     content, style, inner, inside, chance = columns
@@ -138,9 +145,12 @@ def find_block(layer: str) -> str:
 # --- how alike ---
 
 
-def measure_closeness(units: Sequence[Unit]) -> Closeness:
+def measure_closeness(units: Sequence[Unit], watch: Watch = ignore) -> Closeness:
+    rows = []
     with exact_math(CPU):
-        rows = [compare(unit.content, unit.style) if unit.content and unit.style else (0.0, 0.0, 0.0) for unit in units]
+        for unit in units:
+            watch()
+            rows.append(compare(unit.content, unit.style) if unit.content and unit.style else (0.0, 0.0, 0.0))
     return Closeness(*torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(1))
 
 

@@ -19,6 +19,11 @@ from .pairing import Unit
 T = TypeVar("T")
 # (unit, device) -> the model's weight of it, fp32 [out, in·kh·kw] on that device; None where the model has none
 Weights = Callable[[Unit, torch.device], "Tensor | None"]
+Watch = Callable[[], None]  # called before each unit of a long computation; what it raises ends that
+
+
+def ignore() -> None:
+    """The Watch of those who wait for the end."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +124,9 @@ def vanishes(delta: Delta) -> bool:
 
 
 def score_units(
-    units: Sequence[Unit], k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None
-) -> Scores:
+    units: Sequence[Unit], k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None,
+    watch: Watch = ignore,
+) -> Scores:  # fmt: skip
     """Scores of every unit: one product per LoRA and unit, of which only four numbers are kept.
 
     OFT, BOFT and IA3 are scored by what they add to the weight, ΔW = W' − W, because only this can be compared with a LoRA's
@@ -132,7 +138,7 @@ def score_units(
     Raises LoraFileError, with role and layer, if an update is too large for fp32, and PairError if the CPU has too little
     memory too.
     """
-    return run_where_memory_is(units, device, free, lambda there: score_units_on(units, k, there, weights))
+    return run_where_memory_is(units, device, free, lambda there: score_units_on(units, k, there, weights, watch))
 
 
 def run_where_memory_is(
@@ -159,11 +165,14 @@ def run_where_memory_is(
 PRODUCTS = 4  # the most copies of one ΔW in fp32 that are alive at a time: scratch, a dense update and what Top-K gathers
 
 
-def score_units_on(units: Sequence[Unit], k: str | int, device: torch.device, weights: Weights | None) -> Scores:
+def score_units_on(
+    units: Sequence[Unit], k: str | int, device: torch.device, weights: Weights | None, watch: Watch
+) -> Scores:
     ks, rows = [], []
     with exact_math(device):
         scratch = torch.empty(max((unit.elements for unit in units), default=0), device=device)
         for unit in units:
+            watch()
             base = weights(unit, device) if unit.relative and weights is not None else None
             n = choose_k(unit, k, base)
             pair = [

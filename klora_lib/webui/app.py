@@ -11,7 +11,7 @@ from ..errors import HostError, KLoraError
 from ..hosts import detect
 from ..patching import unwrap_instance_function, wrap_instance_function
 from ..rule.cache import Library
-from . import facts, routes
+from . import facts, live, routes
 from .job import Job, prepare, run_guarded
 from .refuse import KLoraRefused, refuse, refuse_late, refuse_sampling, run_before_init
 from .wishes import read_wishes, refuse_late_tag, take_tag
@@ -112,11 +112,10 @@ class App:
         job = find_job(p)
         if self.enabled_p is p:
             self.enabled_p = None
-        if job is not None and job.settings.show_map and job.passes and job.passes[0].progress:
-            from ..map import draw_plan
+        if job is not None and job.settings.show_map:
+            from .maps import append_maps
 
-            processed.images.append(draw_plan(job.passes[0].table()))
-            processed.infotexts.append(processed.infotexts[0] if processed.infotexts else "")
+            append_maps(job, p, processed)
 
     def save(self, args: Sequence[Any], name: Any, segments: Any, steps: Any, overwrite: Any) -> str:
         """The button *Save as LoRA*: what to tell the user, in Markdown."""
@@ -144,6 +143,7 @@ class App:
     def serve(self, demo: Any, app: Any) -> None:
         """``app_started``: add our routes to the WebUI's server."""
         routes.add_routes(app, self.library)
+        live.add_live_map(app, self.library, live.WebUISource())
 
     def unload(self) -> None:
         """``script_unloaded``: the UI is being reloaded, and these hooks will not be called again."""

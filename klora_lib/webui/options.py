@@ -6,23 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import KLoraError
+from ..map.colours import DEFAULT, PALETTES
 from ..rule.cache import FILES, Library
 from ..settings import BY_NAME, ENGINES
 from .presets import Store, fill
 
 SECTION = ("klora", "K-LoRA")
-PRESET, ENGINE, CACHE = "klora_preset", "klora_engine", "klora_cache_gb"
+PRESET, ENGINE, CACHE, COLOURS = "klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours"
 NO_PRESET = "None"
 GIGABYTE = 1 << 30
 LABELS = {
     PRESET: "Preset that the panel begins with",
     ENGINE: "Engine that the panel begins with",
     CACHE: "Memory for LoRA files that were read, in GB",
+    COLOURS: "Colours of the selection map",
 }
 HINTS = {
     PRESET: "None: the defaults, or what is saved under Defaults; needs Reload UI",
     ENGINE: "needs Reload UI",
     CACHE: "the two last used are always kept",
+    COLOURS: "blue and orange can be told apart by the colour-blind too",
 }
 
 
@@ -43,6 +46,7 @@ def add_options(library: Library, store: Store) -> None:
     add(ENGINE, BY_NAME["engine"].default, gr.Dropdown, {"choices": list(ENGINES)})
     cache = {"minimum": 0.5, "maximum": 16, "step": 0.5}
     add(CACHE, FILES / GIGABYTE, gr.Slider, cache, onchange=lambda: set_cache(library))
+    add(COLOURS, DEFAULT, gr.Dropdown, {"choices": list(PALETTES)})
     set_cache(library)
 
 

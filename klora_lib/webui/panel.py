@@ -11,6 +11,7 @@ import gradio as gr
 from .. import infotext
 from ..errors import SettingsError
 from ..settings import BY_NAME, FIELDS, Field
+from .map_panel import add_map, link_map
 from .parts import NONE, ElemId, Save, Services, choose_initial, make_component
 from .pickers import add_pickers
 from .preset_box import add_preset_list, link_presets
@@ -49,12 +50,14 @@ def build_panel(
             for name in ("method", "balance"):
                 made[name] = make_component(BY_NAME[name], (), elem_id(name), start)
             preset = add_preset_list(elem_id, services.presets)
+        add_map(elem_id)
         with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
             others = [field for field in FIELDS if field.name not in made]
             for first in range(0, len(others), COLUMNS):
                 with gr.Row():
                     for field in others[first : first + COLUMNS]:
                         made[field.name] = make_component(field, (), elem_id(field.name), start)
+        link_map([made[field.name] for field in FIELDS], elem_id)
         link_presets(made, preset, elem_id, services.presets)
         if services.save is not None:
             add_save(made, elem_id, services.save, services.loras)

@@ -137,14 +137,20 @@ async def read_body(request: Request) -> bytes:
 
 def read_request(path: str, body: bytes) -> dict[str, Any]:
     """The values of a request.  Raises KLoraRefused and SettingsError."""
+    given = read_object(body)
+    beside = {field.name: field for field in BY_ROUTE[path]}
+    return {name: BESIDE[name] for name in beside} | read_values(given, {**BY_NAME, **beside})
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """A request's JSON.  Raises KLoraRefused."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
         raise KLoraRefused("K-LoRA: the request's body is not JSON") from None
     if not isinstance(given, dict):
         raise KLoraRefused(f"K-LoRA: the request's body must be an object of settings, not {quote_value(given)}")
-    beside = {field.name: field for field in BY_ROUTE[path]}
-    return {name: BESIDE[name] for name in beside} | read_values(given, {**BY_NAME, **beside})
+    return given
 
 
 def plan_request(library: Library, given: Mapping[str, Any]) -> Listed:
@@ -163,15 +169,17 @@ def answer_plan(library: Library, given: Mapping[str, Any]) -> JSONResponse:
 
 def answer_map(library: Library, given: Mapping[str, Any]) -> Response:
     from ..map import draw_plan, draw_svg
+    from ..map.told import tell_plan
 
     plan = plan_request(library, given).plan
     table = plan.table(given["steps"])
     names = [unit.name for unit in plan.units]
+    picture = tell_plan(plan)
     if given["format"] == "png":
         buffer = io.BytesIO()
-        draw_plan(table).save(buffer, "PNG")
+        draw_plan(table, *picture).save(buffer, "PNG")
         return Response(buffer.getvalue(), media_type="image/png")
     if given["format"] == "svg":
-        return Response(draw_svg(table, names), media_type="image/svg+xml")
+        return Response(draw_svg(table, *picture), media_type="image/svg+xml")
     layers = [{"name": name, "selection": format_row(row)} for name, row in zip(names, table)]
     return JSONResponse({"gamma": plan.gamma, "steps": given["steps"], "layers": layers})

@@ -88,11 +88,11 @@ def full(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> list[str]:
     """Devices of these kinds have no memory left.  Returns where scoring was tried."""
     tried, original = [], scoring.score_units_on
 
-    def score_on(units: Any, k: Any, device: torch.device, weights: Any) -> Any:
+    def score_on(units: Any, k: Any, device: torch.device, *rest: Any) -> Any:
         tried.append(device.type)
         if device.type in kinds:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(units, k, CPU, weights)
+        return original(units, k, CPU, *rest)
 
     monkeypatch.setattr(scoring, "score_units_on", score_on)
     return tried

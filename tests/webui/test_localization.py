@@ -46,7 +46,8 @@ def find_code_strings() -> Iterator[str]:
     yield from re.findall(r"<b>([A-Za-z ]+)</b>", html)
     yield from re.findall(r'title="([^"{]+)"', html)
     yield from re.findall(r'write_note\("(\w+)"', html)
-    script = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "javascript").glob("*.js"))
+    script = "\n".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "javascript").glob("*.js")))
+    yield from re.findall(r'KLoraPanel\.say\(\s*"([^"]+)"', script)
     for call in re.findall(r"KLoraPanel\.say\((.*)\);?", script):
         yield from (one or two for one, two in re.findall(r"""'([^']{4,})'|"((?!content")[^"{]{4,})\"""", call))
 
@@ -105,7 +106,7 @@ def test_the_settings_page_has_these_options(a1111: FakeHost, monkeypatch: pytes
     shared.opts.data = {options.CACHE: 1.5}
     for callback in a1111.script_callbacks.registered["ui_settings"]:
         callback()
-    assert list(added) == ["klora_preset", "klora_engine", "klora_cache_gb"]
+    assert list(added) == ["klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours"]
     assert {option.section for option in added.values()} == {("klora", "K-LoRA")}
     assert added["klora_preset"].component_args()["choices"][0] == "None"
     assert a1111.app.library.most == 1.5 * 2**30

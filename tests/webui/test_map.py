@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from klora_lib.map import draw_plan
+from klora_lib.map.told import tell_plan
 
 from ..fakes.host import FakeHost
 from ..fakes.processing import process_images
@@ -12,7 +13,9 @@ from .jobs import job, plan_of
 def test_a_job_shows_the_plan_it_ran(host: FakeHost) -> None:
     p = job(host, {"show_map": True}, steps=6)
     processed = process_images(p)
-    assert processed.images[-1].tobytes() == draw_plan(plan_of(host, p, 6).table(6)).tobytes()
+    plan = plan_of(host, p, 6)
+    wanted = draw_plan(plan.table(6), *tell_plan(plan, "subject", "style"), axis="denoiser call")
+    assert processed.images[-1].tobytes() == wanted.tobytes()
     assert len(processed.infotexts) == len(processed.images)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from klora_lib import __version__
 from klora_lib.cli.main import main
 from klora_lib.map import draw_plan, draw_svg
+from klora_lib.map.told import tell_plan
 from klora_lib.settings import BY_NAME, FIELDS
 from klora_lib.webui.routes import LARGEST_BODY
 
@@ -34,7 +35,7 @@ def client(host: FakeHost) -> TestClient:
 
 
 def our_paths(app: Any) -> list[str]:
-    return [path for route in app.router.routes if (path := getattr(route, "path", "")).startswith("/klora")]
+    return [path for route in app.router.routes if (path := getattr(route, "path", "")).startswith("/klora/v1")]
 
 
 def ask(client: TestClient, path: str, **kw: Any) -> Any:
@@ -128,16 +129,16 @@ def test_a_plan_is_the_command_lines(host: FakeHost, client: TestClient, tmp_pat
 def test_a_map_is_the_plans(host: FakeHost, client: TestClient) -> None:
     given = {**PAIR, "steps": 6, "alpha": 2}
     plan = plan_of(host, job(host, {"alpha": 2}), 6)
-    table, names = plan.table(6), [unit.name for unit in plan.units]
+    table, told_beside = plan.table(6), tell_plan(plan)
     told = client.post("/klora/v1/plan", json=given).json()
     found = client.post("/klora/v1/map", json=given).json()
     assert found["gamma"] == told["gamma"] and found["steps"] == 6
     assert found["layers"] == [{name: row[name] for name in ("name", "selection")} for row in told["layers"]]
     png = client.post("/klora/v1/map", json={**given, "format": "png"})
     assert png.headers["content-type"] == "image/png"
-    assert Image.open(io.BytesIO(png.content)).tobytes() == draw_plan(table).tobytes()
+    assert Image.open(io.BytesIO(png.content)).tobytes() == draw_plan(table, *told_beside).tobytes()
     svg = client.post("/klora/v1/map", json={**given, "format": "svg"})
-    assert svg.headers["content-type"].startswith("image/svg+xml") and svg.text == draw_svg(table, names)
+    assert svg.headers["content-type"].startswith("image/svg+xml") and svg.text == draw_svg(table, *told_beside)
 
 
 # --- beside a job ---
