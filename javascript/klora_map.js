@@ -487,11 +487,13 @@ class KLoraMap {
 
 (function () {
     /** @type {Record<string, KLoraMap>} */ const maps = {};
-    /** What klora_lib/webui/map_panel.py calls with a panel's values. */
+    /** What klora_lib/webui/map_panel.py calls with a panel's values. The promise never ends: at its end gradio would look
+     * for outputs, of which there are none, and draw its whole page anew, which takes longer than the map. */
     /** @type {any} */ (window).kloraMap = {
         maps,
         take(/** @type {string} */ prefix, /** @type {unknown[]} */ values) {
             if (maps[prefix]) maps[prefix].take(values);
+            return new Promise(() => {});
         },
     };
     /** @type {any} */ (window).onUiLoaded(() => {

@@ -10,30 +10,28 @@ from torch import Tensor
 from ..rule.plan import Plan, format_row
 from .colours import Palette, format_colour, make_pale
 from .frame import share_style
-from .layout import arrange
+from .layout import Layout
 
 Json = dict[str, Any]
 
 
-def describe_layers(plan: Plan) -> Json:
+def describe_layers(plan: Plan, layout: Layout) -> Json:
     """What of a map does not depend on the settings: the rows' layers, in the model's order, and their groups."""
-    units = plan.units
-    found = arrange([unit.name for unit in units])
-    rows = [units[i] for i in found.order]
+    rows = [plan.units[i] for i in layout.order]
     return {
         "names": [unit.name for unit in rows],
-        "groups": [list(group) for group in found.groups],  # title, first row, row after the last
+        "groups": [list(group) for group in layout.groups],  # title, first row, row after the last
         "content_ranks": [unit.content.rank if unit.content else 0 for unit in rows],
         "style_ranks": [unit.style.rank if unit.style else 0 for unit in rows],
     }
 
 
-def describe_map(plan: Plan, table: Tensor, colours: Palette) -> Json:
+def describe_map(plan: Plan, table: Tensor, colours: Palette, layout: Layout) -> Json:
     """What depends on them: of each row its choices (a number of ``patterns``, one letter a step), and why.
 
     Args: table: masks of ``plan``, uint8 [units, steps].
     """
-    order = arrange([unit.name for unit in plan.units]).order
+    order = layout.order
     patterns: dict[str, int] = {}
     rows = [patterns.setdefault(format_row(table[i]), len(patterns)) for i in order]
     scores, decided = plan.facts.scores, plan.facts.decided.tolist()

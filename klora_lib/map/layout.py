@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from ..lora.keys import make_natural_order
@@ -59,12 +60,9 @@ def arrange(names: Sequence[str]) -> Layout:
     order = sorted(range(len(names)), key=lambda i: rank_layer(names[i]))
     two_kinds = any(name.startswith("single_transformer_blocks.") for name in names)  # Flux and its like
     groups: list[Group] = []
-    for row, i in enumerate(order):
-        title = name_block(find_block(names[i]), two_kinds)
-        if groups and groups[-1].title == title:
-            groups[-1] = groups[-1]._replace(stop=row + 1)
-        else:
-            groups.append(Group(title, row, row + 1))
+    for block, rows in groupby(range(len(names)), key=lambda row: find_block(names[order[row]])):
+        first, *others = rows
+        groups.append(Group(name_block(block, two_kinds), first, first + len(others) + 1))
     return Layout(order, groups)
 
 

@@ -18,6 +18,7 @@ from ..errors import KLoraError
 from ..hosts import detect
 from ..map.colours import find_palette
 from ..map.describe import describe_layers, describe_map
+from ..map.layout import Layout, arrange
 from ..rule.cache import Library
 from ..rule.pairing import Pair
 from ..rule.plan import Plan
@@ -115,6 +116,7 @@ class LiveMap:
     def __init__(self, library: Library, source: Source):
         self.library, self.source = library, source
         self.warmer = Warmer(library, source.is_drawing)
+        self.layout: tuple[str, Layout] = ("", Layout([], []))  # of the last pair, with its key
 
     def answer(self, body: bytes) -> Response:
         try:
@@ -143,17 +145,25 @@ class LiveMap:
         if by_noise := settings.progress == "noise":  # which the sampler's schedule makes of the steps, in a job
             progress = [t / len(progress) for t in range(len(progress))]
         table = plan.over(progress)
-        key = hashlib.sha256(repr((pair.content.digest, pair.style.digest)).encode()).hexdigest()[:16]
+        key, layout = self.find_layout(pair, plan)
         colours = find_palette(self.source.get_option(COLOURS, ""))
         notes = [*pair.content.notes, *pair.style.notes, *plan.notes]
         return {
-            **describe_map(plan, table, colours),
+            **describe_map(plan, table, colours, layout),
             "axis": BY_NOISE if by_noise else "",
             "sentence": self.library.tell(pair, plan, table),
             "notes": notes,
             "key": key,
-            "layers": None if known == key else describe_layers(plan),
+            "layers": None if known == key else describe_layers(plan, layout),
         }
+
+    def find_layout(self, pair: Pair, plan: Plan) -> tuple[str, Layout]:
+        """The order of the pair's rows, and a key for it.  Kept, as it takes longer than all the rest of an answer."""
+        key = hashlib.sha256(repr((pair.content.digest, pair.style.digest)).encode()).hexdigest()[:16]
+        known = self.layout
+        if known[0] != key:
+            known = self.layout = key, arrange([unit.name for unit in plan.units])
+        return known
 
     def find_progress(self, steps: int, denoising: float) -> tuple[list[float], int]:
         """The progress at each step of a pass, and how many steps a whole schedule would have."""

@@ -24,7 +24,7 @@ def link_map(components: Sequence[Any], elem_id: ElemId) -> None:
     """
     button = keep_out_of_config(gr.Button("Ask", elem_id=elem_id("map_values"), elem_classes=["klora-hidden"]))
     prefix = elem_id("map").removesuffix("_map")
-    script = f"(...values) => {{ window.kloraMap && window.kloraMap.take('{prefix}', values); return []; }}"
+    script = f"(...values) => window.kloraMap ? window.kloraMap.take('{prefix}', values) : []"
     for listen in (button.click, *(component.change for component in components)):
         listen(fn=None, inputs=list(components), outputs=[], show_progress="hidden", **{find_word(listen): script})
 

@@ -10,6 +10,7 @@ import torch
 
 from klora_lib.map.colours import PALETTES, find_palette
 from klora_lib.map.describe import describe_layers, describe_map
+from klora_lib.map.layout import arrange
 from klora_lib.map.told import tell_plan, tell_settings
 from klora_lib.rule.plan import format_row, make_plan
 from klora_lib.settings import BY_NAME, METHODS, Settings
@@ -41,7 +42,8 @@ def test_the_page_gets_the_plan(method: str) -> None:
     stack = prepare()
     plan = make_plan(stack.pair, stack.plan.facts.scores, Settings(method=method), 9)
     table = plan.table(9)
-    layers, found = describe_layers(plan), describe_map(plan, table, GREEN)
+    layout = arrange([unit.name for unit in plan.units])
+    layers, found = describe_layers(plan, layout), describe_map(plan, table, GREEN, layout)
     by_name = {unit.name: i for i, unit in enumerate(plan.units)}
     assert sorted(layers["names"]) == sorted(by_name)
     scores = plan.facts.scores
@@ -65,7 +67,7 @@ def test_a_style_that_is_zero_in_a_layer_is_no_number() -> None:
     plan = prepare().plan
     scores = plan.facts.scores
     scores.style_topk[plan.facts.decided.nonzero()[0]] = 0.0
-    found = describe_map(plan, plan.table(3), GREEN)
+    found = describe_map(plan, plan.table(3), GREEN, arrange([unit.name for unit in plan.units]))
     json.dumps(found, allow_nan=False)
     assert any(choice and ratio is None for choice, ratio in zip(found["choice"], found["ratios"]))
 

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from klora_lib.map.colours import PALETTES, format_colour
 from klora_lib.map.describe import describe_layers, describe_map
+from klora_lib.map.layout import arrange
 from klora_lib.rule import cache
 from klora_lib.rule.cache import Library
 from klora_lib.settings import FIELDS, Settings
@@ -81,7 +82,8 @@ def test_it_asks_for_the_pages_login(host: FakeHost) -> None:
 def test_a_map_is_the_plan_of_the_job(host: FakeHost, client: TestClient, given: dict[str, Any]) -> None:
     found = ask(client, {"steps": 7}, **given)
     pair, plan = pair_and_plan(host, given)
-    assert {**describe_map(plan, plan.table(7), GREEN), "layers": describe_layers(plan)}.items() <= found.items()
+    rows = arrange([unit.name for unit in plan.units])
+    assert {**describe_map(plan, plan.table(7), GREEN, rows), "layers": describe_layers(plan, rows)}.items() <= found.items()
     assert found["sentence"] == host.app.library.explain(pair, plan, 7).sentence
     drawn = job(host, given, steps=7)
     process_images(drawn)
@@ -101,7 +103,7 @@ def test_img2img_begins_where_its_noise_begins(host: FakeHost, client: TestClien
     _, plan = pair_and_plan(host, {})
     found = ask(client, {"steps": 8, "denoising": 0.5})
     table = plan.over([0.5 + 0.5 * t / 5 for t in range(5)])
-    assert {**describe_map(plan, table, GREEN)}.items() <= found.items()
+    assert describe_map(plan, table, GREEN, arrange([unit.name for unit in plan.units])).items() <= found.items()
 
 
 def test_by_noise_the_axis_is_no_count_of_steps(client: TestClient) -> None:
