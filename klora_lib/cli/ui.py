@@ -25,7 +25,7 @@ from .options import read_whole_number
 REPOSITORY = Path(__file__).parents[2]
 LOCALHOST = "127.0.0.1"
 MAX_IMAGES = 16  # at once
-SCRIPTS = ("javascript/klora.js", "javascript/klora_map.js")
+SCRIPTS = tuple(f"javascript/klora{each}.js" for each in ("", "_map_words", "_map_view", "_map"))
 # these call three functions that a WebUI's page has
 SHIM = """gradioApp = () => document;
 onAfterUiUpdate = (act) => setInterval(act, 300);

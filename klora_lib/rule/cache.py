@@ -19,7 +19,7 @@ from ..lora.peft import CONFIG, find_weights
 from ..settings import Settings
 from .combiners import find_style_directions
 from .energies import compute_energies
-from .explain import Closeness, Explained, explain, measure_closeness, tell
+from .explain import Closeness, Explained, explain, measure_closeness
 from .pairing import Pair, make_pair
 from .plan import Plan
 from .scoring import Scores, Watch, Weights, ignore, run_where_memory_is, score_units
@@ -48,6 +48,7 @@ class Library:
         self.closeness: OrderedDict[Hashable, Closeness] = OrderedDict()
         self.lock = Lock()  # of the shelves above; it is not held while something is made
         self.turns: dict[Hashable, Lock] = {}  # what is being made now
+        self.waiting = 0  # threads that wait for what another one makes
 
     def read(self, path: str | os.PathLike[str], name: str) -> LoraFile:
         """The file or PEFT folder at ``path``, read again whenever size, time or identity of the file, or of an
@@ -112,7 +113,7 @@ class Library:
         both = pair.content.digest, pair.style.digest
 
         def find_directions() -> tuple[Tensor | None, ...]:
-            return run_where_memory_is(pair.units, device, free, lambda there: find_style_directions(pair, there))
+            return run_where_memory_is(pair.units, device, free, lambda there: find_style_directions(pair, there, watch))
 
         return replace(found, directions=self.get_or_make(self.directions, both, PAIRS, find_directions))
 
@@ -143,10 +144,6 @@ class Library:
         """``explain`` of a plan of ``pair``, computed on the CPU.  What it needs of the pair is kept."""
         return explain(plan, steps, self.find_energies(pair, CPU), self.compare(pair))
 
-    def tell(self, pair: Pair, plan: Plan, table: Tensor) -> str:
-        """The report's sentence alone, for a ``table`` of ``plan``."""
-        return tell(plan, table, self.find_energies(pair, CPU), self.compare(pair))
-
     def compare(self, pair: Pair, watch: Watch = ignore) -> Closeness:
         """How alike the two of a pair that is not ``relative`` are."""
         both = pair.content.digest, pair.style.digest
@@ -162,10 +159,13 @@ class Library:
                     return shelf[key]
                 turn = self.turns.setdefault(what, Lock())
                 mine = turn.acquire(blocking=False)
+                self.waiting += not mine
             if mine:
                 break
             with turn:  # another thread makes it; if it fails, this one tries
                 pass
+            with self.lock:
+                self.waiting -= 1
         try:
             value = make()
             with self.lock:

@@ -83,16 +83,9 @@ def plan_listed(host: Host, library: Library, settings: Settings, steps: int, se
     Raises a KLoraError, for OFT, BOFT and IA3 too, whose change only the model tells.
     """
     entries = find_entries(host, settings)
-    content, style = ((entry.path, entry.name) for entry in entries)
-    return Listed(entries, *plan_files(library, (content, style), settings, steps, seed))
-
-
-def plan_files(
-    library: Library, listed: tuple[tuple[str, str], tuple[str, str]], settings: Settings, steps: int, seed: int = 0
-) -> tuple[Pair, Plan]:
-    """The same for two files, each given by path and name."""
-    files = library.read_both(*listed)
+    content, style = entries
+    files = library.read_both((content.path, content.name), (style.path, style.name))
     with blame_both():
         pair = library.pair(*files)
         scores = library.measure(pair, settings, torch.device("cpu"))
-        return pair, make_plan(pair, scores, settings, steps, seed)
+        return Listed(entries, pair, make_plan(pair, scores, settings, steps, seed))

@@ -20,14 +20,15 @@ from ..map.colours import find_palette
 from ..map.describe import describe_layers, describe_map
 from ..map.layout import Layout, arrange
 from ..rule.cache import Library
+from ..rule.explain import tell
 from ..rule.pairing import Pair
-from ..rule.plan import Plan
+from ..rule.plan import Plan, make_plan
 from ..rule.schedule import compute_step_progress, count_whole_steps
 from ..settings import Field, Settings, name_arguments, read_integer, read_settings, read_values
-from .listed import find_entries, plan_files
+from .listed import find_entries
 from .options import COLOURS, read_option
 from .routes import MAX_SEED, MAX_STEPS, read_body, read_object
-from .warm import Listed, Warmer
+from .warm import Files, Ready, Waiting, Warmer
 
 PATH = "/klora/panel/map"
 PAGES_OWN = "/config"  # gradio's route of the page's description, which asks for the page's login
@@ -38,7 +39,7 @@ BY_NOISE = "progress from noise to image, in even parts"
 class Source(Protocol):
     """What the route asks of the program around it."""
 
-    def find_files(self, settings: Settings) -> Listed:
+    def find_files(self, settings: Settings) -> Files:
         """Path and name of the chosen content and style.  Raises SettingsError."""
 
     def is_drawing(self) -> bool:
@@ -51,7 +52,7 @@ class Source(Protocol):
 class WebUISource:
     """The WebUI that we run in."""
 
-    def find_files(self, settings: Settings) -> Listed:
+    def find_files(self, settings: Settings) -> Files:
         content, style = ((entry.path, entry.name) for entry in find_entries(detect(), settings))
         return content, style
 
@@ -97,10 +98,15 @@ USUAL: Mapping[str, Any] = {"values": [], "steps": 20, "denoising": 1.0, "seed":
 
 
 def add_live_map(app: FastAPI, library: Library, source: Source) -> None:
-    """Serve the route from ``app``, behind the login of its page.  Called again, it replaces the route."""
+    """Serve the route from ``app``, behind the login of its page.  Called again, it replaces the route.
+
+    Where the page is asked for in a way that we do not know, neither do we know its login: then there is no route.
+    """
     routes = app.router.routes
     routes[:] = [route for route in routes if getattr(route, "path", None) != PATH]
     own = next((route for route in routes if getattr(route, "path", None) == PAGES_OWN), None)
+    if own is None:
+        return
     live = LiveMap(library, source)
 
     async def endpoint(request: Request) -> Response:
@@ -128,31 +134,28 @@ class LiveMap:
         """Raises a KLoraError."""
         request = {**USUAL, **read_values(given, REQUEST)}
         settings = read_settings(name_arguments(request["values"]))
-        listed = self.source.find_files(settings)
+        files = self.source.find_files(settings)
         if request["stop"]:
-            self.warmer.stop(listed, settings)
+            self.warmer.stop(files, settings)
             return {"stopped": True}
-        waiting = self.warmer.ask(listed, settings, AT_ONCE)
-        if waiting is not None:
-            return {"progress": round(waiting.progress, 3), "drawing": self.source.is_drawing()}
+        found = self.warmer.ask(files, settings, AT_ONCE)
+        if isinstance(found, Waiting):
+            return {"progress": round(found.progress, 3), "drawing": self.source.is_drawing()}
         progress, steps = self.find_progress(request["steps"], request["denoising"])
-        pair, plan = plan_files(self.library, listed, settings, steps, request["seed"])
-        return self.describe(settings, pair, plan, progress, request["known"])
+        plan = make_plan(found.pair, found.scores, settings, steps, request["seed"])
+        return self.describe(found, plan, progress, request["known"])
 
-    def describe(
-        self, settings: Settings, pair: Pair, plan: Plan, progress: list[float], known: str
-    ) -> dict[str, Any]:
-        if by_noise := settings.progress == "noise":  # which the sampler's schedule makes of the steps, in a job
+    def describe(self, ready: Ready, plan: Plan, progress: list[float], known: str) -> dict[str, Any]:
+        if by_noise := plan.settings.progress == "noise":  # which the sampler's schedule makes of the steps, in a job
             progress = [t / len(progress) for t in range(len(progress))]
         table = plan.over(progress)
-        key, layout = self.find_layout(pair, plan)
+        key, layout = self.find_layout(ready.pair, plan)
         colours = find_palette(self.source.get_option(COLOURS, ""))
-        notes = [*pair.content.notes, *pair.style.notes, *plan.notes]
         return {
             **describe_map(plan, table, colours, layout),
             "axis": BY_NOISE if by_noise else "",
-            "sentence": self.library.tell(pair, plan, table),
-            "notes": notes,
+            "sentence": tell(plan, table, ready.energies, ready.closeness),
+            "notes": [*ready.pair.content.notes, *ready.pair.style.notes, *plan.notes],
             "key": key,
             "layers": None if known == key else describe_layers(plan, layout),
         }

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
+from ..engine.fusion import blame_both
 from ..rule.cache import CPU, Library
-from ..rule.scoring import Watch
+from ..rule.explain import Closeness
+from ..rule.pairing import Pair
+from ..rule.scoring import Scores
 from ..settings import Settings
 
-Listed = tuple[tuple[str, str], tuple[str, str]]  # (path, name) of content and of style
+Files = tuple[tuple[str, str], tuple[str, str]]  # (path, name) of content and of style
 THREAD = "K-LoRA map"
 PATIENCE = 5.0  # seconds after which a pair is given up for which nobody asks any more
 MOST = 3  # pairs that are prepared at once
@@ -20,15 +23,29 @@ LONGEST_PAUSE = 0.5  # seconds
 
 
 class Stopped(Exception):
-    """The user, or nobody, waits for a pair any more."""
+    """The user, or nobody, waits for a pair any more; or a job needs the same."""
+
+
+class Ready(NamedTuple):
+    """All that a map needs and that takes time."""
+
+    pair: Pair
+    scores: Scores  # what the method compares
+    energies: Scores
+    closeness: Closeness
+
+
+class Waiting(NamedTuple):
+    progress: float  # from 0 to 1
 
 
 class Task:
-    """One pair that is read and scored.  ``error``: why it could not be, once it is ``over``."""
+    """One pair that is read and scored.  ``ready`` or ``error``: what came of it, once it is ``over``."""
 
-    def __init__(self, prepare: Callable[[Task], None], is_drawing: Callable[[], bool]):
-        self.prepare, self.is_drawing = prepare, is_drawing
+    def __init__(self, library: Library, files: Files, settings: Settings, is_drawing: Callable[[], bool]):
+        self.library, self.files, self.settings, self.is_drawing = library, files, settings, is_drawing
         self.over = threading.Event()
+        self.ready: Ready | None = None
         self.error: BaseException | None = None
         self.stopped = False
         self.total, self.done = 0, 0  # layers to compute; 0 while the files are read
@@ -41,18 +58,34 @@ class Task:
 
     def run(self) -> None:
         try:
-            self.prepare(self)
+            self.ready = self.prepare()
         except BaseException as e:  # noqa: BLE001  whoever asks gets it
             self.error = e
         finally:
             self.over.set()
 
+    def prepare(self) -> Ready:
+        """Raises a KLoraError, for OFT, BOFT and IA3 too, whose change only the model tells; and Stopped."""
+        library = self.library
+        read = library.read_both(*self.files)
+        with blame_both():
+            pair = library.pair(*read)
+            self.total = 3 * len(pair.units)  # scores, energies, how alike the two are
+            self.last = time.monotonic()
+            scores = library.measure(pair, self.settings, CPU, watch=self.watch)
+            return Ready(pair, scores, library.find_energies(pair, CPU, watch=self.watch), library.compare(pair, self.watch))
+
     def watch(self) -> None:
-        """Called before each layer: ends the task that nobody waits for, and leaves most of the time to a job."""
+        """Called before each layer: ends a task that nobody waits for, and leaves most of the time to a job.
+
+        A job that wants the same pair need not wait until it is done here: it does it itself, where its model is.
+        """
         now = time.monotonic()
         if self.stopped or now - self.asked > PATIENCE:
             raise Stopped
         if self.is_drawing():
+            if self.library.waiting:
+                raise Stopped
             time.sleep(min(SHARE * (now - self.last), LONGEST_PAUSE))
         self.done += 1
         self.last = time.monotonic()
@@ -66,50 +99,45 @@ class Warmer:
         self.tasks: dict[Hashable, Task] = {}
         self.lock = threading.Lock()
 
-    def ask(self, listed: Listed, settings: Settings, seconds: float) -> Waiting | None:
-        """Have the pair's files and scores ready: None if they are after at most ``seconds``, else how far it is.
+    def ask(self, files: Files, settings: Settings, seconds: float) -> Ready | Waiting:
+        """What a map of the pair needs if it is there after at most ``seconds``, else how far it is.
 
         Raises the error with which it ended, a KLoraError if the pair is refused.
         """
-        key = listed, settings.k, settings.method
+        key = make_key(files, settings)
         with self.lock:
-            self.tasks = {k: task for k, task in self.tasks.items() if not task.over.is_set()}
+            self.drop_old()
             task = self.tasks.get(key)
             if task is None:
                 if len(self.tasks) >= MOST:
                     return Waiting(0.0)
-                task = self.tasks[key] = Task(lambda t: warm(self.library, listed, settings, t), self.is_drawing)
+                task = self.tasks[key] = Task(self.library, files, settings, self.is_drawing)
                 task.thread.start()
             task.asked = time.monotonic()
         if not task.over.wait(seconds):
             return Waiting(task.progress)
+        with self.lock:
+            if self.tasks.get(key) is task:
+                del self.tasks[key]
         if isinstance(task.error, Stopped):
             return Waiting(0.0)
         if task.error is not None:
             raise task.error
-        return None
+        assert task.ready is not None
+        return task.ready
 
-    def stop(self, listed: Listed, settings: Settings) -> None:
+    def drop_old(self) -> None:
+        """Forget results for which nobody asks any more.  Others stay until they are told."""
+        now = time.monotonic()
+        self.tasks = {k: t for k, t in self.tasks.items() if not t.over.is_set() or now - t.asked <= PATIENCE}
+
+    def stop(self, files: Files, settings: Settings) -> None:
         """The user does not want to wait."""
         with self.lock:
-            task = self.tasks.get((listed, settings.k, settings.method))
+            task = self.tasks.get(make_key(files, settings))
             if task is not None:
                 task.stopped = True
 
 
-class Waiting(NamedTuple):
-    progress: float  # from 0 to 1
-
-
-def warm(library: Library, listed: Listed, settings: Settings, task: Task) -> None:
-    """All that a map needs and that takes time.  Raises a KLoraError."""
-    pair = library.pair(*library.read_both(*listed))
-    task.total = 3 * len(pair.units)  # sums, energies, how alike the two are
-    task.last = time.monotonic()
-    watch: Watch = task.watch
-    library.measure(pair, settings, CPU, watch=watch)
-    if not pair.relative:
-        library.find_energies(pair, CPU, watch=watch)
-        library.compare(pair, watch)
-
-
+def make_key(files: Files, settings: Settings) -> Hashable:
+    return files, settings.k, settings.method

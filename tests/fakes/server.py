@@ -22,6 +22,7 @@ BASIC = HTTPBasic()
 def make_server(host: FakeHost, api: bool = True, auth: str = "") -> FastAPI:
     """With ``api`` as after --api, behind ``auth`` (user:password) as after --api-auth; the callbacks have been called."""
     app = FastAPI()
+    app.add_api_route("/config", lambda: {})  # gradio's, without a login
     if api:
         add_own(app, host, auth)
     for callback in host.script_callbacks.registered["app_started"]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.testclient import TestClient
+from safetensors.torch import save_file
 
+from klora_lib.errors import LoraFileError
 from klora_lib.map.colours import PALETTES, format_colour
 from klora_lib.map.describe import describe_layers, describe_map
 from klora_lib.map.layout import arrange
@@ -21,7 +24,7 @@ from klora_lib.settings import FIELDS, Settings
 from klora_lib.webui import warm
 from klora_lib.webui.live import PATH
 from klora_lib.webui.routes import LARGEST_BODY
-from klora_lib.webui.warm import Waiting, Warmer
+from klora_lib.webui.warm import Ready, Waiting, Warmer
 
 from ..fakes.host import FakeHost
 from ..fakes.processing import process_images
@@ -73,6 +76,14 @@ def test_it_asks_for_the_pages_login(host: FakeHost) -> None:
         callback(None, app)
     for body in (b"", json.dumps({"values": values()}).encode(), b"x" * (LARGEST_BODY + 1)):
         assert TestClient(app).post(PATH, content=body).status_code == 401
+
+
+def test_without_the_pages_route_there_is_none(host: FakeHost) -> None:
+    """Whether a login belongs to the page cannot be known there."""
+    app = FastAPI()
+    for callback in host.script_callbacks.registered["app_started"]:
+        callback(None, app)
+    assert TestClient(app).post(PATH, json={"values": values()}).status_code == 404
 
 
 # --- what it tells ---
@@ -233,12 +244,71 @@ def wait_for_threads() -> None:
             assert not thread.is_alive()
 
 
+def test_a_refusal_is_told_whenever_it_comes(
+    client: TestClient, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it comes between two requests: the pair is not begun anew, and the page does not wait for ever."""
+    read, begun = host.app.library.read_both, []
+
+    def read_slowly(*listed: Any) -> Any:
+        begun.append(listed)
+        time.sleep(0.5)
+        raise LoraFileError("is no LoRA").blame("content")
+
+    monkeypatch.setattr(host.app.library, "read_both", read_slowly)
+    assert "progress" in client.post(PATH, json={"values": values()}).json()
+    wait_for_threads()
+    assert client.post(PATH, json={"values": values()}).json() == {"refused": "content: is no LoRA"}
+    assert len(begun) == 1
+    monkeypatch.setattr(host.app.library, "read_both", read)
+    assert "patterns" in ask(client)
+
+
+def test_a_pair_that_only_the_model_tells_is_refused(host: FakeHost, client: TestClient, loras: Path) -> None:
+    key, path = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q", loras / "turner.safetensors"
+    save_file({f"{key}.oft_blocks": torch.zeros(2, 4, 4), f"{key}.alpha": torch.tensor(1.0)}, path)
+    try:
+        host.networks.list_available_networks()
+        for method in ("klora", "est", "np", "direct"):
+            said = ask(client, content="turner", method=method)["refused"]
+            assert said.startswith("content: 'turner' is an OFT") and "can be known only with the model" in said
+    finally:
+        path.unlink()
+
+
+def test_a_job_that_wants_the_same_pair_does_not_wait_for_the_map(
+    host: FakeHost, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The map gives it up at the next layer; the job scores it, and then the map has it too."""
+    wanted = process_images(job(host)).images[0]
+    host.app.library.__init__()
+    score, layers = cache.score_units, []
+
+    def score_slowly(units: Any, k: Any, device: Any, free: Any = None, weights: Any = None, watch: Any = None) -> Any:
+        if threading.current_thread().name == warm.THREAD:
+            for layer in range(200):
+                layers.append(layer)
+                watch()
+                time.sleep(0.05)
+        return score(units, k, device)
+
+    monkeypatch.setattr(cache, "score_units", score_slowly)
+    client.post(PATH, json={"values": values()})
+    assert layers
+    monkeypatch.setattr(warm, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(host.shared.state, "job", "txt2img", raising=False)
+    assert torch.equal(process_images(job(host)).images[0], wanted)
+    wait_for_threads()
+    assert len(layers) < 100
+    assert "patterns" in ask(client)
+
+
 def test_a_job_has_the_first_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """While one runs, a pause follows each layer; without one, none does."""
     naps: list[float] = []
     monkeypatch.setattr(warm.time, "sleep", naps.append)
     drawing = False
-    task = warm.Task(lambda t: None, lambda: drawing)
+    task = warm.Task(Library(), (("", ""), ("", "")), Settings(), lambda: drawing)
     task.watch()
     assert naps == []
     drawing = True
@@ -249,11 +319,11 @@ def test_a_job_has_the_first_right(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_so_many_pairs_are_prepared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
-    monkeypatch.setattr(warm, "warm", lambda *_: go.wait(30))
+    monkeypatch.setattr(warm.Task, "prepare", lambda task: go.wait(30) and Ready(*[None] * 4))
     warmer = Warmer(Library(), lambda: False)
-    pairs: list[warm.Listed] = [((f"c{i}", ""), (f"s{i}", "")) for i in range(warm.MOST + 1)]
+    pairs: list[warm.Files] = [((f"c{i}", ""), (f"s{i}", "")) for i in range(warm.MOST + 1)]
     assert [warmer.ask(pair, Settings(), 0) for pair in pairs] == [Waiting(0.0)] * len(pairs)
     assert len(warmer.tasks) == warm.MOST
     go.set()
     wait_for_threads()
-    assert warmer.ask(pairs[-1], Settings(), 30) is None
+    assert warmer.ask(pairs[0], Settings(), 30) == warmer.ask(pairs[-1], Settings(), 30) == Ready(*[None] * 4)
