@@ -5,7 +5,7 @@ BIN = .venv/bin
 DEMO = out/demo
 METHODS = content style direct switch klora
 
-.PHONY: test test-hosts test-a1111 test-forge lint types js unit live bench gpu demo evaluation clean
+.PHONY: test test-hosts test-a1111 test-forge lint types js unit live pictures bench gpu demo evaluation clean
 
 test: lint types js unit
 
@@ -56,6 +56,13 @@ unit: .venv/installed
 # needs an installed WebUI: see tests/live/kinds.py for the variables that say where it is
 live: .venv/installed
 	$(BIN)/python -m pytest tests/live
+
+# the README's picture of the panel, by the browser tests on AUTOMATIC1111
+pictures: export KLORA_SHOTS = out/pictures
+pictures: .venv/installed
+	$(BIN)/python -m pytest --quiet tests/live/browser/test_map.py -k a1111
+	mkdir -p docs/pictures
+	cp $(KLORA_SHOTS)/KLORA_A1111/panel.jpg docs/pictures/panel.jpg
 
 # with the variables of the live tests set, an image's times are in the table too
 bench: .venv/installed
