@@ -94,6 +94,7 @@ class Host:
         self.environment: dict[str, str] = {}  # what an extension beside ours asks for
         self.api = True  # whether it is started with --api
         self.user = ""  # user:password, with which --api-auth guards it
+        self.login = ""  # user:password, which the page asks for
         self.data = folder / "data"
         (self.data / "extensions").mkdir(parents=True)
         (self.data / "config.json").write_text(json.dumps(CONFIG | self.config))
@@ -120,6 +121,7 @@ class Host:
         command += ["--ui-config-file", str(self.data / "ui-config.json")]
         command += [flag for flag in self.flags(checkpoint) if self.api or flag != "--api"]
         command += ["--api-auth", self.user] if self.user else []
+        command += ["--gradio-auth", self.login] if self.login else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.webui, env=self.variables(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,

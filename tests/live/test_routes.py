@@ -18,6 +18,7 @@ import webuiapi
 from PIL import Image
 
 from klora_lib.cli.main import main
+from klora_lib.webui.live import PATH
 
 from ..examples import WEBUI, read_commands, read_examples
 from .checks import FAR, same
@@ -186,7 +187,7 @@ def test_they_ask_for_the_apis_password(guarded_host: Host):
 @pytest.fixture
 def host_without_api(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     host = install(KINDS[kind], tmp_path_factory.mktemp(f"closed_{kind}"), {"klora": REPOSITORY, **KINDS[kind].sizes})
-    host.api = False
+    host.api, host.login = False, "ann:secret"
     yield from running(host)
 
 
@@ -195,6 +196,20 @@ def test_without_the_api_they_are_not_there(host_without_api: Host):
     asked = (("/sdapi/v1/samplers", None), ("/sdapi/v1/txt2img", {}))  # the WebUI's own, read and posted to
     own = [fetch(host_without_api, path, body).status_code for path, body in asked]
     assert found == [own[0]] * 2 + [own[1]] * 2 and 200 not in found
+
+
+def test_the_live_map_is_there_without_the_api_and_asks_for_the_pages_login(host_without_api: Host):
+    address, pair = host_without_api.address, host_without_api.sd15.attention
+    values = [True, pair.content, pair.style]
+    assert fetch(host_without_api, PATH, {"values": values}).status_code == 401
+    with requests.Session() as user:
+        user.post(f"{address}/login", data={"username": "ann", "password": "secret"}, timeout=60)
+        for _ in range(100):
+            answer = user.post(f"{address}{PATH}", json={"values": values, "steps": 7}, timeout=60)
+            assert answer.status_code == 200, answer.text
+            if "progress" not in answer.json():
+                break
+    assert answer.json()["steps"] == 7 and len(answer.json()["rows"]) > 10
 
 
 # --- the client of others ---
