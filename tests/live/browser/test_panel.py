@@ -1,71 +1,31 @@
-"""A user's way through the panel, in chromium on the real WebUI: see drive.js for what is pressed and typed.
-
-KLORA_PLAYWRIGHT is a folder `node_modules` with playwright-core and axe-core; KLORA_CHROMIUM is the browser, if it is not
-/usr/bin/chromium; KLORA_SHOTS is a folder for the screenshots, which otherwise stay in the temporary folder.
-"""
+"""A user's way through the panel: see panel.js for what is pressed and typed."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
 from .. import files
-from ..conftest import REPOSITORY, running
 from ..host import Host
-from ..kinds import KINDS, install
+from .conftest import Browse, check_console
 
 pytestmark = pytest.mark.hosts("a1111", "forge")
-DRIVER = Path(__file__).parent / "drive.js"
 EVIL = '<img src=x onerror="window.kloraInjected = 1">'
 WORDS = {"10_dog": {"sks dog": 9, EVIL: 99, "grass": 4}}
 GRADIOS_OWN = {"color-contrast", "aria-allowed-role", "nested-interactive", "list"}  # of its lists, headers and grey help
 
 
-def find_lacking() -> str:
-    """What this machine lacks of a browser; empty if nothing."""
-    modules = Path(os.environ.get("KLORA_PLAYWRIGHT", "/nowhere"))
-    if not shutil.which("node"):
-        return "node is not installed"
-    if not Path(os.environ.get("KLORA_CHROMIUM", "/usr/bin/chromium")).exists():
-        return "chromium is not installed (KLORA_CHROMIUM)"
-    lacking = [name for name in ("playwright-core", "axe-core") if not (modules / name).is_dir()]
-    return f"KLORA_PLAYWRIGHT, a folder node_modules, has no {' and no '.join(lacking)}" if lacking else ""
-
-
 @pytest.fixture(scope="session")
-def page_host(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    if lacking := find_lacking():
-        pytest.skip(lacking)
-    host = install(KINDS[kind], tmp_path_factory.mktemp(f"page_{kind}"), {"klora": REPOSITORY, **KINDS[kind].sizes})
-    flags = host.flags
-    # the browser gets the WebUI's own scripts only from allowed folders, and its data folder is elsewhere
-    host.flags = lambda checkpoint: [*flags(checkpoint), "--gradio-allowed-path", str(host.webui)]
-    yield from running(host)
-
-
-@pytest.fixture(scope="session")
-def seen(page_host: Host, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def seen(page_host: Host, browse: Browse) -> dict[str, Any]:
     """What the browser saw on one way through the panel."""
     host, pair = page_host, page_host.sd15.full
     path = host.lora / "wordy.safetensors"  # written after the start: the user presses the refresh button
     save_file(files.read(host.lora / f"{pair.content}.safetensors"), path, {"ss_tag_frequency": json.dumps(WORDS)})
     path.with_suffix(".json").write_text(json.dumps({"activation text": "photo of sks, (a, b:1.2)"}))
-    folder = Path(os.environ.get("KLORA_SHOTS") or tmp_path_factory.mktemp("shots")) / host.prefix
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["node", str(DRIVER), host.address, str(folder), "wordy", pair.style, host.sdxl.full.content]
-    run = subprocess.run(
-        command, env={**os.environ, "NODE_PATH": os.environ["KLORA_PLAYWRIGHT"]}, capture_output=True, text=True, timeout=900
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout)
+    return browse("panel.js", "wordy", pair.style, host.sdxl.full.content)
 
 
 def test_every_step_was_done(seen: dict[str, Any]) -> None:
@@ -73,9 +33,7 @@ def test_every_step_was_done(seen: dict[str, Any]) -> None:
 
 
 def test_the_console_is_clean(seen: dict[str, Any]) -> None:
-    """No error of the page at all, and no message from our script; what others write is not counted."""
-    assert seen["errors"] == []
-    assert [said for said in seen["console"] if "klora" in said.lower()] == []
+    check_console(seen)
 
 
 def test_what_is_not_listed_is_refused_and_the_choice_stays(seen: dict[str, Any]) -> None:

@@ -1,43 +1,11 @@
-// Opens a WebUI's page in chromium and uses the panel as a user does; writes what it saw as JSON to the standard output.
-// node drive.js ADDRESS FOLDER CONTENT STYLE OTHER   (OTHER: a LoRA for another model; FOLDER: for screenshots)
-const {chromium} = require("playwright-core");
+// The panel: pickers, facts, trigger words, swap, presets, cards.
+// node panel.js ADDRESS FOLDER CONTENT STYLE OTHER   (OTHER: a LoRA for another model)
 const fs = require("fs");
-const path = require("path");
+const {choose, given, id, run, seen, shoot, slow, until, value} = require("./browse.js");
 
-const [address, folder, content, style, other] = process.argv.slice(2);
-const slow = Number(process.env.KLORA_BROWSER_SECONDS || 120) * 1000;
-const seen = {console: [], failed: [], errors: []};
-const id = (name) => `#script_txt2img_klora_${name}`;
+const [content, style, other] = given;
 
-/** Waits until `look` in the page is true for `given`; throws with `what` if it never is. */
-async function until(page, what, look, given) {
-    try {
-        await page.waitForFunction(look, given, {timeout: slow, polling: 100});
-    } catch (error) {
-        throw new Error(`never seen: ${what} (${error.message.split("\n")[0]})`);
-    }
-}
-
-const value = (page, name) => page.locator(`${id(name)} input`).first().inputValue();
-
-async function choose(page, name, lora, typed = lora) {
-    await page.locator(`${id(name)} input`).first().click();
-    await page.keyboard.type(typed);
-    seen[`options of ${typed}`] = await page.locator(`${id(name)} ul li`).evaluateAll((all) => all.map((li) => li.getAttribute("aria-label")));
-    await page.keyboard.press("Enter");
-    await until(page, `${name} is ${lora}`, ([where, wanted]) => document.querySelector(where)?.value === wanted, [`${id(name)} input`, lora]);
-}
-
-const steps = {
-    async open(page) {
-        // what the page itself fetches from elsewhere is not ours to wait for
-        await page.route("**/*", (route) => route.request().url().startsWith(address) ? route.continue() : route.abort());
-        await page.goto(address, {waitUntil: "commit"});
-        await until(page, "the panel", (where) => document.querySelector(where), `${id("enabled")}-visible-checkbox`);
-        await page.locator(`${id("enabled")} > .label-wrap`).click();
-        await page.locator(id("content")).waitFor({timeout: slow});
-        await page.addStyleTag({content: "* {animation: none !important}"});
-    },
+run({
     async unknown(page) {
         await page.locator(`${id("content")} input`).first().click();
         await page.keyboard.type("no such file");
@@ -61,7 +29,7 @@ const steps = {
         seen.chips = await page.locator(`${id("content_facts")} .klora-chip`).allTextContents();
         seen.injected = await page.evaluate(() => window.kloraInjected ?? null);
         seen.title = await page.locator(`${id("enabled")} .klora-title`).textContent();
-        await page.screenshot({path: path.join(folder, "panel.png")});
+        await shoot(page, "panel");
     },
     async chip(page) {
         if (!seen.chips.length) return;
@@ -78,7 +46,7 @@ const steps = {
         await choose(page, "style", other);
         await until(page, "the warning", (where) => document.querySelector(where), `${id("fit")} .klora-trouble`);
         seen.misfit = await page.locator(`${id("fit")} .klora-trouble`).textContent();
-        await page.screenshot({path: path.join(folder, "misfit.png")});
+        await shoot(page, "misfit");
         await choose(page, "style", content);
         await until(page, "no warning", (where) => !document.querySelector(where), `${id("fit")} .klora-trouble`);
     },
@@ -119,7 +87,7 @@ const steps = {
     },
     async dark(page) {
         await page.evaluate(() => document.body.classList.add("dark"));
-        await page.screenshot({path: path.join(folder, "dark.png")});
+        await shoot(page, "dark");
         await page.evaluate(() => document.body.classList.remove("dark"));
     },
     async cards(page) {
@@ -140,34 +108,11 @@ const steps = {
         await page.locator(`#txt2img_lora_cards .card[data-name="${style}"] .klora-card[data-role="style"]`).click();
         await until(page, "the card's choice", ([where, wanted]) => document.querySelector(where)?.value === wanted, [`${id("style")} input`, style]);
         seen.promptKept = before === await page.locator("#txt2img_prompt textarea").inputValue();
-        await page.screenshot({path: path.join(folder, "cards.png")});
+        await shoot(page, "cards");
         await refresh.click();
         await page.waitForTimeout(3000);
         await until(page, "buttons after a refresh", () => document.querySelector("#txt2img_lora_cards .klora-card"));
         seen.pressed = await page.locator('#txt2img_lora_cards .klora-card[aria-pressed="true"]').count();
         await page.locator("#txt2img_extra_tabs > .tab-nav > button", {hasText: "Generation"}).click();
     },
-};
-
-(async () => {
-    const browser = await chromium.launch({executablePath: process.env.KLORA_CHROMIUM || "/usr/bin/chromium", args: ["--no-sandbox"]});
-    const page = await browser.newPage({viewport: {width: 1400, height: 1600}});
-    page.setDefaultTimeout(slow);
-    page.on("console", (message) => {
-        if (["error", "warning"].includes(message.type())) seen.console.push(`${message.text()} (${message.location().url})`);
-    });
-    page.on("pageerror", (error) => seen.errors.push(error.stack ?? String(error)));
-    for (const [name, step] of Object.entries(steps)) {
-        const begun = Date.now();
-        try {
-            await step(page);
-        } catch (error) {
-            seen.failed.push(`${name}: ${error.message}`);
-            await page.screenshot({path: path.join(folder, `failed-${name}.png`)}).catch(() => null);
-            if (name === "open") break;
-        }
-        process.stderr.write(`${name} ${Date.now() - begun} ms\n`);
-    }
-    await browser.close();
-    process.stdout.write(JSON.stringify(seen, null, 2));
-})();
+});
