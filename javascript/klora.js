@@ -9,6 +9,8 @@ class KLoraPanel {
         /** @type {Object<string, string>} what each picker held when it was entered */
         this.before = {};
         this.taking = false; // gradio is about to take an option of the list
+        /** @type {HTMLInputElement | null} a picker that was just entered, whose text is not selected yet */
+        this.entered = null;
         this.waiting = 0; // timer of a second look at the answers
         this.asked = {about: "", times: 0};
         this.shown = "";
@@ -68,7 +70,7 @@ class KLoraPanel {
         this.shown = shown;
         this.dim(panel, chosen[2]);
         this.writeTitle(panel, chosen);
-        this.labelInputs(panel);
+        KLoraAccess.prepare(panel);
     }
 
     /**
@@ -99,18 +101,6 @@ class KLoraPanel {
         title.textContent = this.on ? `${content} + ${style} · ${method}` : "";
     }
 
-    /**
-     * Inputs that gradio and the WebUI leave without a label get one: the numbers of sliders, the header's checkbox.
-     * @param {HTMLElement} panel
-     */
-    labelInputs(panel) {
-        this.find("enabled-visible-checkbox")?.setAttribute("aria-label", "K-LoRA");
-        for (const input of panel.querySelectorAll("input[type=number]:not([aria-label])")) {
-            const label = input.closest(".block")?.querySelector("label > span, span[data-testid=block-info]");
-            input.setAttribute("aria-label", label?.textContent?.trim() ?? "");
-        }
-    }
-
     // --- the pickers ---
 
     /**
@@ -136,7 +126,14 @@ class KLoraPanel {
         this.before[picker] = input.value;
         this.taking = false;
         this.tell(picker, "");
-        requestAnimationFrame(() => input.select());
+        this.entered = input;
+        requestAnimationFrame(() => this.select()); // not at once: the click that enters it puts the cursor into the text
+    }
+
+    /** Select the text of the picker that was just entered: in the next frame, or before a key that comes earlier. */
+    select() {
+        this.entered?.select();
+        this.entered = null;
     }
 
     /**
@@ -145,6 +142,7 @@ class KLoraPanel {
      * @param {HTMLInputElement} input
      */
     leave(picker, input) {
+        this.entered = null;
         const typed = input.value, before = this.before[picker] ?? "None";
         if (this.taking || typed === before || this.listOptions(picker).includes(typed)) return;
         writeKLora(input, before); // gradio's own handler comes after this one
@@ -278,6 +276,7 @@ KLoraPanel.all = ["txt2img", "img2img"].map((tab) => new KLoraPanel(tab));
     document.addEventListener("focus", (event) => onPicker(event, (panel, picker, input) => panel.enter(picker, input)), true);
     document.addEventListener("blur", (event) => onPicker(event, (panel, picker, input) => panel.leave(picker, input)), true);
     document.addEventListener("keydown", (event) => {
+        onPicker(event, (panel) => panel.select());
         if (event.key === "Enter") onPicker(event, (panel, picker, input) => panel.takeFirst(picker, input));
     }, true);
     document.addEventListener("mousedown", (event) => {

@@ -45,9 +45,11 @@ async function run(steps) {
     page.on("console", (message) => {
         if (["error", "warning"].includes(message.type())) seen.console.push(`${message.text()} (${message.location().url})`);
     });
-    page.on("pageerror", (error) => seen.errors.push(error.stack ?? String(error)));
+    let now = "";
+    page.on("pageerror", (error) => seen.errors.push(`${now}: ${error.stack ?? error}`));
     for (const [name, step] of Object.entries({open, ...steps})) {
         const begun = Date.now();
+        now = name;
         try {
             await step(page);
         } catch (error) {
