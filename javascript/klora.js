@@ -13,8 +13,9 @@ class KLoraPanel {
         this.entered = null;
         this.waiting = 0; // timer of a second look at the answers
         this.asked = {about: "", times: 0};
+        /** @type {KLoraCheckpoint | undefined} */
+        this.ofPage = undefined;
         this.shown = "";
-        this.checkpoint = "";
     }
 
     /** @returns {Document | ShadowRoot} */
@@ -194,23 +195,33 @@ class KLoraPanel {
         const wanted = names.includes("None") || names.includes("") ? "" : names.join("\n");
         const said = ["content_facts", "style_facts", "fit"].map((name) =>
             this.find(name)?.querySelector(".klora-answer")?.getAttribute("data-for") ?? "");
+        if (!this.checkpoint.isMeantBy(this.find("fit")?.querySelector(".klora-answer"))) return false;
         return JSON.stringify(said) === JSON.stringify([...names.map((name) => name === "None" ? "" : name), wanted]);
     }
 
-    /** Ask again, a moment later and not more than three times, for answers that are about something else. */
+    /** Made when it is needed: its file is loaded after this one. */
+    get checkpoint() {
+        return this.ofPage ??= new KLoraCheckpoint();
+    }
+
+    /** What the answers must be about. */
+    get about() {
+        return [this.read("content"), this.read("style"), this.checkpoint.name].join("\n");
+    }
+
+    /** Ask again, later each time and not more than five times, for answers that are about something else. */
     checkAnswers() {
         if (this.waiting || !this.find("ask") || this.answered) return;
         this.waiting = setTimeout(() => {
             this.waiting = 0;
-            const about = this.read("content") + "\n" + this.read("style");
             if (this.answered) return;
-            if (this.asked.about !== about) this.asked = {about, times: 0};
+            if (this.asked.about !== this.about) this.asked = {about: this.about, times: 0};
             if (document.activeElement?.closest(`#script_${this.tab}_klora_pair`)) this.checkAnswers(); // the user still types
-            else if (this.asked.times++ < 3) {
+            else if (this.asked.times++ < 5) {
                 this.ask({});
                 this.checkAnswers();
             }
-        }, 1500);
+        }, 1500 * 2 ** (this.asked.about === this.about ? this.asked.times : 0));
     }
 
     /** @param {Object<string, string>} request see pickers.add_requests */
@@ -219,15 +230,6 @@ class KLoraPanel {
         if (!text || !button) return;
         writeKLora(text, JSON.stringify(request));
         requestAnimationFrame(() => button.click());
-    }
-
-    /** Another checkpoint may not fit the pair. */
-    watchCheckpoint() {
-        const name = /** @type {any} */ (KLoraPanel.root.querySelector("#setting_sd_model_checkpoint input"))?.value ?? "";
-        if (name === this.checkpoint) return;
-        const first = this.checkpoint === "";
-        this.checkpoint = name;
-        if (!first && this.on) this.ask({});
     }
 }
 
@@ -255,7 +257,7 @@ KLoraPanel.all = ["txt2img", "img2img"].map((tab) => new KLoraPanel(tab));
             waiting = false;
             KLoraPanel.all.forEach((panel) => {
                 panel.update();
-                panel.watchCheckpoint();
+                if (panel.checkpoint.hasChanged() && panel.on) panel.ask({});
             });
         });
     }
