@@ -5,7 +5,7 @@ BIN = .venv/bin
 DEMO = out/demo
 METHODS = content style direct switch klora
 
-.PHONY: test test-hosts test-a1111 test-forge lint types js unit live bench gpu demo evaluation clean
+.PHONY: test test-hosts test-a1111 test-forge lint types js unit live pictures bench gpu demo evaluation clean
 
 test: lint types js unit
 
@@ -48,7 +48,7 @@ js:
 	javascript/*.js; fi
 
 # the tests' tensors, and the toy's, are too small to share among threads
-unit test-a1111 test-forge live demo evaluation: export OMP_NUM_THREADS = 1
+unit test-a1111 test-forge live pictures demo evaluation: export OMP_NUM_THREADS = 1
 
 unit: .venv/installed
 	$(BIN)/python -m pytest --quiet --ignore=tests/live
@@ -56,6 +56,12 @@ unit: .venv/installed
 # needs an installed WebUI: see tests/live/kinds.py for the variables that say where it is
 live: .venv/installed
 	$(BIN)/python -m pytest tests/live
+
+# the README's picture of the panel; needs AUTOMATIC1111 and a browser, by the variables of CONTRIBUTING.md
+pictures: export KLORA_PICTURES ?= docs/pictures
+
+pictures: .venv/installed
+	$(BIN)/python -m pytest tests/live/browser/test_picture.py -k a1111
 
 # with the variables of the live tests set, an image's times are in the table too
 bench: .venv/installed
