@@ -48,7 +48,7 @@ js:
 	javascript/*.js; fi
 
 # the tests' tensors, and the toy's, are too small to share among threads
-unit test-a1111 test-forge live demo evaluation: export OMP_NUM_THREADS = 1
+unit test-a1111 test-forge live pictures demo evaluation: export OMP_NUM_THREADS = 1
 
 unit: .venv/installed
 	$(BIN)/python -m pytest --quiet --ignore=tests/live
@@ -57,12 +57,11 @@ unit: .venv/installed
 live: .venv/installed
 	$(BIN)/python -m pytest tests/live
 
-# the README's picture of the panel, by the browser tests on AUTOMATIC1111
-pictures: export KLORA_SHOTS = out/pictures
+# the README's picture of the panel; needs AUTOMATIC1111 and a browser, by the variables of CONTRIBUTING.md
+pictures: export KLORA_PICTURES ?= docs/pictures
+
 pictures: .venv/installed
-	$(BIN)/python -m pytest --quiet tests/live/browser/test_map.py -k a1111
-	mkdir -p docs/pictures
-	cp $(KLORA_SHOTS)/KLORA_A1111/panel.jpg docs/pictures/panel.jpg
+	$(BIN)/python -m pytest tests/live/browser/test_picture.py -k a1111
 
 # with the variables of the live tests set, an image's times are in the table too
 bench: .venv/installed

@@ -9,10 +9,13 @@ class KLoraPanel {
         /** @type {Object<string, string>} what each picker held when it was entered */
         this.before = {};
         this.taking = false; // gradio is about to take an option of the list
+        /** @type {HTMLInputElement | null} a picker that was just entered, whose text is not selected yet */
+        this.entered = null;
         this.waiting = 0; // timer of a second look at the answers
         this.asked = {about: "", times: 0};
+        /** @type {KLoraCheckpoint | undefined} */
+        this.ofPage = undefined;
         this.shown = "";
-        this.checkpoint = "";
     }
 
     /** @returns {Document | ShadowRoot} */
@@ -68,7 +71,7 @@ class KLoraPanel {
         this.shown = shown;
         this.dim(panel, chosen[2]);
         this.writeTitle(panel, chosen);
-        this.labelInputs(panel);
+        KLoraAccess.prepare(panel);
     }
 
     /**
@@ -99,18 +102,6 @@ class KLoraPanel {
         title.textContent = this.on ? `${content} + ${style} · ${method}` : "";
     }
 
-    /**
-     * Inputs that gradio and the WebUI leave without a label get one: the numbers of sliders, the header's checkbox.
-     * @param {HTMLElement} panel
-     */
-    labelInputs(panel) {
-        this.find("enabled-visible-checkbox")?.setAttribute("aria-label", "K-LoRA");
-        for (const input of panel.querySelectorAll("input[type=number]:not([aria-label])")) {
-            const label = input.closest(".block")?.querySelector("label > span, span[data-testid=block-info]");
-            input.setAttribute("aria-label", label?.textContent?.trim() ?? "");
-        }
-    }
-
     // --- the pickers ---
 
     /**
@@ -136,7 +127,14 @@ class KLoraPanel {
         this.before[picker] = input.value;
         this.taking = false;
         this.tell(picker, "");
-        requestAnimationFrame(() => input.select());
+        this.entered = input;
+        requestAnimationFrame(() => this.select()); // not at once: the click that enters it puts the cursor into the text
+    }
+
+    /** Select the text of the picker that was just entered: in the next frame, or before a key that comes earlier. */
+    select() {
+        this.entered?.select();
+        this.entered = null;
     }
 
     /**
@@ -145,6 +143,7 @@ class KLoraPanel {
      * @param {HTMLInputElement} input
      */
     leave(picker, input) {
+        this.entered = null;
         const typed = input.value, before = this.before[picker] ?? "None";
         if (this.taking || typed === before || this.listOptions(picker).includes(typed)) return;
         writeKLora(input, before); // gradio's own handler comes after this one
@@ -196,23 +195,33 @@ class KLoraPanel {
         const wanted = names.includes("None") || names.includes("") ? "" : names.join("\n");
         const said = ["content_facts", "style_facts", "fit"].map((name) =>
             this.find(name)?.querySelector(".klora-answer")?.getAttribute("data-for") ?? "");
+        if (!this.checkpoint.isMeantBy(this.find("fit")?.querySelector(".klora-answer"))) return false;
         return JSON.stringify(said) === JSON.stringify([...names.map((name) => name === "None" ? "" : name), wanted]);
     }
 
-    /** Ask again, a moment later and not more than three times, for answers that are about something else. */
+    /** Made when it is needed: its file is loaded after this one. */
+    get checkpoint() {
+        return this.ofPage ??= new KLoraCheckpoint();
+    }
+
+    /** What the answers must be about. */
+    get about() {
+        return [this.read("content"), this.read("style"), this.checkpoint.name].join("\n");
+    }
+
+    /** Ask again, later each time and not more than five times, for answers that are about something else. */
     checkAnswers() {
         if (this.waiting || !this.find("ask") || this.answered) return;
         this.waiting = setTimeout(() => {
             this.waiting = 0;
-            const about = this.read("content") + "\n" + this.read("style");
             if (this.answered) return;
-            if (this.asked.about !== about) this.asked = {about, times: 0};
+            if (this.asked.about !== this.about) this.asked = {about: this.about, times: 0};
             if (document.activeElement?.closest(`#script_${this.tab}_klora_pair`)) this.checkAnswers(); // the user still types
-            else if (this.asked.times++ < 3) {
+            else if (this.asked.times++ < 5) {
                 this.ask({});
                 this.checkAnswers();
             }
-        }, 1500);
+        }, 1500 * 2 ** (this.asked.about === this.about ? this.asked.times : 0));
     }
 
     /** @param {Object<string, string>} request see pickers.add_requests */
@@ -221,15 +230,6 @@ class KLoraPanel {
         if (!text || !button) return;
         writeKLora(text, JSON.stringify(request));
         requestAnimationFrame(() => button.click());
-    }
-
-    /** Another checkpoint may not fit the pair. */
-    watchCheckpoint() {
-        const name = /** @type {any} */ (KLoraPanel.root.querySelector("#setting_sd_model_checkpoint input"))?.value ?? "";
-        if (name === this.checkpoint) return;
-        const first = this.checkpoint === "";
-        this.checkpoint = name;
-        if (!first && this.on) this.ask({});
     }
 }
 
@@ -257,7 +257,7 @@ KLoraPanel.all = ["txt2img", "img2img"].map((tab) => new KLoraPanel(tab));
             waiting = false;
             KLoraPanel.all.forEach((panel) => {
                 panel.update();
-                panel.watchCheckpoint();
+                if (panel.checkpoint.hasChanged() && panel.on) panel.ask({});
             });
         });
     }
@@ -278,6 +278,7 @@ KLoraPanel.all = ["txt2img", "img2img"].map((tab) => new KLoraPanel(tab));
     document.addEventListener("focus", (event) => onPicker(event, (panel, picker, input) => panel.enter(picker, input)), true);
     document.addEventListener("blur", (event) => onPicker(event, (panel, picker, input) => panel.leave(picker, input)), true);
     document.addEventListener("keydown", (event) => {
+        onPicker(event, (panel) => panel.select());
         if (event.key === "Enter") onPicker(event, (panel, picker, input) => panel.takeFirst(picker, input));
     }, true);
     document.addEventListener("mousedown", (event) => {

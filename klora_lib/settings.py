@@ -233,8 +233,7 @@ FIELDS: tuple[Field, ...] = (
     replace(_whole("switch_every", "Steps between two switches",
                    "After how many steps the method switch changes to the other LoRA; 2 suits 20 to 30 steps, 5 was meant "
                    "for 100 and more.", (1, 150, 1)), methods=("switch",)),
-    replace(_real("balance", "Balance", "Moves the choice towards the style (above 0) or the content (below 0), in stops: 1 "
-                  "doubles the threshold.", (-3, 3, 0.1), -3, 3),
+    replace(_real("balance", "Balance", "Above 0: more style; below 0: more content.", (-3, 3, 0.1), -3, 3),
             methods=WITH_BALANCE),
     replace(_real("mu", "μ", "How far the method np takes the content out of the directions that the style uses: 0 adds "
                   "both as they are, a large number takes it out altogether.", (0, 10, 0.05), 0, 1e9), methods=("np",)),

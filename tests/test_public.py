@@ -1,8 +1,11 @@
-"""What other programs may rely on: the public names of the package, and the README's table of settings."""
+"""What others may rely on: the package's public names, the README's table and links, the entry for the WebUI's index."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from klora_lib.settings import FIELDS, Field
 
 README = Path(__file__).parents[1] / "README.md"
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")  # to a file of the repository
 PUBLIC = {
     "klora_lib.diffusers": {"Library", "Run", "klora"},
     "klora_lib.map": {"draw_plan", "draw_svg"},
@@ -42,3 +46,29 @@ def test_the_readmes_table_is_the_settings_table() -> None:
     table, end, _ = rest.partition("<!-- /settings -->")
     wanted = "\n".join(["| setting | default | takes | meaning |", "|---|---|---|---|", *map(row, FIELDS)])
     assert end and table.strip() == wanted
+
+
+# --- the entry for the WebUI's index of extensions ---
+
+# as the index's own check has it: the keys, and the tags of its tags.json
+KEYS = ["name", "url", "description", "added", "tags"]
+TAGS = {
+    "script", "localization", "tab", "dropdown", "ads", "training", "models", "UI related", "prompting", "editing",
+    "manipulations", "online", "animation", "query", "science", "extras",
+}  # fmt: skip
+
+
+def test_the_entry_for_the_index_is_valid_and_says_what_the_readme_says() -> None:
+    entry = json.loads((README.parent / "docs" / "extension-index.json").read_text(encoding="utf-8"))
+    title, sentence = README.read_text(encoding="utf-8").split("\n\n")[:2]
+    assert list(entry) == KEYS
+    assert set(entry["tags"]) <= TAGS and "online" not in entry["tags"], "it connects to no server"
+    assert re.fullmatch(r"https://\S+\.git", entry["url"]) and date.fromisoformat(entry["added"])
+    assert title == f"# {entry['name']} for WebUI" and sentence == entry["description"]
+
+
+def test_every_file_that_the_documents_name_is_there() -> None:
+    documents = [README, *(README.parent / "docs").glob("*.md"), README.parent / "CONTRIBUTING.md"]
+    links = [(page, link) for page in documents for link in LINK.findall(page.read_text(encoding="utf-8"))]
+    missing = [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()]
+    assert len(links) > 20 and missing == []

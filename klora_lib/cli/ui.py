@@ -25,7 +25,6 @@ from .options import read_whole_number
 REPOSITORY = Path(__file__).parents[2]
 LOCALHOST = "127.0.0.1"
 MAX_IMAGES = 16  # at once
-SCRIPTS = tuple(f"javascript/klora{each}.js" for each in ("", "_map_words", "_map_view", "_map"))
 # these call three functions that a WebUI's page has
 SHIM = """gradioApp = () => document;
 onAfterUiUpdate = (act) => setInterval(act, 300);
@@ -83,10 +82,14 @@ def check_port(port: int) -> None:
 
 def read_assets() -> list[str]:
     """The texts of the panel's scripts and, last, of its style sheet.  Raises KLoraError if they are not there."""
+    scripts = sorted((REPOSITORY / "javascript").glob("*.js"))  # in the order in which a WebUI loads them
     try:
-        return [(REPOSITORY / name).read_text(encoding="utf-8") for name in (*SCRIPTS, "style.css")]
+        texts = [path.read_text(encoding="utf-8") for path in (*scripts, REPOSITORY / "style.css")]
     except OSError:
-        raise KLoraError("the page's script and style do not come with the package: run ui from the repository") from None
+        scripts = []
+    if not scripts:
+        raise KLoraError("the page's script and style do not come with the package: run ui from the repository")
+    return texts
 
 
 class ToyStudio:

@@ -98,7 +98,16 @@ def check_pair(host: Host, library: Library, content: Any, style: Any) -> str:
     """HTML that says why the two chosen LoRAs do not fit each other or the loaded checkpoint; nothing to see if they do."""
     if any(not isinstance(name, str) or name.strip() in ("", "None") for name in (content, style)):
         return ""
-    return mark_answer(check_names(host, library, content, style), content, style)
+    model = find_model(host)  # before the check: a checkpoint that is loaded meanwhile is asked about again
+    return mark_answer(check_names(host, library, content, style), content, style, model=model)
+
+
+def find_model(host: Host) -> str:
+    """The name of the checkpoint that is loaded now; empty if there is none."""
+    try:
+        return host.get_checkpoint_name() if host.has_model() else ""
+    except (HostError, AttributeError):  # it is being replaced at this moment
+        return ""
 
 
 def check_names(host: Host, library: Library, content: str, style: str) -> str:

@@ -33,9 +33,13 @@ def write_facts(facts: Facts, words: Iterable[str], preview: str) -> str:
     )
 
 
-def mark_answer(html: str, *names: str) -> str:
-    """``html`` with the names that it is about: javascript/klora.js asks again where another answer came in too late."""
-    return f'<div class="klora-answer" data-for="{escape(chr(10).join(names))}">{html}</div>'
+def mark_answer(html: str, *names: str, model: str | None = None) -> str:
+    """``html`` with the names that it is about: javascript/klora.js asks again where another answer came in too late.
+
+    ``model``: the checkpoint that it is about; empty if none was loaded, None if the answer has nothing to do with one.
+    """
+    about = "" if model is None else f' data-model="{escape(model)}"'
+    return f'<div class="klora-answer" data-for="{escape(chr(10).join(names))}"{about}>{html}</div>'
 
 
 def write_trouble(sentence: str) -> str:

@@ -1,4 +1,4 @@
-"""``python -m tests.bench``: print the speed table; with ``--write README.md`` put it between that file's markers.
+"""``python -m tests.bench``: print the speed table; with ``--write docs/performance.md`` put it between that file's markers.
 
 ``--methods``: the table of what each method costs, which is in docs/evaluation.md.
 """

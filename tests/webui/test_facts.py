@@ -37,7 +37,7 @@ def test_an_answer_says_what_it_is_about(host: FakeHost) -> None:
     """So that an answer which comes in too late is seen to be one."""
     assert 'data-for="subject"' in host.app.describe_lora("subject")
     assert 'data-for="subject\nother_family"' in host.app.check_pair("subject", "other_family")
-    assert "<b>" not in mark_answer("", "<b>", '"')
+    assert "<b>" not in mark_answer("", "<b>", '"', model="<b>")
 
 
 def test_nothing_of_a_file_becomes_html() -> None:
@@ -68,7 +68,7 @@ def test_a_name_that_is_not_listed_is_refused_in_a_sentence(host: FakeHost) -> N
 
 
 def test_two_that_do_not_fit_are_told(host: FakeHost) -> None:
-    assert host.app.check_pair("subject", "style") == mark_answer("", "subject", "style")
+    assert host.app.check_pair("subject", "style") == mark_answer("", "subject", "style", model="tiny")
     assert "made for different models" in host.app.check_pair("subject", "other_family")
     assert "must be another LoRA than content" in host.app.check_pair("subject", "subject")
     for content, style in (("None", "style"), ("nowhere", "style"), (None, 3)):
@@ -88,6 +88,14 @@ def test_so_is_a_pair_that_does_not_fit_the_checkpoint(host: FakeHost, monkeypat
     assert "none of the layers that both LoRAs touch is in &#x27;tiny&#x27;" in host.app.check_pair("subject", "style")
     monkeypatch.setattr(host.sd_models.model_data, "sd_model", None)
     assert "klora-trouble" not in host.app.check_pair("subject", "style") and asked == ["tiny"]
+
+
+def test_the_answer_names_the_checkpoint_it_is_about(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the page asks again when the WebUI was still loading the one that was chosen."""
+    assert 'data-model="tiny"' in host.app.check_pair("subject", "style")
+    assert "data-model" not in host.app.describe_lora("subject")
+    monkeypatch.setattr(host.sd_models.model_data, "sd_model", None)
+    assert 'data-model=""' in host.app.check_pair("subject", "style")
 
 
 def test_a_file_is_looked_at_again_when_it_changes(loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

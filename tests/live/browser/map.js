@@ -1,7 +1,6 @@
 // The live selection map: drawn, redrawn, asked with the pointer and the keys, refused, cancelled, closed.
 // node map.js ADDRESS FOLDER CONTENT STYLE FULL_CONTENT FULL_STYLE   (the last two: full-size SDXL, not read before)
-const path = require("path");
-const {choose, folder, given, id, refresh, run, seen, shoot, slow, until} = require("./browse.js");
+const {choose, given, id, refresh, run, seen, shoot, slow, until} = require("./browse.js");
 
 const [content, style, fullContent, fullStyle] = given;
 const CHANGES = 30;
@@ -45,7 +44,6 @@ run({
         seen.sentence = await sentence(page);
         await page.locator(canvas).scrollIntoViewIfNeeded();
         await shoot(page, "map");
-        await page.locator(id("enabled")).screenshot({path: path.join(folder, "panel.jpg"), type: "jpeg", quality: 88});
     },
     async balance(page) {
         await change(page, "balance", 0.5);
