@@ -9,9 +9,16 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 6
 
 
-def draw_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], heads: Sequence[str]) -> Image.Image:
-    """A grid of pictures of one size, with a label to the left of each row and a heading above each column."""
+def draw_grid(
+    rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], heads: Sequence[str], least: int = 0
+) -> Image.Image:
+    """A grid of pictures of one size, with a label to the left of each row and a heading above each column.
+
+    Pictures narrower than ``least`` pixels are enlarged.
+    """
     width, height = rows[0][0].size
+    factor = -(-least // width) if width < least else 1
+    width, height = factor * width, factor * height
     font = ImageFont.load_default(max(11, min(width, height) // 12))
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     boxes = [pen.textbbox((0, 0), text, font=font) for text in (*labels, *heads)]
@@ -25,7 +32,6 @@ def draw_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], head
     for y, (label, row) in enumerate(zip(labels, rows)):
         pen.text((left - GAP, top + y * (height + GAP) + height / 2), label, fill="black", font=font, anchor="rm")
         for x, image in enumerate(row):
-            picture.paste(
-                image.convert("RGB"), (left + x * (column + GAP) + (column - width) // 2, top + y * (height + GAP))
-            )
+            large = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+            picture.paste(large, (left + x * (column + GAP) + (column - width) // 2, top + y * (height + GAP)))
     return picture

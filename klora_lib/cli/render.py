@@ -29,6 +29,7 @@ from .options import add_settings, read_given_settings, read_number, read_size, 
 NOT_HERE = ("enabled", "content", "style", "show_map", "hires", "hires_balance")  # set otherwise, or of a WebUI only
 GENERATE_SETTINGS = tuple(f.name for f in FIELDS if f.name not in NOT_HERE)
 DRAW_SETTINGS = tuple(name for name in GENERATE_SETTINGS if name != "method")  # for commands with a list of methods
+LEAST = 256  # pixels: narrower pictures are enlarged in a grid, so that one can see what they show
 COMPARED_METHODS = ("content", "style", "direct", "switch", "klora")
 
 
@@ -38,6 +39,7 @@ def add_commands(commands: Any) -> None:
     compare = commands.add_parser("compare", help="draw one labelled grid of methods × seeds")
     compare.set_defaults(run=run_compare, count="3", settings=DRAW_SETTINGS)
     compare.add_argument("--methods", nargs="+", metavar="METHOD", help=f"the rows (default: {' '.join(COMPARED_METHODS)})")
+    compare.add_argument("--across", action="store_true", help="methods across and seeds down, not the other way")
     for command, settings in ((generate, GENERATE_SETTINGS), (compare, DRAW_SETTINGS)):
         of = "a .safetensors file or a PEFT folder (or one of the toy's)"
         command.add_argument("--content", required=True, help=f"the content LoRA, {of}")
@@ -171,7 +173,10 @@ def run_compare(args: argparse.Namespace) -> None:
                     row.append(image)
                     texts += [maker.make_infotext(image, seed, run)]
                 rows.append(row)
-        grid = draw_grid(rows, methods, [f"seed {seed}" for seed in request.seeds])
+        heads = [f"seed {seed}" for seed in request.seeds]
+        if args.across:
+            rows, methods, heads = [list(column) for column in zip(*rows)], heads, methods
+        grid = draw_grid(rows, methods, heads, LEAST)
         files.write_file(out / f"{request.name}_grid.png", files.encode_png(grid, texts[0]))
         files.write_file(out / f"{request.name}_grid.txt", ("\n\n".join(texts) + "\n").encode())
         print_notes(run)

@@ -93,8 +93,11 @@ def test_compare(ask: Callable, tmp_path: Path, capsys: Any) -> None:
     methods = [method[1] if method else "klora" for method in found]
     assert methods == [method for method in ("content", "style", "direct", "switch", "klora") for _ in range(2)]
     grid = opened(out / "subject_painter_grid.png")
-    assert grid.height > 5 * 16 and grid.width > 2 * 32 and grid.getpixel((0, 0)) == (255, 255, 255)
+    assert grid.height > 5 * 128 and 2 * 256 < grid.width < 5 * 256 and grid.getpixel((0, 0)) == (255, 255, 255)
     assert capsys.readouterr().out.strip() == str(out / "subject_painter_grid.png")
+    assert main([*ask("compare", count="2"), "--across"]) == 0
+    across = opened(out / "subject_painter_grid.png")
+    assert across.height < 5 * 128 and across.width > 5 * 256
     assert main(ask("compare", count="1", methods="random,Direct")) == 0
     assert (out / "subject_painter_grid.txt").read_text().count("K-LoRA method") == 2
 
