@@ -37,6 +37,7 @@ run({
         page.on("request", (request) => {
             if (request.url().includes("/klora/panel/map")) requests.push(request.url());
         });
+        await refresh(page); // the files are newer than the page
         await choose(page, "content", content);
         await choose(page, "style", style);
         await isDrawn(page);
@@ -86,7 +87,6 @@ run({
         await until(page, "the map again", (where) => !document.querySelector(where), `${id("map")} .klora-map-refused`);
     },
     async cancelled(page) {
-        await refresh(page); // these files are newer than the page
         await choose(page, "content", fullContent);
         await choose(page, "style", fullStyle);
         const cancel = page.locator(`${id("map")} .klora-map-wait button`);
