@@ -181,6 +181,7 @@ run({
             await page.locator(`${where} input`).first().click();
             await page.locator(`${where} input`).first().fill(wanted);
             await page.locator(`${where} ul li[aria-label="${wanted}"]`).click();
+            await page.waitForTimeout(2000); // the WebUI empties an axis' values when its type has changed
         };
         await list.waitFor();
         await pick("#txt2img_script_container #script_list", "X/Y/Z plot");
@@ -254,6 +255,7 @@ run({
     },
     async checkpoint(page) {
         const list = page.locator("#setting_sd_model_checkpoint input").first();
+        if (!(await list.count())) return; // Forge has another list, and loads what is chosen when an image is drawn
         const old = await list.inputValue();
         const pick = async (part) => {
             await list.click();

@@ -98,5 +98,6 @@ def test_img2img(seen: dict[str, Any], page_host: Host) -> None:
     assert is_drawn_by(seen["img2img"], page_host) and "Denoising strength" in seen["img2img"]
 
 
+@pytest.mark.hosts("a1111")
 def test_another_checkpoint_is_warned_of(seen: dict[str, Any], page_host: Host) -> None:
     assert f"are not made for the model of '{Path(page_host.sdxl.checkpoint).stem}'" in seen["otherCheckpoint"]
