@@ -18,8 +18,7 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
-from klora_lib import __version__
-from klora_lib.cli import files as cli_files
+from klora_lib import __version__, writing
 from klora_lib.cli.main import main, make_parser
 from klora_lib.diffusers import klora
 
@@ -186,7 +185,7 @@ def test_a_full_disk_leaves_nothing_half(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.file.write(data)
 
-    monkeypatch.setattr(cli_files, "open", Full, raising=False)
+    monkeypatch.setattr(writing, "open", Full, raising=False)
     assert main(ask("generate")) == 2
     assert capsys.readouterr().err.endswith("subject_painter_klora_7.txt' cannot be written: No space left on device\n")
     assert os.listdir(tmp_path / "out") == ["subject_painter_klora_7.png"]
