@@ -88,6 +88,7 @@ endif
 # measures the tables of docs/evaluation.md anew; three quarters of an hour on one core
 evaluation: .venv/installed
 	$(BIN)/python -m klora_lib report docs/evaluation.md --csv out/evaluation.csv
+	$(BIN)/python -m klora_lib sheet docs/pictures/methods.jpg
 
 clean:
 	rm -rf .venv .venv-a1111 .venv-forge .pytest_cache .mypy_cache .ruff_cache .hypothesis out build dist *.egg-info

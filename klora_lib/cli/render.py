@@ -28,6 +28,7 @@ from .options import add_settings, read_given_settings, read_number, read_size, 
 NOT_HERE = ("enabled", "content", "style", "show_map", "hires", "hires_balance")  # set otherwise, or of a WebUI only
 GENERATE_SETTINGS = tuple(f.name for f in FIELDS if f.name not in NOT_HERE)
 DRAW_SETTINGS = tuple(name for name in GENERATE_SETTINGS if name != "method")  # for commands with a list of methods
+LEAST = 256  # pixels: narrower pictures are enlarged in a grid, so that one can see what they show
 COMPARED_METHODS = ("content", "style", "direct", "switch", "klora")
 
 
@@ -170,7 +171,7 @@ def run_compare(args: argparse.Namespace) -> None:
                     row.append(image)
                     texts += [maker.make_infotext(image, seed, run)]
                 rows.append(row)
-        grid = draw_grid(rows, methods, [f"seed {seed}" for seed in request.seeds])
+        grid = draw_grid(rows, methods, [f"seed {seed}" for seed in request.seeds], LEAST)
         files.write_file(out / f"{request.name}_grid.png", files.encode_png(grid, texts[0]))
         files.write_file(out / f"{request.name}_grid.txt", ("\n\n".join(texts) + "\n").encode())
         print_notes(run)

@@ -29,7 +29,6 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--csv", type=Path, required=True, help="the file for every image's scores, written during the run")
     command.add_argument("--resume", action="store_true", help="keep the scores in that file, and measure only the others")
     command.add_argument("--seeds", default=str(SEEDS), help="images for each pair (default: %(default)s)")
-    command.add_argument("--sheet", type=Path, help="a JPEG file for a contact sheet: methods down, pairs across")
     command.add_argument("--ray", metavar="ADDRESS", help="spread the work over this Ray cluster")
 
 
@@ -59,8 +58,6 @@ def run_report(args: argparse.Namespace) -> None:
     setting = f"{len(every)} pairs × {seeds} seeds a row, {sampled}; torch {torch.__version__}{spent}.\n"
     bounds = toy.measure_bounds(toy.make_worker(), range(seeds))
     files.write_file(args.document, fill_document(text, drawn, bounds, setting).encode())
-    if args.sheet is not None:
-        files.write_file(args.sheet, files.encode_jpeg(toy.draw_sheet(toy.make_worker())))
 
 
 def open_csv(path: Path, resume: bool) -> IO[str]:

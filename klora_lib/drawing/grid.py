@@ -6,15 +6,19 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-GAP = 6
+GAP = 6  # pixels
 
 
-def draw_grid(rows: Sequence[Sequence[Image.Image | None]], labels: Sequence[str], heads: Sequence[str]) -> Image.Image:
+def draw_grid(
+    rows: Sequence[Sequence[Image.Image | None]], labels: Sequence[str], heads: Sequence[str], least: int = 0
+) -> Image.Image:
     """A grid of pictures of one size, with a label to the left of each row and a heading above each column.
 
-    None leaves a place empty.  A heading may have several lines.
+    None leaves a place empty.  A heading may have several lines.  Pictures narrower than `least` pixels are enlarged.
     """
     width, height = next(image.size for row in rows for image in row if image is not None)
+    factor = -(-least // width) if width < least else 1
+    width, height = factor * width, factor * height
     font = ImageFont.load_default(max(11, min(width, height) // 12))
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     boxes = [pen.multiline_textbbox((0, 0), text, font) for text in (*labels, *heads)]
@@ -31,5 +35,5 @@ def draw_grid(rows: Sequence[Sequence[Image.Image | None]], labels: Sequence[str
         for x, image in enumerate(row):
             if image is not None:
                 place = left + x * (column + GAP) + (column - width) // 2, top + y * (height + GAP)
-                picture.paste(image.convert("RGB"), place)
+                picture.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), place)
     return picture

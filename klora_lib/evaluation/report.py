@@ -110,8 +110,8 @@ def measure_tables(
 ) -> dict[str, list[ScoredImage]]:
     """The scored images of each table's rows.  Rows that draw the same images are drawn once.
 
-    Args: pairs: by table.  workers: by sampler.  scored: the images already scored, by the row's key, content and style; new ones are added.
-        save: called with the new images of each task.
+    Args: pairs: by table.  workers: by sampler.  scored: the images already scored, by the row's key, content and style;
+    new ones are added.  save: called with the new images of each task.
     """
     different = {
         make_key(task): (row.sampler, task)

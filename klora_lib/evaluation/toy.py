@@ -56,8 +56,8 @@ def read_pixels(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def find_lora(name: str) -> Lora:
-    return Lora(name, toy.find_lora(name), name)
+def find_lora(name: str, role: str | None = None) -> Lora:
+    return Lora(name, toy.find_lora(name, role), name)
 
 
 def list_pairs() -> list[tuple[Lora, Lora]]:
@@ -115,17 +115,39 @@ def measure_bounds(worker: Worker, seeds: Sequence[int]) -> list[ScoredImage]:
     return found
 
 
-SHEET = {"subject alone": "content", "style alone": "style", "both added": "direct", "switch": "switch", "est": "est",
-         "K-LoRA": "klora"}  # fmt: skip
+SHEET = ("content", "style", "direct", "switch", "est", "klora")  # the methods of a contact sheet
+LABELS = {"content": "subject", "style": "style", "direct": "both added", "klora": "K-LoRA"}
 
 
-def draw_sheet(worker: Worker, seed: int = 0) -> Image.Image:
-    """A contact sheet: methods down and the true pictures last, pairs across."""
-    pairs = list_true_pairs()
-    rows = [
-        [worker.draw_images(Task(label, {"method": method}, *pair, (seed,)), (seed,))[0] for pair in pairs]
-        for label, method in SHEET.items()
+def draw_sheet(
+    worker: Worker,
+    pairs: Sequence[tuple[Lora, Lora]],
+    methods: Sequence[str] = SHEET,
+    seed: int = 0,
+    across: bool = False,
+    has_truth: bool = True,
+    least: int = 0,
+) -> Image.Image:
+    """A contact sheet: methods down and the true pictures last, where there are any; pairs across.
+
+    across: the other way round.  least: pixels; narrower pictures are enlarged.
+    """
+    rows: list[list[Image.Image | None]] = [
+        [worker.draw_images(Task(method, {"method": method}, *pair, (seed,)), (seed,))[0] for pair in pairs]
+        for method in methods
     ]
-    truth = [truths.show_truth(toy.WEIGHTS / "truths", content.name, style.name, GROUND) for content, style in pairs]
+    labels = [LABELS.get(method, method) for method in methods]
+    known = list_truths()
+    if has_truth and any((content.name, style.name) in known for content, style in pairs):
+        rows.append([show_truth(content.name, style.name) for content, style in pairs])
+        labels.append("true picture")
     heads = [f"{content.name}\n{style.name}" for content, style in pairs]
-    return draw_grid([*rows, truth], [*SHEET, "true picture"], heads)
+    if across:
+        return draw_grid([list(column) for column in zip(*rows)], heads, labels, least)
+    return draw_grid(rows, labels, heads, least)
+
+
+def show_truth(content: str, style: str) -> Image.Image | None:
+    """The pair's true picture; None if there is none."""
+    known = (content, style) in list_truths()
+    return truths.show_truth(toy.WEIGHTS / "truths", content, style, GROUND) if known else None

@@ -1,7 +1,7 @@
 """The judge: two small networks that turn a picture into a description of its subject, and of its style.
 
-They learned from other subjects, and from four of the nine sets with random filters: none of the LoRAs' subjects or
-styles. A picture's subject, or style, is the candidate whose description is nearest to the picture's.
+They learned from drawings of other subjects; the style from all nine sets. A picture's subject, or style, is the candidate
+whose description is nearest to the picture's.
 """
 
 from __future__ import annotations

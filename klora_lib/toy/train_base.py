@@ -15,7 +15,7 @@ from .emoji import draw_sets
 from .stage import SEED, STREAMS, Stage, find_rate, scale_pictures, set_rate
 from .subjects import BASE, BASE_STYLES
 
-VARIANTS, STEPS, BATCH, LR = 24, 12000, 16, 1e-3  # VARIANTS: pictures of each drawing
+VARIANTS, STEPS, BATCH, LR = 24, 8000, 16, 1e-3  # VARIANTS: pictures of each drawing
 DROPPED = 0.1  # share of captions that are left out, for classifier-free guidance
 MEMORY = 0.999  # decay of the exponential moving average of the weights
 

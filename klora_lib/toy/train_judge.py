@@ -1,4 +1,7 @@
-"""The judge, trained on emoji that are no LoRA's subject, with filters, so that it has seen none of the LoRAs' styles."""
+"""The judge, trained on emoji that are no LoRA's subject: its style on all nine sets, its subject with filters too.
+
+What it is asked for, a LoRA's subject in a LoRA's style, it has not seen.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from .judge import LOOKS, SIDE, THINGS, Judge, read_judge, write_judge
 from .stage import SEED, STREAMS, Stage, find_rate, set_rate
 from .subjects import BASE, BASE_STYLES, STYLES, SUBJECTS, list_others
 
-STEPS, LR = 2400, 2e-3
-THING_BATCH = 64
-LOOK_STYLES, LOOK_EACH = 10, 7  # a batch for the style: pictures of 10 styles, 7 each
+STEPS, LR = 3000, 2e-3
+BATCH = 64
 SHARP = 12.0  # cosines × this are the logits while it learns
+SOFT = 3072  # pictures that went through the toy's autoencoder, which makes them softer, as it makes generated ones
 LOOK_OF = {source: word or "plain" for source, word in BASE_STYLES.items()} | {its: style for style, its in STYLES.items()}
 
 Rows = list[tuple[str, str]]
@@ -50,58 +53,82 @@ class Pictures:
 
 
 def train(folder: Path, out: Path, steps: int = STEPS) -> None:
-    """Train, and write `out`/judge.safetensors."""
+    """Train, and write `out`/judge.safetensors.  Needs `out`/vae."""
     stage = Stage("judge", folder)
     pictures = Pictures(draw_sets(folder))
     names = list_others({name for _, name in pictures.rows})
-    learned = [row for row in pictures.rows if row[1] in set(names)]
+    learned = Learned(pictures, names, out)
     torch.manual_seed(SEED)
     judge = Judge()
-    proxies = torch.nn.Parameter(torch.randn(len(names), judge.WIDTH))
-    optimizer = torch.optim.AdamW([*judge.parameters(), proxies], lr=LR, weight_decay=2e-2)
+    proxies = torch.nn.Parameter(torch.randn(len(names), judge.WIDTH))  # the descriptions of all names
+    styles = torch.nn.Parameter(torch.randn(len(LOOKS), judge.WIDTH))
+    optimizer = torch.optim.AdamW([*judge.parameters(), proxies, styles], lr=LR, weight_decay=2e-2)
     first = 0
     if state := stage.resume():
         judge.load_state_dict(state["model"])
         proxies.data.copy_(state["proxies"])
+        styles.data.copy_(state["styles"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    numbers = torch.tensor([pictures.at[row] for row in learned])
-    classes = torch.tensor([names.index(row[1]) for row in learned])
-    by_set = {source: numbers[torch.tensor([row[0] == source for row in learned])] for source in BASE_STYLES}
     for step in range(first, steps):
         torch.manual_seed(SEED + step)
         set_rate(optimizer, find_rate(step, steps, LR))
         optimizer.zero_grad(set_to_none=True)
-        rows = torch.randint(0, len(numbers), (THING_BATCH,))
-        seen = distort(filter_some(pictures.place(numbers[rows])))
-        cosines = judge.thing(seen) @ F.normalize(proxies, dim=1).T
-        thing = F.cross_entropy(SHARP * cosines, classes[rows], label_smoothing=0.05)
-        look = measure_look_loss(judge, pictures, by_set)
+        seen, rows = learned.draw(BATCH)
+        cosines = judge.thing(distort(filter_some(seen))) @ F.normalize(proxies, dim=1).T
+        thing = F.cross_entropy(SHARP * cosines, learned.things[rows], label_smoothing=0.05)
+        cosines = judge.look(distort(seen)) @ F.normalize(styles, dim=1).T
+        look = F.cross_entropy(SHARP * cosines, learned.looks[rows], label_smoothing=0.05)
         (thing + look).backward()
         optimizer.step()
         if step % 100 == 99 or step + 1 == steps:
             stage.log(step + 1, thing=thing.item(), look=look.item())
-            stage.save(step + 1, model=judge.state_dict(), proxies=proxies.data, optimizer=optimizer.state_dict())
+            kept = {"proxies": proxies.data, "styles": styles.data, "optimizer": optimizer.state_dict()}
+            stage.save(step + 1, model=judge.state_dict(), **kept)
     judge.eval()
-    describe_candidates(judge, pictures)
+    judge.looks.copy_(F.normalize(styles.data, dim=1))
+    describe_things(judge, pictures)
     write_judge(judge, out / "judge.safetensors")
     stage.log(steps, **measure_accuracy(read_judge(out / "judge.safetensors"), pictures))
 
 
-def measure_look_loss(judge: Judge, pictures: Pictures, by_set: dict[str, Tensor]) -> Tensor:
-    """Pictures of one set with one filter are to be nearer to each other than to others (supervised contrastive loss)."""
-    batch, labels = [], []
-    for label in range(LOOK_STYLES):
-        source = list(by_set)[int(torch.randint(0, len(by_set), ()))]
-        chosen = by_set[source][torch.randint(0, len(by_set[source]), (LOOK_EACH,))]
-        batch.append(apply_filter(pictures.place(chosen), *choose_filter()))
-        labels += [label] * LOOK_EACH
-    found = judge.look(distort(torch.cat(batch)))
-    cosines = SHARP * found @ found.T
-    same = torch.tensor(labels).view(-1, 1) == torch.tensor(labels)
-    itself = torch.eye(len(labels), dtype=torch.bool)
-    logs = cosines.masked_fill(itself, -1e9).log_softmax(1)
-    return -logs[same & ~itself].mean()
+class Learned:
+    """The pictures that the judge learns from, each set as often as another.
+
+    numbers, things, looks: of each row, its number among `pictures`, its name's among `names`, its set's among LOOKS.
+    """
+
+    def __init__(self, pictures: Pictures, names: list[str], out: Path):
+        self.pictures = pictures
+        rows = [row for row in pictures.rows if row[1] in set(names)]
+        self.numbers = torch.tensor([pictures.at[row] for row in rows])
+        self.things = torch.tensor([names.index(name) for _, name in rows])
+        self.looks = torch.tensor([LOOKS.index(LOOK_OF[source]) for source, _ in rows])
+        self.chance = 1 / torch.bincount(self.looks, minlength=len(LOOKS))[self.looks].double()
+        torch.manual_seed(SEED + STREAMS["judge"])
+        self.soft_rows = torch.multinomial(self.chance, min(SOFT, len(rows)), replacement=True)
+        self.soft = soften(pictures.place(self.numbers[self.soft_rows]), out)
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """n pictures, half of them softened, and their rows."""
+        rows = torch.multinomial(self.chance, n - n // 2, replacement=True)
+        chosen = torch.randint(0, len(self.soft), (n // 2,))
+        seen = torch.cat([self.pictures.place(self.numbers[rows]), self.soft[chosen]])
+        return seen, torch.cat([rows, self.soft_rows[chosen]])
+
+
+@torch.no_grad()
+def soften(pictures: Tensor, out: Path) -> Tensor:
+    """[n, 3, SIDE, SIDE] through the toy's autoencoder, which takes them twice as large."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
+    found = []
+    for part in pictures.split(32):
+        large = F.interpolate(part, scale_factor=2.0, mode="bicubic", align_corners=False).clamp(0, 1) * 2 - 1
+        again = vae.decode(vae.encode(large).latent_dist.mean).sample
+        found.append(F.interpolate((again + 1) / 2, (SIDE, SIDE), mode="area").clamp(0, 1))
+    return torch.cat(found)
 
 
 def choose_filter() -> tuple[int, Tensor]:
@@ -166,16 +193,13 @@ def distort(pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def describe_candidates(judge: Judge, pictures: Pictures, each: int = 12) -> None:
-    """Fill the judge's candidates: a subject by its drawings, a LoRA's by its own set's; a style by the base's subjects."""
+def describe_things(judge: Judge, pictures: Pictures, each: int = 12) -> None:
+    """Fill the judge's candidates for the subject, each by its drawings; a LoRA's by that of its own set alone."""
     torch.manual_seed(SEED)
     for number, word in enumerate(THINGS):
         name, sources = BASE.get(word, word), [SUBJECTS[word]] if word in SUBJECTS else list(BASE_STYLES)
         rows = [pictures.at[source, name] for source in sources if (source, name) in pictures.at] * each
         judge.things[number] = F.normalize(judge.thing(pictures.place(torch.tensor(rows))).mean(0), dim=0)
-    for source, look in LOOK_OF.items():
-        rows = [pictures.at[source, name] for name in BASE.values() if (source, name) in pictures.at] * 4
-        judge.looks[LOOKS.index(look)] = F.normalize(judge.look(pictures.place(torch.tensor(rows))).mean(0), dim=0)
 
 
 @torch.no_grad()
@@ -183,7 +207,7 @@ def measure_accuracy(judge: Judge, pictures: Pictures, each: int = 8) -> dict[st
     """Shares in 0…1 that the judge names right, of drawings that it did not learn from.
 
     subjects: the LoRAs' subjects, among all of THINGS, in the sets that share the subject's drawing; elsewhere: in sets with
-    another drawing of the same thing. styles: all nine sets, among LOOKS, on drawings of names that are no candidate's.
+    another drawing of the same thing.  styles: of the LoRAs' subjects in all nine sets, among LOOKS.
     """
     from .subjects import SAME_DRAWINGS
 
@@ -196,9 +220,7 @@ def measure_accuracy(judge: Judge, pictures: Pictures, each: int = 8) -> dict[st
                 (own if row[0] in SAME_DRAWINGS[source] else other).append((found == THINGS.index(word)).float())
     facts = {"subjects": torch.cat(own).mean().item(), "subjects_elsewhere": torch.cat(other).mean().item()}
     for source, look in LOOK_OF.items():
-        rows = [pictures.at[source, name] for name in SUBJECTS if (source, name) in pictures.at]
-        used = {*BASE.values(), *SUBJECTS}
-        rows += [pictures.at[row] for row in pictures.rows if row[0] == source and row[1] not in used][:100]
+        rows = [pictures.at[source, name] for name in SUBJECTS if (source, name) in pictures.at] * each
         found = judge.score(pictures.place(torch.tensor(rows)))[1].argmax(1)
         facts[f"style_{look}"] = (found == LOOKS.index(look)).float().mean().item()
     return facts
