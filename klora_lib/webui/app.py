@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import infotext
 from ..errors import HostError, KLoraError
 from ..hosts import detect
+from ..late import Late
 from ..patching import unwrap_instance_function, wrap_instance_function
 from ..rule.cache import Library
 from . import facts, routes
-from .job import Job, prepare, run_guarded
 from .refuse import KLoraRefused, refuse, refuse_late, refuse_sampling, run_before_init
-from .wishes import read_wishes, refuse_late_tag, take_tag
+
+if TYPE_CHECKING:
+    from . import job as jobs
+    from . import wishes as wished
+    from .job import Job
+else:
+    jobs = Late("klora_lib.webui.job")
+    wished = Late("klora_lib.webui.wishes")
 
 JOB = "klora_job"  # on p
 
@@ -44,12 +51,12 @@ class App:
     def prepare(self, p: Any, args: Sequence[Any], copied: bool) -> None:
         """If K-LoRA is on, in the panel or by a tag of a prompt, prepare the job.  Raises KLoraRefused."""
         try:
-            wishes = read_wishes(p, args)
+            wishes = wished.read_wishes(p, args)
             if not any(wish.first or wish.hires for wish in wishes):
                 return
             host = detect()
             host.refuse_script(p)
-            job = prepare(host, self.library, wishes, p)
+            job = jobs.prepare(host, self.library, wishes, p)
             wrap_instance_function(p, "sample", lambda: require_pass(job))
             setattr(p, JOB, job)
             if not copied:
@@ -61,10 +68,10 @@ class App:
     def take_networks(self, p: Any, network_data: Any) -> None:
         """``after_extra_networks_activate``."""
         if job := find_job(p):
-            run_guarded(job, lambda: job.take_networks(p, network_data))
+            jobs.run_guarded(job, lambda: job.take_networks(p, network_data))
             return
         try:
-            refuse_late_tag(take_tag(network_data), None)
+            wished.refuse_late_tag(wished.take_tag(network_data), None)
         except KLoraError as e:
             refuse_late(p, KLoraRefused(f"K-LoRA: {e}"))
 
@@ -95,7 +102,7 @@ class App:
         if job is None:
             self.note_other_pass(p)
             return
-        run_guarded(job, lambda: job.advance(params))
+        jobs.run_guarded(job, lambda: job.advance(params))
         if job.error is not None:
             if job.current is None:  # maybe no pass is left that raises the error, so the image's text says it
                 infotext.withdraw(p)
