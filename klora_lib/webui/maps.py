@@ -20,8 +20,7 @@ def append_maps(job: Job, p: Any, processed: Any) -> None:
     infotext = processed.infotexts[0] if processed.infotexts else ""
     for title, each in find_passes(job):
         plan = each.plan
-        axis = "denoiser call, at the noise it had" if job.by_noise else "denoiser call"
-        picture = draw_plan(each.table(), *tell_plan(plan, title=title), colours, axis)
+        picture = draw_plan(each.table(), *tell_plan(plan, title=title), colours, name_axis(each, job.by_noise))
         processed.images.append(picture)
         processed.infotexts.append(infotext)
         job.host.save_grid(p, picture, NAME, infotext)
@@ -32,3 +31,10 @@ def find_passes(job: Job) -> list[tuple[str, SamplingPass]]:
     drawn = [each for each in job.passes if each.progress]
     first = [("", each) for each in drawn if not each.is_hires][:1]
     return first + [("Hires pass. ", each) for each in drawn if each.is_hires][:1]
+
+
+def name_axis(one: SamplingPass, by_noise: bool) -> str:
+    """What a column is: samplers of a higher order call the denoiser more than once a step."""
+    if by_noise:
+        return "denoiser call, at the noise it had"
+    return "sampling step" if len(one.progress) == one.plan.facts.steps else "denoiser call"

@@ -14,7 +14,7 @@ def test_a_job_shows_the_plan_it_ran(host: FakeHost) -> None:
     p = job(host, {"show_map": True}, steps=6)
     processed = process_images(p)
     plan = plan_of(host, p, 6)
-    wanted = draw_plan(plan.table(6), *tell_plan(plan, "subject", "style"), axis="denoiser call")
+    wanted = draw_plan(plan.table(6), *tell_plan(plan, "subject", "style"))
     assert processed.images[-1].tobytes() == wanted.tobytes()
     assert len(processed.infotexts) == len(processed.images)
 
