@@ -13,7 +13,8 @@ from ..host import Host
 from .conftest import Browse, check_console
 
 pytestmark = pytest.mark.hosts("a1111", "forge")
-# Written sizes and the box of the hires pass make gradio 3 raise "reading 'props'" in A1111, without K-LoRA too.
+# Where sizes are written or the box of the hires pass is ticked, gradio 3 raises "reading 'props'" in A1111; no request of
+# ours goes out then.
 WEBUIS_OWN = ("size", "hiresOn", "hiresOff", "img2imgSize")
 PRESETS = ["paper S", "paper S*", "subject-heavy", "style-heavy", "recommended"]
 
