@@ -57,10 +57,14 @@ unit: .venv/installed
 live: .venv/installed
 	$(BIN)/python -m pytest tests/live
 
-# the README's picture of the panel; needs AUTOMATIC1111 and a browser, by the variables of CONTRIBUTING.md
+# the README's pictures; that of the panel needs AUTOMATIC1111 and a browser, by the variables of CONTRIBUTING.md
 pictures: export KLORA_PICTURES ?= docs/pictures
 
 pictures: .venv/installed
+	$(BIN)/python -m klora_lib compare --model toy --content teapot --style wash --methods content style direct klora \
+	--count 1 --across --out out/pictures
+	$(BIN)/python -c 'from PIL import Image; \
+	Image.open("out/pictures/teapot_wash_grid.png").convert("RGB").save("$(KLORA_PICTURES)/fusion.jpg", quality=88)'
 	$(BIN)/python -m pytest tests/live/browser/test_picture.py -k a1111
 
 # with the variables of the live tests set, an image's times are in the table too

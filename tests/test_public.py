@@ -13,7 +13,7 @@ import pytest
 from klora_lib.settings import FIELDS, Field
 
 README = Path(__file__).parents[1] / "README.md"
-LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")  # to a file of the repository
+LINK = re.compile(r"\]\((?!https?://)([^)\s]+)")  # to a file of the repository, or a heading in one
 PUBLIC = {
     "klora_lib.diffusers": {"Library", "Run", "klora"},
     "klora_lib.map": {"draw_plan", "draw_svg"},
@@ -67,8 +67,19 @@ def test_the_entry_for_the_index_is_valid_and_says_what_the_readme_says() -> Non
     assert title == f"# {entry['name']} for WebUI" and sentence == entry["description"]
 
 
-def test_every_file_that_the_documents_name_is_there() -> None:
+def find_anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_file_and_heading_that_the_documents_name_is_there() -> None:
     documents = [README, *(README.parent / "docs").glob("*.md"), README.parent / "CONTRIBUTING.md"]
     links = [(page, link) for page in documents for link in LINK.findall(page.read_text(encoding="utf-8"))]
-    missing = [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()]
+    missing = []
+    for page, link in links:
+        name, _, anchor = link.partition("#")
+        there = page.parent / name if name else page
+        if not there.exists() or (anchor and anchor not in find_anchors(there)):
+            missing.append(f"{page.name}: {link}")
     assert len(links) > 20 and missing == []

@@ -86,8 +86,8 @@ def read_assets() -> list[str]:
     try:
         texts = [path.read_text(encoding="utf-8") for path in (*scripts, REPOSITORY / "style.css")]
     except OSError:
-        scripts = []
-    if not scripts:
+        texts = []
+    if len(texts) < 2:
         raise KLoraError("the page's script and style do not come with the package: run ui from the repository")
     return texts
 
