@@ -112,7 +112,8 @@ class Store:
             return {}
         except (OSError, ValueError, SettingsError) as e:
             reason = e.message if isinstance(e, SettingsError) else quote_first_line(e)
-            raise SettingsError(f"{self.path} cannot be used ({reason}): mend that file or move it away", "presets") from None
+            told = f"{self.path} cannot be used ({reason}): mend that file or move it away"
+            raise SettingsError(told, "presets") from None
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Those of the file that can be read.  Raises SettingsError for a file that is no object of presets."""

@@ -77,7 +77,7 @@ def test_what_is_known_is_refused_before_the_first_image(
 
 
 def test_a_model_that_is_loaded_later_is_not_judged(forge: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Forges load a chosen checkpoint when the first cell is drawn, and keep the old one, or a placeholder, till then."""
+    """The Forges load a chosen checkpoint when the first cell is drawn: until then there is the old one, or a placeholder."""
     monkeypatch.setattr(type(detect()), "find_sites", lambda self: {})  # the old one: no pair fits
     settings, p, data = Settings(content="subject", style="style"), job(forge), forge.sd_models.model_data
 
@@ -97,7 +97,7 @@ def test_the_hires_passs_own_checkpoint_is_loaded_later_too(
     grid: types.ModuleType, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[float, bool]] = []
-    monkeypatch.setattr(plots, "find_fault", lambda library, settings, p, stays: seen.append((settings.balance, stays)) or "")
+    monkeypatch.setattr(plots, "find_fault", lambda _, settings, p, stays: seen.append((settings.balance, stays)) or "")
     p = job(host, {"hires": "own", "hires_balance": 1.0}, enable_hr=True)
     p.hr_checkpoint_name = "another"  # type: ignore[attr-defined]
     p.all_hr_prompts = [p.prompt]  # type: ignore[attr-defined]
