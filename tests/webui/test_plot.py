@@ -77,7 +77,7 @@ def test_what_is_known_is_refused_before_the_first_image(
 
 
 def test_a_model_that_is_loaded_later_is_not_judged(forge: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Forges load a chosen checkpoint when the first cell is drawn: until then there is the old one, or a placeholder."""
+    """The Forges load it when the first cell is drawn: until then there is the old one, or a placeholder."""
     monkeypatch.setattr(type(detect()), "find_sites", lambda self: {})  # the old one: no pair fits
     settings, p, data = Settings(content="subject", style="style"), job(forge), forge.sd_models.model_data
 
