@@ -74,9 +74,9 @@ def read_given_settings(args: argparse.Namespace, names: Iterable[str]) -> dict[
 def read_whole_number(text: Any, name: str, least: int, most: int) -> int:
     try:
         number = int(text)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):  # None is an empty field of the demo page
         number = least - 1
-    if not least <= number <= most:
+    if not least <= number <= most or (isinstance(text, float) and text != number):
         raise SettingsError(f"must be a whole number from {least} to {most}, not {quote_value(text)}", name)
     return number
 

@@ -97,6 +97,25 @@ def test_refusals(toy: Any, given: dict[str, Any], said: str) -> None:
         ToyStudio(toy).draw_images("a dog", 3, 1, *values(enabled=True, **given))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("seed", None, "seed: must be a whole number from 0 to 9223372036854775791, not None"),
+        ("seed", float("inf"), "seed: must be a whole number from 0 to 9223372036854775791, not inf"),
+        ("count", None, "images: must be a whole number from 1 to 16, not None"),
+        ("count", float("nan"), "images: must be a whole number from 1 to 16, not nan"),
+        ("count", 2.5, "images: must be a whole number from 1 to 16, not 2.5"),
+    ],
+)
+def test_a_field_that_holds_no_whole_number(toy: Any, field: str, value: float | None, said: str) -> None:
+    """None is what a page sends for an empty one."""
+    given: dict[str, Any] = {"seed": 3, "count": 1, field: value}
+    blocks = build_page(ToyStudio(toy))
+    (draw,) = (each for each in blocks.fns.values() if each.api_name == "draw")
+    with pytest.raises(gr.Error, match=f"^'K-LoRA: {said}'$"):
+        draw.fn("a dog", given["seed"], given["count"], *values(content="subject", style="painter"))
+
+
 def test_the_page_opens_with_a_pair_chosen(toy: Any) -> None:
     blocks = build_page(ToyStudio(toy))
     shown = {block.elem_id: block for block in blocks.blocks.values() if getattr(block, "elem_id", None)}
