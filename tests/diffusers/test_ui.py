@@ -196,4 +196,16 @@ def test_without_the_repository(told: Callable, tmp_path: Path, monkeypatch: pyt
 def test_what_is_not_installed(told: Callable, monkeypatch: pytest.MonkeyPatch, module: str, extra: str) -> None:
     """Is called by its name."""
     monkeypatch.setitem(sys.modules, module, None)
-    assert told().endswith(f"pip install 'klora-webui[{extra}]'")
+    assert told().endswith(f"pip install '.[{extra}]', in the project's folder")
+
+
+def test_a_gradio_that_leaves_out_our_scripts(told: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gradio 3's Blocks takes any keyword, and does nothing with `head`."""
+
+    class Blocks:
+        def __init__(self, theme: Any = None, css: str | None = None, **kwargs: Any):
+            pass
+
+    monkeypatch.setattr(gr, "Blocks", Blocks)
+    monkeypatch.setattr(gr, "__version__", "3.41.2")
+    assert told().startswith("klora: gradio 3.41.2 leaves the page without its scripts: pip install '.[ui]'")
