@@ -8,8 +8,8 @@ class KLoraPanel {
         this.tab = tab;
         this.waiting = 0; // timer of a second look at the answers
         this.asked = {about: "", times: 0};
-        /** @type {Object<string, string>[]} that wait for their frame */
-        this.requests = [];
+        /** @type {Object<string, string> | null} that waits for the next frame */
+        this.request = null;
         /** @type {KLoraCheckpoint | undefined} */
         this.ofPage = undefined;
         /** @type {KLoraPickers | undefined} */
@@ -153,29 +153,26 @@ class KLoraPanel {
     }
 
     /**
-     * One request a frame, in their order, as the hidden text holds one.
+     * Ask in the next frame, once for all that is wanted until then: the hidden text holds one request.
      * @param {Object<string, string>} request see pickers.add_requests
      */
     ask(request) {
-        if (this.requests.length && !Object.keys(request).length) return; // the one that waits checks the pair too
-        this.requests.push(request);
-        if (this.requests.length === 1) this.send();
-    }
-
-    /** Send the first request that waits. */
-    send() {
         const text = this.findInput("ask"), button = this.find("act");
-        if (text) writeKLora(text, JSON.stringify(this.requests[0]));
+        if (!text || !button) return;
+        const waits = this.request !== null;
+        this.request = {...this.request, ...request};
+        writeKLora(text, JSON.stringify(this.request));
+        if (waits) return;
         requestAnimationFrame(() => {
-            button?.click();
-            this.requests.shift();
-            if (this.requests.length) requestAnimationFrame(() => this.send());
+            this.request = null;
+            button.click();
         });
     }
 
-    /** Have the list of presets show those that are kept now. */
-    listPresets() {
-        this.find("preset_list")?.click();
+    /** Have the list of presets show those that are kept now, whenever it comes into view: another tab can change them too. */
+    watchPresets() {
+        const list = this.find("preset"), button = this.find("preset_list");
+        if (list && button) new IntersectionObserver((seen) => seen[seen.length - 1].isIntersecting && button.click()).observe(list);
     }
 }
 
@@ -221,10 +218,5 @@ KLoraPanel.all = ["txt2img", "img2img"].map((tab) => new KLoraPanel(tab));
     }, true);
     document.addEventListener("input", () => updateSoon(), true);
     /** @type {any} */ (window).onAfterUiUpdate(updateSoon);
-    /** @type {any} */ (window).onUiLoaded(() => KLoraPanel.all.forEach((panel) => panel.listPresets()));
-    /** What klora_lib/webui/preset_box.py calls when a tab's presets have changed. The promise never ends: see klora_map.js. */
-    /** @type {any} */ (window).kloraPresets = (/** @type {string} */ tab) => {
-        KLoraPanel.all.filter((panel) => panel.tab !== tab).forEach((panel) => panel.listPresets());
-        return new Promise(() => {});
-    };
+    /** @type {any} */ (window).onUiLoaded(() => KLoraPanel.all.forEach((panel) => panel.watchPresets()));
 })();

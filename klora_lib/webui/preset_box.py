@@ -9,7 +9,6 @@ import gradio as gr
 from ..errors import KLoraError
 from ..settings import BY_NAME
 from .facts_html import write_note, write_trouble
-from .map_panel import find_word
 from .parts import ElemId, keep_out_of_config, show_value
 from .pickers import AT_ONCE
 from .presets import TOUCHED, Store, fill, write_presets
@@ -28,7 +27,7 @@ def link_presets(made: dict[str, Any], preset: Any, elem_id: ElemId, store: Stor
     """The box *Your presets*, and what choosing in the list does.
 
     A list's choices are those of when the page's description was made, and another tab's box changes the presets too: so
-    javascript/klora.js presses a hidden button, which lists them anew, when a page is there and after such a change.
+    javascript/klora.js presses a hidden button, which lists them anew, whenever the list comes into view.
     """
     with gr.Accordion("Your presets", open=False, elem_id=elem_id("presets")):
         with gr.Row():
@@ -91,8 +90,6 @@ def link_presets(made: dict[str, Any], preset: Any, elem_id: ElemId, store: Stor
     preset.input(apply, [preset], [*touched, told], **AT_ONCE)
     export.click(show, [], [text, told], **AT_ONCE)
     again.click(lambda: gr.update(choices=store.list_names()), [], [preset], **AT_ONCE)
-    tab = "img2img" if "img2img" in elem_id("preset") else "txt2img"
-    script = f"() => window.kloraPresets ? window.kloraPresets('{tab}') : []"
-    for button, act, given in ((save, keep, [name, *touched]), (delete, drop, [name]), (bring, add, [text])):
-        done = button.click(act, given, [preset, told], **AT_ONCE)
-        done.then(fn=None, inputs=[], outputs=[], show_progress="hidden", **{find_word(done.then): script})
+    save.click(keep, [name, *touched], [preset, told], **AT_ONCE)
+    delete.click(drop, [name], [preset, told], **AT_ONCE)
+    bring.click(add, [text], [preset, told], **AT_ONCE)

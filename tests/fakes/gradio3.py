@@ -52,11 +52,10 @@ def signature(text: str) -> Signature:
     return Signature([*places, *(Parameter(name, Parameter.KEYWORD_ONLY, default=None) for name in after.split())])
 
 
-def listener(functions: list[types.SimpleNamespace]) -> Callable[..., types.SimpleNamespace]:
-    def listen(*args: Any, **kwargs: Any) -> types.SimpleNamespace:
+def listener(functions: list[types.SimpleNamespace]) -> Callable[..., None]:
+    def listen(*args: Any, **kwargs: Any) -> None:
         given = signature(LISTENER).bind(*args, **kwargs).arguments
         functions.append(types.SimpleNamespace(**{"inputs": None, "outputs": None, **given}))
-        return types.SimpleNamespace(then=listener(functions))
 
     return listen
 

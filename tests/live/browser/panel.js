@@ -217,6 +217,7 @@ run({
         await keepPreset(page, "save");
         await page.locator("#tabs > .tab-nav > button", {hasText: "img2img"}).first().click();
         await page.locator(`${id("enabled").replace("txt2img", "img2img")} > .label-wrap`).click();
+        await page.waitForTimeout(2000);
         seen.presetsInOtherTab = await listPresets(page, "img2img");
     },
     async presetOfAnotherPage(page) {
