@@ -83,7 +83,7 @@ def test_a_refusal_is_one_sentence(seen: dict[str, Any]) -> None:
 def test_cancelled_and_closed_it_asks_nothing(seen: dict[str, Any]) -> None:
     assert seen["cancelled"] == "Cancelled: change a value to see the map."
     assert seen["askedAfterCancelling"] == 0 and seen["askedWhenClosed"] == 0
-    assert seen["focusAfterCancelling"] == "klora-map", "the button that had the focus is hidden"
+    assert "klora-map" in seen["focusAfterCancelling"].split(), "the button that had the focus is hidden"
 
 
 def test_after_a_failure_it_asks_again_by_itself(seen: dict[str, Any]) -> None:
