@@ -19,6 +19,8 @@ async function runAxe(page) {
 /** The names in the list of presets of a tab. */
 async function listPresets(page, tab) {
     const where = id("preset").replace("txt2img", tab);
+    await page.locator(`${where} input`).first().scrollIntoViewIfNeeded();
+    await page.waitForTimeout(1500); // coming into view, it is listed anew
     await page.locator(`${where} input`).first().click();
     const names = await page.locator(`${where} ul li`).evaluateAll((all) => all.map((li) => li.getAttribute("aria-label")));
     await page.keyboard.press("Escape");

@@ -95,7 +95,7 @@ def test_buttons_on_the_cards(seen: dict[str, Any]) -> None:
 
 
 def test_a_preset_is_listed_in_the_other_tab_and_on_a_new_page(seen: dict[str, Any]) -> None:
-    assert "ours" in seen["presetsInOtherTab"] and "ours" in seen["presetsAfterReload"]
+    assert ["ours" in seen[where] for where in ("presetsInOtherTab", "presetsAfterReload")] == [True, True]
 
 
 @pytest.mark.parametrize("theme", ["axe", "axeInTheDark"])
