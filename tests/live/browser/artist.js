@@ -229,7 +229,7 @@ run({
         }
         await page.locator(box("img2img")).check();
         const shown = async (steps) => {
-            await page.locator(where("map")).scrollIntoViewIfNeeded();
+            await page.locator(where("map")).first().scrollIntoViewIfNeeded();
             await until(page, `a map of ${steps} steps`, (wanted) => window.kloraMap.maps["script_img2img_klora"].view.map?.steps === wanted, steps);
             return page.evaluate(() => window.kloraMap.maps["script_img2img_klora"].view.map.share);
         };
