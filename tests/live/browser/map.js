@@ -122,6 +122,8 @@ run({
     async cancelled(page) {
         await choose(page, "content", fullContent);
         await choose(page, "style", fullStyle);
+        // else the second choice can come after Cancel, as a change of its own
+        await until(page, "both choices", (style) => window.kloraMap.maps["script_txt2img_klora"].values?.[2] === style, fullStyle);
         const cancel = page.locator(`${id("map")} .klora-map-wait button`);
         await cancel.waitFor({timeout: slow});
         await shoot(page, "map-waiting");
