@@ -168,6 +168,12 @@ class KLoraPickers {
     document.addEventListener("mousedown", (event) => {
         // gradio takes an option when its own element is pressed, not a list's scrollbar
         if (!(event.target instanceof Element) || !event.target.matches("ul.options li")) return;
-        for (const {pickers} of KLoraPanel.all) pickers.taking = true;
+        const name = event.target.getAttribute("aria-label") ?? "", input = document.activeElement;
+        for (const {pickers} of KLoraPanel.all) {
+            pickers.taking = true;
+            if (!(input instanceof HTMLInputElement) || !pickers.find(input)) continue;
+            // gradio 4 leaves what is typed in the field where the option was chosen already
+            requestAnimationFrame(() => input.value === name || writeKLora(input, name));
+        }
     }, true);
 })();
