@@ -77,9 +77,9 @@ DEVICE ?= cuda
 gpu: .venv/installed
 	$(BIN)/python -m tests.gpu --device $(DEVICE) $(GPU)
 
-# the toy model draws one of its subjects in one of its styles: `make demo CONTENT=cat STYLE=mosaic`; `make demo UI=1` is a page
-CONTENT = teapot
-STYLE = wash
+# the toy model draws one of its subjects in one of its styles: `make demo CONTENT=cat STYLE=monotone`; `make demo UI=1` is a page
+CONTENT = octopus
+STYLE = lineart
 TOY = --model toy --content $(CONTENT) --style $(STYLE) --out $(DEMO)
 
 demo: .venv/installed
@@ -89,7 +89,7 @@ else
 	@$(BIN)/python -m klora_lib compare $(TOY) --count 6
 	@$(BIN)/python -m klora_lib generate $(TOY)
 	@$(BIN)/python -m klora_lib evaluate $(TOY) --methods $(METHODS) --count 6 --batch 6
-	@echo "A $(CONTENT) in the style $(STYLE), drawn by a small model trained on drawn pictures; in $(CURDIR)/$(DEMO):"
+	@echo "A $(CONTENT) in the style $(STYLE), drawn by a small model trained on emoji; in $(CURDIR)/$(DEMO):"
 	@echo "  the grid   $(CONTENT)_$(STYLE)_grid.png: content alone, style alone, both added, LoRA Switch, K-LoRA, six seeds each"
 	@echo "  the map    $(CONTENT)_$(STYLE)_klora_0_map.png: K-LoRA's choice, layers down, steps across, content blue, style green"
 	@echo "  the table  evaluation.md, above: the judge's scores of the same pictures, in percent"
@@ -98,6 +98,7 @@ endif
 # measures the tables of docs/evaluation.md anew; three quarters of an hour on one core
 evaluation: .venv/installed
 	$(BIN)/python -m klora_lib report docs/evaluation.md --csv out/evaluation.csv
+	$(BIN)/python -m klora_lib sheet docs/pictures/methods.jpg
 
 clean:
 	rm -rf .venv .venv-a1111 .venv-forge .pytest_cache .mypy_cache .ruff_cache .hypothesis out build dist *.egg-info

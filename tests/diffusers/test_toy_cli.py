@@ -69,8 +69,8 @@ def test_the_toys_names_come_before_files(
 
 def test_the_toys_loras_have_a_role(ask: Callable, tmp_path: Path, capsys: Any) -> None:
     for command in ("generate", "compare"):
-        told = refused(ask(command, model="toy", content="neon", style="robot"), capsys, tmp_path / "out")
-        assert told == "content: the toy has no content LoRA 'neon': it has teapot, cat, robot, rocket"
+        told = refused(ask(command, model="toy", content="lineart", style="cat"), capsys, tmp_path / "out")
+        assert told == "content: the toy has no content LoRA 'lineart': it has octopus, penguin, rocket, owl, cat, snail"
 
 
 def test_a_toy_that_is_damaged(
