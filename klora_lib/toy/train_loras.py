@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from . import RENDERING, SUBJECT, dataset, write_caption
+from . import SUBJECT, dataset, write_caption
 from .emoji import draw_sets
 from .stage import SEED, STREAMS, Stage, find_rate, set_rate
 from .subjects import BASE, STYLES, SUBJECTS
@@ -19,9 +19,11 @@ from .train_base import Pool, make_pool, measure_loss, read_alphas
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-STEPS, BATCH = 400, 8
+STEPS, BATCH = 600, 8
 VARIANTS = {"content": 48, "style": 2}  # pictures of each drawing
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEEDFORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+RESNET = ("conv1", "conv2", "time_emb_proj")  # without these, 400 steps did not learn a subject or a style
 
 
 class Recipe(NamedTuple):
@@ -34,9 +36,9 @@ class Recipe(NamedTuple):
     dialect: str
 
 
-A = Recipe(16, 16, 4e-3, ATTENTION, "peft")
+A = Recipe(4, 4, 1.5e-3, (*ATTENTION, *FEEDFORWARD, *RESNET, "conv_shortcut", "conv"), "peft")  # every layer
 A_KOHYA = A._replace(dialect="kohya")
-B = Recipe(8, 16, 3e-3, (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"), "kohya")
+B = Recipe(6, 12, 1e-3, (*ATTENTION, *RESNET), "kohya")
 B_PEFT = B._replace(dialect="peft")
 
 RECIPES = {
@@ -110,7 +112,8 @@ def make_lora_pool(name: str, rng: np.random.Generator, out: Path, folder: Path,
             for word, emoji in things
             for _ in range(VARIANTS["style"])
         ]
-        captions = [write_caption(scene.word, scene.ground, RENDERING) for scene in scenes]
+        known_or_not = ("", f"{SUBJECT} ")  # so that the style stays when a content LoRA's trigger word is in the prompt
+        captions = [write_caption(known_or_not[n % 2] + scene.word, scene.ground, None) for n, scene in enumerate(scenes)]
     return make_pool(scenes, captions, rng, out, folder, tokenizer)
 
 
