@@ -6,15 +6,14 @@ class KLoraPanel {
     /** @param {string} tab "txt2img" or "img2img" */
     constructor(tab) {
         this.tab = tab;
-        /** @type {Object<string, string>} what each picker held when it was entered */
-        this.before = {};
-        this.taking = false; // gradio is about to take an option of the list
-        /** @type {HTMLInputElement | null} a picker that was just entered, whose text is not selected yet */
-        this.entered = null;
         this.waiting = 0; // timer of a second look at the answers
         this.asked = {about: "", times: 0};
+        /** @type {Object<string, string> | null} that waits for the next frame */
+        this.request = null;
         /** @type {KLoraCheckpoint | undefined} */
         this.ofPage = undefined;
+        /** @type {KLoraPickers | undefined} */
+        this.ofTab = undefined;
         this.shown = "";
     }
 
@@ -30,7 +29,7 @@ class KLoraPanel {
      */
     static say(text, values = {}) {
         const said = /** @type {any} */ (window).localization?.[text] ?? text;
-        return Object.entries(values).reduce((all, [name, value]) => all.replace(`{${name}}`, () => String(value)), said);
+        return said.replace(/\{(\w+)\}/g, (/** @type {string} */ all, /** @type {string} */ name) => String(values[name] ?? all));
     }
 
     /**
@@ -65,7 +64,7 @@ class KLoraPanel {
         const panel = this.find("enabled");
         if (!panel) return;
         this.checkAnswers();
-        const chosen = ["content", "style", "method"].map((name) => this.read(name));
+        const chosen = [this.pickers.read("content"), this.pickers.read("style"), this.read("method")];
         const shown = JSON.stringify([this.on, ...chosen]);
         if (shown === this.shown) return;
         this.shown = shown;
@@ -102,90 +101,13 @@ class KLoraPanel {
         title.textContent = this.on ? `${content} + ${style} · ${method}` : "";
     }
 
-    // --- the pickers ---
-
-    /**
-     * The picker that an element is in.
-     * @param {EventTarget | null} target
-     */
-    findPicker(target) {
-        if (!(target instanceof HTMLInputElement)) return null;
-        return ["content", "style"].find((name) => this.find(name)?.contains(target)) ?? null;
-    }
-
-    /** @param {string} picker @returns {string[]} the names in its open list */
-    listOptions(picker) {
-        return Array.from(this.find(picker)?.querySelectorAll("ul li") ?? [], (option) => option.getAttribute("aria-label") ?? "");
-    }
-
-    /**
-     * A picker is entered: its text is selected, so that the first key begins a search.
-     * @param {string} picker
-     * @param {HTMLInputElement} input
-     */
-    enter(picker, input) {
-        this.before[picker] = input.value;
-        this.taking = false;
-        this.tell(picker, "");
-        this.entered = input;
-        requestAnimationFrame(() => this.select()); // not at once: the click that enters it puts the cursor into the text
-    }
-
-    /** Select the text of the picker that was just entered: in the next frame, or before a key that comes earlier. */
-    select() {
-        this.entered?.select();
-        this.entered = null;
-    }
-
-    /**
-     * A picker is left: what is not in its list is taken back, and this is said.
-     * @param {string} picker
-     * @param {HTMLInputElement} input
-     */
-    leave(picker, input) {
-        this.entered = null;
-        const typed = input.value, before = this.before[picker] ?? "None";
-        if (this.taking || typed === before || this.listOptions(picker).includes(typed)) return;
-        writeKLora(input, before); // gradio's own handler comes after this one
-        if (typed.trim()) {
-            this.tell(picker, KLoraPanel.say('There is no LoRA named "{typed}" in the list; "{before}" stays chosen.', {typed, before}));
-        }
-    }
-
-    /**
-     * Enter takes the first that was found, in gradio 4 too.
-     * @param {string} picker
-     * @param {HTMLInputElement} input
-     */
-    takeFirst(picker, input) {
-        const found = this.find(picker)?.querySelectorAll("ul li") ?? [];
-        this.taking = found.length > 0;
-        if (!found.length || this.listOptions(picker).includes(input.value) || this.find(picker)?.querySelector("ul li.active")) return;
-        input.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true}));
-    }
-
-    /**
-     * @param {string} picker
-     * @param {string} sentence under the picker; empty for none
-     */
-    tell(picker, sentence) {
-        const facts = this.find(`${picker}_facts`);
-        let said = facts?.parentElement?.querySelector(".klora-said");
-        if (!said && facts && sentence) {
-            said = document.createElement("div");
-            said.className = "klora-said";
-            said.setAttribute("role", "status");
-            facts.before(said);
-        }
-        if (said) said.textContent = sentence;
-    }
-
     // --- the prompt, requests ---
 
-    /** @param {string} word is added to the prompt, unless it is there */
+    /** @param {string} word is added to the prompt, unless it is there: not as a part of another word */
     addWord(word) {
         const prompt = /** @type {HTMLTextAreaElement | null} */ (KLoraPanel.root.querySelector(`#${this.tab}_prompt textarea`));
-        if (!prompt || prompt.value.split(",").some((part) => part.trim() === word) || prompt.value.includes(word)) return;
+        const part = "[\\p{L}\\p{M}\\p{N}_]", exact = word.replace(/[\^$.*+?()[\]{}|/\\]/g, "\\$&");
+        if (!prompt || new RegExp(`(?<!${part})${exact}(?!${part})`, "u").test(prompt.value)) return;
         writeKLora(prompt, prompt.value.trim() ? `${prompt.value.replace(/[,\s]+$/, "")}, ${word}` : word);
     }
 
@@ -204,6 +126,11 @@ class KLoraPanel {
         return this.ofPage ??= new KLoraCheckpoint();
     }
 
+    /** As the checkpoint. */
+    get pickers() {
+        return this.ofTab ??= new KLoraPickers(this);
+    }
+
     /** What the answers must be about. */
     get about() {
         return [this.read("content"), this.read("style"), this.checkpoint.name].join("\n");
@@ -219,17 +146,33 @@ class KLoraPanel {
             if (document.activeElement?.closest(`#script_${this.tab}_klora_pair`)) this.checkAnswers(); // the user still types
             else if (this.asked.times++ < 5) {
                 this.ask({});
+                this.checkpoint.noteQuestion();
                 this.checkAnswers();
             }
         }, 1500 * 2 ** (this.asked.about === this.about ? this.asked.times : 0));
     }
 
-    /** @param {Object<string, string>} request see pickers.add_requests */
+    /**
+     * Ask in the next frame, once for all that is wanted until then: the hidden text holds one request.
+     * @param {Object<string, string>} request see pickers.add_requests
+     */
     ask(request) {
         const text = this.findInput("ask"), button = this.find("act");
         if (!text || !button) return;
-        writeKLora(text, JSON.stringify(request));
-        requestAnimationFrame(() => button.click());
+        const waits = this.request !== null;
+        this.request = {...this.request, ...request};
+        writeKLora(text, JSON.stringify(this.request));
+        if (waits) return;
+        requestAnimationFrame(() => {
+            this.request = null;
+            button.click();
+        });
+    }
+
+    /** Have the list of presets show those that are kept now, whenever it comes into view: another tab can change them too. */
+    watchPresets() {
+        const list = this.find("preset"), button = this.find("preset_list");
+        if (list && button) new IntersectionObserver((seen) => seen[seen.length - 1].isIntersecting && button.click()).observe(list);
     }
 }
 
@@ -256,35 +199,13 @@ KLoraPanel.all = ["txt2img", "img2img"].map((tab) => new KLoraPanel(tab));
         requestAnimationFrame(() => {
             waiting = false;
             KLoraPanel.all.forEach((panel) => {
+                const changed = panel.checkpoint.hasChanged();
                 panel.update();
-                if (panel.checkpoint.hasChanged() && panel.on) panel.ask({});
+                if (changed && panel.on) panel.ask({});
             });
         });
     }
 
-    /**
-     * Act on the picker that an event comes from.
-     * @param {Event} event
-     * @param {(panel: KLoraPanel, picker: string, input: HTMLInputElement) => void} act
-     */
-    function onPicker(event, act) {
-        for (const panel of KLoraPanel.all) {
-            const picker = panel.findPicker(event.target);
-            if (picker) act(panel, picker, /** @type {HTMLInputElement} */ (event.target));
-        }
-    }
-
-    // all on the way down, so that they come before gradio's own
-    document.addEventListener("focus", (event) => onPicker(event, (panel, picker, input) => panel.enter(picker, input)), true);
-    document.addEventListener("blur", (event) => onPicker(event, (panel, picker, input) => panel.leave(picker, input)), true);
-    document.addEventListener("keydown", (event) => {
-        onPicker(event, (panel) => panel.select());
-        if (event.key === "Enter") onPicker(event, (panel, picker, input) => panel.takeFirst(picker, input));
-    }, true);
-    document.addEventListener("mousedown", (event) => {
-        if (!(event.target instanceof Element) || !event.target.closest("ul.options")) return;
-        for (const panel of KLoraPanel.all) panel.taking = true;
-    }, true);
     document.addEventListener("click", (event) => {
         setTimeout(updateSoon, 50);
         if (!(event.target instanceof Element)) return;
@@ -297,4 +218,5 @@ KLoraPanel.all = ["txt2img", "img2img"].map((tab) => new KLoraPanel(tab));
     }, true);
     document.addEventListener("input", () => updateSoon(), true);
     /** @type {any} */ (window).onAfterUiUpdate(updateSoon);
+    /** @type {any} */ (window).onUiLoaded(() => KLoraPanel.all.forEach((panel) => panel.watchPresets()));
 })();

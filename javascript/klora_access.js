@@ -10,16 +10,16 @@ class KLoraAccess {
             input.setAttribute("aria-label", label?.textContent?.trim() ?? "");
         }
         for (const header of panel.querySelectorAll(".label-wrap:not(button, [role])")) {
-            // the panel's own header has a checkbox, which opens it
-            if (header instanceof HTMLElement && header.parentElement !== panel) KLoraAccess.makeButton(header);
+            if (header instanceof HTMLElement) KLoraAccess.makeButton(header);
         }
     }
 
-    /** @param {HTMLElement} header of a box in the panel, which gradio 3 opens by the mouse alone */
+    /** @param {HTMLElement} header of the panel or of a box in it, which gradio 3 opens by the mouse alone */
     static makeButton(header) {
         header.setAttribute("role", "button");
         header.tabIndex = 0;
         header.addEventListener("keydown", (event) => {
+            if (event.target !== header) return; // the checkbox in the panel's header has its own keys
             if (event.key !== "Enter" && event.key !== " ") return;
             event.preventDefault();
             header.click();

@@ -12,7 +12,7 @@ class KLoraCards {
     /** The page has changed: new cards get their buttons, and the buttons show what is chosen. */
     update() {
         this.mark();
-        const shown = JSON.stringify(["content", "style"].map((name) => this.panel.read(name)));
+        const shown = JSON.stringify(["content", "style"].map((name) => this.panel.pickers.read(name)));
         if (shown === this.shown) return;
         this.shown = shown;
         for (const button of this.list(".klora-card")) this.press(button);
@@ -44,7 +44,7 @@ class KLoraCards {
     /** @param {HTMLElement} button shows whether its card is chosen */
     press(button) {
         const name = button.closest(".card")?.getAttribute("data-name");
-        const pressed = name === this.panel.read(button.dataset.role ?? "");
+        const pressed = name === this.panel.pickers.read(button.dataset.role ?? "");
         if (button.getAttribute("aria-pressed") !== String(pressed)) button.setAttribute("aria-pressed", String(pressed));
     }
 

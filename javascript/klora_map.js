@@ -2,9 +2,12 @@
 /* The live selection map in the panel: asks klora_lib/webui/live.py what the panel's values do; klora_map_view.js draws the
    answer. Which LoRA acts where is computed there alone. klora.js is loaded before this file. */
 
+const KLORA_MAP_AGAIN = 5000; // milliseconds after a refusal: its file may be mended or added meanwhile
+
 /**
  * @typedef {object} Excuse Why there is no map.
  * @property {string} [refused] a sentence
+ * @property {boolean} [final] whether it is refused as long as this page is shown
  * @property {number} [progress] of reading and scoring, from 0 to 1
  * @property {boolean} [drawing] whether a job runs, which has the first right to the processor
  * @property {boolean} [stopped]
@@ -23,8 +26,9 @@ class KLoraMap {
         this.key = "";
         this.visible = false;
         this.asking = false;
-        this.stopped = false; // the user did not want to wait
+        this.stopped = ""; // the request whose answer the user did not want to wait for
         this.asked = ""; // the request that was answered last
+        this.again = 0; // when it is sent once more, by the page's clock; Infinity: only after a change
         this.timer = 0;
         this.root = document.createElement("div");
         this.root.className = "klora-map";
@@ -34,6 +38,7 @@ class KLoraMap {
             <p class="klora-map-told" aria-live="polite"></p>
             <div class="klora-map-legend"></div>
             <p class="klora-map-sentence" role="status"></p>`;
+        this.root.tabIndex = -1; // takes the focus of what is hidden
         const find = (/** @type {string} */ what) => /** @type {HTMLElement} */ (this.root.querySelector(what));
         this.sentence = find(".klora-map-sentence");
         this.wait = find(".klora-map-wait");
@@ -56,6 +61,7 @@ class KLoraMap {
         this.visible = visible;
         clearInterval(this.timer);
         if (!visible) return;
+        this.asked = "";
         this.timer = window.setInterval(() => this.ask(), 400); // steps, strength and seed are the WebUI's own, without events
         this.requestValues();
     }
@@ -68,7 +74,6 @@ class KLoraMap {
     /** @param {unknown[]} values of the panel, in the order of the settings */
     take(values) {
         this.values = values;
-        this.stopped = false;
         this.ask();
     }
 
@@ -84,41 +89,46 @@ class KLoraMap {
         return Number.isFinite(value) ? value : otherwise;
     }
 
-    /** The body of a request; empty if there is nothing to ask. */
+    /** What to ask for; null if there is nothing to ask. */
     write() {
         const [enabled, content, style] = this.values || [];
         const chosen = [content, style].every((name) => name && name !== "None");
-        if (!enabled || !chosen) return "";
+        if (!enabled || !chosen) return null;
         const seed = this.read("seed", 0);
-        return JSON.stringify({
+        return {
             values: this.values,
             steps: Math.min(Math.max(Math.round(this.read("steps", 20)), 1), 1000),
             denoising: this.tab === "img2img" ? Math.min(Math.max(this.read("denoising_strength", 1), 0), 1) : 1,
             seed: Number.isSafeInteger(seed) && seed >= 0 ? seed : 0,
-        });
+        };
     }
 
     /** Ask for what is on the panel now.  One request at a time: when it is answered, the latest is asked for. */
     async ask() {
-        const body = this.write();
-        if (!body) {
-            this.asked = "";
+        const request = this.write(), written = JSON.stringify(request);
+        if (!request) {
+            this.asked = this.stopped = "";
             this.clear();
             return;
         }
-        if (!this.visible || this.asking || this.stopped || body === this.asked) return;
+        if (!this.visible || this.asking || written === this.stopped) return;
+        if (written === this.asked && performance.now() < this.again) return;
         this.asking = true;
+        this.asked = this.stopped = "";
+        /** @type {Excuse | (MapAnswer & Excuse)} */
+        let answer = { refused: KLoraPanel.say("The WebUI does not answer.") };
         try {
-            const answer = await this.send({ ...JSON.parse(body), known: this.key });
-            if (answer.progress === undefined && !answer.stopped) this.asked = body;
-            this.receive(answer);
+            answer = await this.send({ ...request, known: this.key });
         } catch {
-            this.asked = body;
-            this.receive({ refused: KLoraPanel.say("The WebUI does not answer.") });
-        } finally {
-            this.asking = false;
+            // said by the answer above
         }
-        if (this.write() !== this.asked && this.asked === body) this.ask();
+        this.asking = false;
+        if (this.stopped || answer.stopped) return;
+        this.receive(answer);
+        if (answer.progress !== undefined) return;
+        this.asked = written;
+        this.again = answer.refused === undefined || answer.final ? Infinity : performance.now() + KLORA_MAP_AGAIN;
+        this.ask();
     }
 
     /**
@@ -131,7 +141,7 @@ class KLoraMap {
             headers: { "Content-Type": "application/json" },
             body: JSON.stringify(body),
         });
-        if (answer.status === 404) return /** @type {any} */ ({ refused: KLoraPanel.say("This WebUI cannot show the map.") });
+        if (answer.status === 404) return /** @type {any} */ ({ refused: KLoraPanel.say("This WebUI cannot show the map."), final: true });
         if (answer.status === 401) return /** @type {any} */ ({ refused: KLoraPanel.say("Log in again to see the map.") });
         if (!answer.ok) throw new Error(String(answer.status));
         return answer.json();
@@ -139,11 +149,12 @@ class KLoraMap {
 
     /** The user does not want to wait. */
     async stop() {
-        this.stopped = true;
-        this.wait.hidden = true;
+        const request = this.write();
+        this.stopped = JSON.stringify(request);
+        this.showWait(false);
         this.sentence.textContent = KLoraPanel.say("Cancelled: change a value to see the map.");
         try {
-            await this.send({ ...JSON.parse(this.write() || "{}"), stop: true });
+            await this.send({ ...request, stop: true });
         } catch {
             // it ends by itself, as nobody asks any more
         }
@@ -154,14 +165,19 @@ class KLoraMap {
     clear() {
         if (!this.view.map && !this.sentence.textContent && this.wait.hidden) return;
         this.view.clear();
-        this.wait.hidden = true;
+        this.showWait(false);
         this.sentence.textContent = "";
+    }
+
+    /** @param {boolean} shown whether the bar and its button are; their focus is not lost with them */
+    showWait(shown) {
+        if (!shown && this.wait.contains(document.activeElement)) this.root.focus({ preventScroll: true });
+        this.wait.hidden = !shown;
     }
 
     /** @param {Excuse | (MapAnswer & Excuse)} answer */
     receive(answer) {
-        if (this.stopped || answer.stopped) return;
-        this.wait.hidden = answer.progress === undefined;
+        this.showWait(answer.progress !== undefined);
         this.root.classList.toggle("klora-map-old", answer.refused !== undefined || answer.progress !== undefined);
         if (answer.progress !== undefined) {
             this.bar.value = answer.progress;
@@ -172,7 +188,7 @@ class KLoraMap {
         }
         this.sentence.classList.toggle("klora-map-refused", answer.refused !== undefined);
         if (answer.refused !== undefined) {
-            this.sentence.textContent = answer.refused;
+            if (this.sentence.textContent !== answer.refused) this.sentence.textContent = answer.refused; // it is read out
             return;
         }
         this.accept(/** @type {MapAnswer} */ (answer));

@@ -66,9 +66,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
                 f"{number}/{len(tasks)} {task.method}: {task.content.name} × {task.style.name}", file=sys.stderr, flush=True
             )
         text = format_markdown(make_table(scored))
-        print(text, end="", flush=True)  # before a full disk can lose it
-        files.write_file(out / "evaluation.md", text.encode())
-        files.write_file(out / "evaluation.csv", format_csv(scored).encode())
+        try:
+            files.write_file(out / "evaluation.md", text.encode())
+            files.write_file(out / "evaluation.csv", format_csv(scored).encode())
+        finally:  # a full disk leaves the table here, and a closed pipe in the files
+            print(text, end="", flush=True)
 
 
 def make_worker(

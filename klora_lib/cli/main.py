@@ -16,7 +16,7 @@ from .options import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.  Returns the exit status: 0, or 2 after an error, or 130 if the user stopped it."""
+    """Run one command.  Returns the exit status: 0; 2 after an error; 130 if the user stopped it, 141 if the reader did."""
 
     def run() -> None:
         args = make_parser().parse_args(argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -20,16 +21,39 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(act: Callable[[], None]) -> int:
-    """Run ``act``.  Returns the exit status; if it is not 0, one line on stderr says why."""
+    """Run ``act``.  Returns the exit status; if it is not 0, one line on stderr says why.
+
+    Nobody is told of a pipe whose reader has enough, as of ``klora plan … | head -1``.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # cp1252, for one, has no γ; stderr writes its number on its own
     try:
-        act()
+        try:
+            act()
+        finally:
+            print(end="", flush=True)  # what it printed, so that an error in this is heard of here
     except KLoraError as e:
         print(f"klora: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("klora: stopped", file=sys.stderr)
         return 130
+    except OSError as e:
+        if e.filename is not None:  # not of a print
+            raise
+        drop_output()
+        if isinstance(e, BrokenPipeError):
+            return 141  # as a shell has it of a program that such a pipe ends
+        print(f"klora: the text cannot be written: {e.strerror}", file=sys.stderr)
+        return 2
     return 0
+
+
+def drop_output() -> None:
+    """What is still to be written to stdout goes nowhere: else Python tries again at its end, and tells of it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def add_settings(command: argparse.ArgumentParser, names: Iterable[str]) -> None:
@@ -50,9 +74,9 @@ def read_given_settings(args: argparse.Namespace, names: Iterable[str]) -> dict[
 def read_whole_number(text: Any, name: str, least: int, most: int) -> int:
     try:
         number = int(text)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):  # None is an empty field of the demo page
         number = least - 1
-    if not least <= number <= most:
+    if not least <= number <= most or (isinstance(text, float) and text != number):
         raise SettingsError(f"must be a whole number from {least} to {most}, not {quote_value(text)}", name)
     return number
 

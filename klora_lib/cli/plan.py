@@ -77,13 +77,16 @@ def read_plan(args: argparse.Namespace, names: Sequence[str] = RULE) -> Planned:
     """The plan for the arguments.  ``names``: of the settings among them."""
     settings = Settings(**read_given_settings(args, names))
     steps, seed = read_whole_number(args.steps, "steps", 1, 10000), read_whole_number(args.seed, "seed", 0, 2**63 - 1)
+    for name in ("dino", "prompt"):
+        if getattr(args, name, None) is not None and args.probe is None:
+            raise SettingsError("is for a measurement, which needs --probe as well", name)
     library = Library()
     if os.path.realpath(find_weights(args.content)) == os.path.realpath(find_weights(args.style)):
         raise SettingsError(f"must be another LoRA than content, both are {args.content!r}", "style")
     files = library.read_both(*((path, name_file(path)) for path in (args.content, args.style)))
     pair = library.pair(*files)
     notes = [note for file in files for note in file.notes]
-    if getattr(args, "probe", None):
+    if getattr(args, "probe", None) is not None:
         from . import probe
 
         settings = replace(settings, beta=probe.measure_beta(args, settings, steps, seed))
@@ -100,17 +103,17 @@ def read_plan(args: argparse.Namespace, names: Sequence[str] = RULE) -> Planned:
 def run_plan(args: argparse.Namespace) -> None:
     _, plan, steps, notes = read_plan(args)
     told = describe_plan(plan, steps, notes)
-    if args.probe:
+    if args.probe is not None:
         told["beta"] = plan.facts.beta
-    if args.report:
-        found = explain(plan, steps)
+    found = explain(plan, steps) if args.report else None
+    if found:
         told["report"] = found.as_json()
-        if args.json != "-":
-            print(format_report(found), end="")
     text = json.dumps(told, indent=1, allow_nan=False)
     if args.json not in (None, "-"):
         write_file(args.json, text.encode())
-    elif args.json == "-" or not args.report:
+    if found and args.json != "-":
+        print(format_report(found), end="")
+    elif args.json in (None, "-"):
         print(text)
 
 

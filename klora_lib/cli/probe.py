@@ -12,7 +12,7 @@ import torch
 from ..diffusers import klora
 from ..drawing import pipelines
 from ..drawing.draw import draw_images
-from ..errors import SettingsError
+from ..errors import KLoraError, SettingsError
 from ..evaluation.metrics import Encoder
 from ..settings import Settings
 
@@ -33,7 +33,7 @@ def measure_beta(args: argparse.Namespace, settings: Settings, steps: int, seed:
 
 def make_toy_prompts(args: argparse.Namespace) -> list[str]:
     toy = pipelines.import_toy()
-    return [toy.prompt(Path(args.content).stem, None), toy.prompt(None, Path(args.style).stem)]
+    return [toy.write_prompt(Path(args.content).stem), toy.write_prompt(None, Path(args.style).stem)]
 
 
 def measure_discrepancy(
@@ -42,13 +42,17 @@ def measure_discrepancy(
     """D = 1 − cos of the embeddings of two images (EST-LoRA, arXiv 2508.02165), from one seed, each with one LoRA alone."""
     device = torch.device(pipelines.choose_device(None))
     encode = Encoder(encoder, "dino", device)
-    pipe = pipelines.load_pipeline(model, None, None)
+    try:
+        pipe = pipelines.load_pipeline(model, None, None)
+    except KLoraError as e:
+        raise (e.blame("probe") if e.field == "model" else e) from None
+    cfg = pipelines.import_toy().GUIDANCE if model == "toy" else None
     pipe.set_progress_bar_config(disable=True)
     images: list[Any] = []
     for role, other, prompt in (("content", "style", prompts[0]), ("style", "content", prompts[-1])):
         settings: dict[str, Any] = {"method": role, f"{other}_te_weight": 0.0}
         block = klora(pipe, *paths, seed=seed, **settings)
-        given = pipelines.make_arguments(prompt, "", steps, None, None)
+        given = pipelines.make_arguments(prompt, "", steps, cfg, None)
         images += draw_images(pipe, block, **given, generator=torch.Generator().manual_seed(seed))[0]
     one, two = encode.embed(images)
     return max(0.0, 1.0 - float(one @ two))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import inspect
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -41,9 +42,13 @@ def add_commands(commands: Any) -> None:
 def run_ui(args: argparse.Namespace) -> None:
     port = read_whole_number(args.port, "port", 1, 65535)
     try:
-        import gradio  # noqa: F401  if it is missing, say so before a model is loaded
-    except ImportError as e:
-        raise KLoraError(f"the page needs gradio ({e}): pip install 'klora-webui[ui]'") from None
+        import gradio
+    except ImportError as e:  # said before a model is loaded
+        raise KLoraError(f"the page needs gradio ({e}): pip install '.[ui]', in the project's folder") from None
+    if "head" not in inspect.signature(gradio.Blocks).parameters:
+        raise KLoraError(
+            f"gradio {gradio.__version__} leaves the page without its scripts: pip install '.[ui]', in the project's folder"
+        )
     check_port(port)
     read_assets()
     studio = ToyStudio(pipelines.import_toy())

@@ -63,7 +63,8 @@ def import_diffusers() -> ModuleType:
         import diffusers
         import transformers  # noqa: F401  without it, diffusers has no usable pipelines
     except ImportError as e:
-        raise KLoraError(f"drawing needs diffusers and transformers ({e}): pip install 'klora-webui[diffusers]'") from None
+        install = "pip install '.[diffusers]', in the project's folder"
+        raise KLoraError(f"drawing needs diffusers and transformers ({e}): {install}") from None
     return diffusers
 
 

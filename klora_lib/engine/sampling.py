@@ -18,16 +18,18 @@ from .session import Session
 class SamplingPass:
     """A session on the loaded model, and the denoiser calls of the sampler so far.
 
-    progress: in [0, 1), of each denoiser call that was reported to us.  A pass belongs to the thread that opened it.
+    progress: in [0, 1), of each denoiser call that was reported to us.  start: where the schedule begins, in [0, 1].
+    A pass belongs to the thread that opened it.
     """
 
-    def __init__(self, session: Session, is_hires: bool = False):
+    def __init__(self, session: Session, is_hires: bool = False, start: float = 0.0):
         self.session = session
         self.plans = [(0, session.plan)]  # the number of the call from which on each is followed
         self.progress: list[float] = []
         self.thread = threading.get_ident()
         self.ended_early = False
         self.is_hires = is_hires
+        self.start = start
 
     @property
     def plan(self) -> Plan:

@@ -34,7 +34,7 @@ class Family:
         self.networks = networks
 
     def list_loras(self) -> list[str]:
-        return sorted(self.networks.available_networks, key=str.casefold)
+        return sorted(dict(self.networks.available_networks), key=str.casefold)
 
     def refresh_loras(self) -> None:
         self.networks.list_available_networks()

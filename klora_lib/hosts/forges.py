@@ -22,6 +22,15 @@ LEAST_MEMORY = 1 << 30  # bytes that sampling needs, even if the host's estimate
 class Forges(Family):
     """What of ``contract.Host`` is the same in every Forge."""
 
+    def has_model(self) -> bool:
+        """Not while a chosen checkpoint waits: the Forges load it when the next job begins, and keep the old one so long."""
+        from modules import sd_models, shared
+
+        if not super().has_model() or not hasattr(shared.sd_model, "forge_objects"):  # a placeholder until the first job
+            return False
+        chosen = getattr(sd_models.model_data, "forge_loading_parameters", None)
+        return not chosen or str(chosen) == sd_models.model_data.forge_hash
+
     def get_model(self) -> Any:
         from modules import shared
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -75,12 +75,8 @@ def read_header(data: bytearray, name: str) -> tuple[dict[str, Entry], Mapping[s
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length] if 8 + length <= len(data) else b"")
-        metadata = header.pop("__metadata__", None) or {}
-        entries = {
-            key: Entry(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for key, entry in header.items()
-        }
-        return entries, metadata
+        metadata = dict(header.pop("__metadata__", None) or {})
+        return {key: read_entry(entry, 8 + length) for key, entry in header.items()}, metadata
     except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
         # only now: a sound file may begin with any of these bytes, they are its header's length
         for start, what in DISGUISES.items():
@@ -91,3 +87,14 @@ def read_header(data: bytearray, name: str) -> tuple[dict[str, Entry], Mapping[s
         raise LoraFileError(
             f"{name!r} is truncated or not a safetensors file ({format_count(len(data), 'byte')}, no readable header)"
         ) from None
+
+
+def read_entry(given: Any, start: int) -> Entry:
+    """Raises ValueError, TypeError, KeyError or IndexError: anything may stand there, and users are shown some of it."""
+    dtype, shape, first = given["dtype"], given["shape"], given["data_offsets"][0]
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise ValueError("not a tensor's entry")
+    if any(type(number) is not int or number < 0 for number in (*shape, first)):
+        raise ValueError("not a tensor's shape or place")
+    return Entry(dtype, tuple(shape), start + first)
+

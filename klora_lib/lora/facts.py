@@ -74,8 +74,9 @@ def describe_tensors(entries: Mapping[str, Entry], metadata: Mapping[str, str]) 
             ranks.append(entry.shape[RANKS[key.part]])
         kind = KINDS.get(key.layer.partition(".")[0])
         kinds.update([kind] if kind else [])
-        if key.layer.endswith(FROM_THE_TEXT) and kind == "a UNet" and key.part == "lora_down.weight":
-            by_shape = by_shape or UNETS.get(entry.shape[-1] if len(entry.shape) == 2 else entry.shape[1], "")
+        is_of_text = key.layer.endswith(FROM_THE_TEXT) and kind == "a UNet" and key.part == "lora_down.weight"
+        if is_of_text and len(entry.shape) > 1:
+            by_shape = by_shape or UNETS.get(entry.shape[1], "")
     return Facts(
         base=by_shape or find_base(metadata) or next(iter(sorted(kinds)), ""),
         kind=next((kind for words, kind in TYPES if parts.intersection(words)), ""),

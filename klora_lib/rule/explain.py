@@ -184,7 +184,7 @@ def take_scored(delta: Delta) -> Delta:
 def write_sentence(plan: Plan, table: Tensor, total: Part) -> str:
     """What a user should know first."""
     decided = table[plan.facts.decided]
-    said = [describe_turns(decided)]
+    said = [describe_turns(decided) if len(decided) else "they have no layer in common, so each acts on its own layers"]
     if total.content_in_style is not None and total.chance is not None:
         chance = f"{100 * total.chance:.0f} % would be by chance"
         said.append(f"{100 * total.content_in_style:.0f} % of the content lies in the style's directions, where {chance}")

@@ -1,4 +1,4 @@
-"""What each hook of the WebUI does.  If K-LoRA is off, a hook returns at once."""
+"""What each hook of the WebUI does.  Without K-LoRA in the panel or the prompts, a hook leaves everything as it is."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class App:
         copied = before is not None and before is find_job(self.enabled_p)  # ADetailer begins a copy of p for every image
         unwrap_instance_function(p, "sample")
         try:
+            if before is not None:
+                infotext.withdraw(p)  # img2img's batch draws all its images with one p
             self.clean(keep=lambda job: job.current is not None)
             if not copied and not self.sampling_jobs:
                 self.enabled_p = None

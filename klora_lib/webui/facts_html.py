@@ -15,7 +15,7 @@ def write_facts(facts: Facts, words: Iterable[str], preview: str) -> str:
     """A preview, a line of facts, and a button for each trigger word.  ``preview``: an address, or empty."""
     line = [escape(text) for text in (facts.base, facts.kind) if text]
     if facts.ranks:
-        least, most = facts.ranks
+        least, most = (escape(str(rank)) for rank in facts.ranks)
         line.append(f"<b>rank</b> {least}" if least == most else f"<b>ranks</b> {least}–{most}")
     line.append(f"{facts.layers} <b>layers</b>")
     line += [escape(facts.trainer)] if facts.trainer else []

@@ -171,7 +171,7 @@ class Job:
         if fusion.pair.relative:  # until now, a layer could still have the LoRAs of another job
             target = read_target(host, p)
             session, _ = fusion.score_again(target).open(target, (content, style), steps, int(p.seeds[0]))
-        self.passes.append(SamplingPass(session, bool(getattr(p, "is_hr_pass", False))))
+        self.passes.append(SamplingPass(session, bool(getattr(p, "is_hr_pass", False)), self.start))
         return self.passes[-1]
 
     def report_notes(self, p: Any, pair: Pair, plan: Plan) -> None:

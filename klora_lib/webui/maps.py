@@ -8,6 +8,7 @@ from ..engine.sampling import SamplingPass
 from ..map import draw_plan
 from ..map.colours import find_palette
 from ..map.told import tell_plan
+from ..rule.schedule import count_whole_steps
 from .job import Job
 from .options import COLOURS, read_option
 
@@ -37,4 +38,5 @@ def name_axis(one: SamplingPass, by_noise: bool) -> str:
     """What a column is: samplers of a higher order call the denoiser more than once a step."""
     if by_noise:
         return "denoiser call, at the noise it had"
-    return "sampling step" if len(one.progress) == one.plan.facts.steps else "denoiser call"
+    is_step = count_whole_steps(len(one.progress), one.start) == one.plan.facts.steps
+    return "sampling step" if is_step else "denoiser call"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,10 @@ from ..errors import KLoraError
 from ..map.colours import DEFAULT, PALETTES
 from ..rule.cache import FILES, Library
 from ..settings import BY_NAME, ENGINES
-from .presets import Store, fill
+from .presets import NO_PRESET, Store, fill
 
 SECTION = ("klora", "K-LoRA")
 PRESET, ENGINE, CACHE, COLOURS = "klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours"
-NO_PRESET = "None"
 GIGABYTE = 1 << 30
 LABELS = {
     PRESET: "Preset that the panel begins with",
@@ -64,14 +64,17 @@ def set_cache(library: Library) -> None:
 
 
 def find_start(store: Store) -> Mapping[str, Any]:
-    """What the panel shows at first instead of the defaults, by field name.  Options that cannot be read change nothing."""
+    """What the panel shows at first instead of the defaults, by field name.
+
+    A preset that cannot be used changes nothing, and the WebUI's console tells it.
+    """
     start: dict[str, Any] = {}
     name = read_option(PRESET, NO_PRESET)
     if name != NO_PRESET:
         try:
             start = fill(store.find(name))
-        except KLoraError:
-            start = {}
+        except KLoraError as e:
+            print(f"K-LoRA: the panel begins without the preset {name!r} of the settings page: {e}", file=sys.stderr)
     engine = read_option(ENGINE, None)
     if engine in ENGINES and engine != BY_NAME["engine"].default:
         start["engine"] = engine

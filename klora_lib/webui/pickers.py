@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +66,9 @@ def add_requests(made: dict[str, Any], elem_id: ElemId, services: Services, answ
         told = [services.check(*names), *map(services.describe, names)]
         return [*updates, gr.update(value=True) if on else gr.update(), *told]
 
-    button.click(act, [text, *both], [*both, made["enabled"], *answers], **AT_ONCE)
+    # gradio 4 would pass over a request that comes before the answer of the last one; gradio 3 does not
+    words = {"trigger_mode": "multiple"} if "trigger_mode" in inspect.signature(button.click).parameters else {}
+    button.click(act, [text, *both], [*both, made["enabled"], *answers], **AT_ONCE, **words)
 
 
 def choose(asked: Any, content: Any, style: Any) -> list[Any]:

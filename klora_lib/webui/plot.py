@@ -22,7 +22,7 @@ from ..settings import Settings, quote_value
 from .listed import find_entries, make_part
 from .refuse import KLoraRefused
 from .sentence import draw_sentence
-from .wishes import read_wishes
+from .wishes import SAME_CHECKPOINT, read_wishes
 
 UNGUARDED = "klora_unguarded"  # on our function: the host's, which it replaces
 PROMPT_AXES = ("Prompt S/R", "Prompt order", "Styles")  # they can write a tag into the prompt
@@ -76,15 +76,15 @@ def refuse_cells(library: Library, p: Any, axes: list[Axis]) -> None:
     """Raise KLoraRefused if it is known of a cell that it cannot be drawn."""
     cells = list(itertools.product(*(axis.values for axis in axes)))
     model_stays = not any(axis.option.label in MODEL_AXES for axis in axes) and not is_model_overridden(p)
-    found: dict[Settings, str] = {}  # what is wrong with it; empty: nothing
+    found: dict[tuple[Settings, bool], str] = {}  # what is wrong with it; empty: nothing
     errors: list[str] = []
     for cell in cells:
         reasons = []
         try:
-            for settings in read_cell(p, axes, cell):
-                if settings not in found:
-                    found[settings] = find_fault(library, settings, p, model_stays)
-                reasons.append(found[settings])
+            for settings, is_others in read_cell(p, axes, cell):
+                if (settings, is_others) not in found:
+                    found[settings, is_others] = find_fault(library, settings, p, model_stays and not is_others)
+                reasons.append(found[settings, is_others])
         except KLoraError as e:
             reasons.append(str(e))
         if told := next(filter(None, reasons), ""):
@@ -98,8 +98,9 @@ def is_model_overridden(p: Any) -> bool:
     return "sd_model_checkpoint" in (getattr(p, "override_settings", None) or {})
 
 
-def read_cell(p: Any, axes: list[Axis], cell: Sequence[Any]) -> Iterator[Settings]:
-    """The settings of each pass of a cell that has a pair.  Raises SettingsError."""
+def read_cell(p: Any, axes: list[Axis], cell: Sequence[Any]) -> Iterator[tuple[Settings, bool]]:
+    """Of each pass of a cell that has a pair: its settings, and whether it has another checkpoint.  Raises SettingsError."""
+    is_other = getattr(p, "hr_checkpoint_name", None) not in SAME_CHECKPOINT
     copied = copy.copy(p)
     copied.styles = list(getattr(p, "styles", None) or [])
     for (option, values), value in zip(axes, cell):
@@ -112,7 +113,8 @@ def read_cell(p: Any, axes: list[Axis], cell: Sequence[Any]) -> Iterator[Setting
     if any(mark in prompt for prompt in (*copied.all_prompts, *copied.all_hr_prompts) for mark in TEMPLATES):
         return
     for wish in read_wishes(copied, find_arguments(copied)):
-        yield from (settings for settings in (wish.first, wish.hires) if settings is not None)
+        passes = (wish.first, False), (wish.hires, is_other)
+        yield from ((settings, is_others) for settings, is_others in passes if settings is not None)
 
 
 def write_prompts(p: Any) -> None:
@@ -138,10 +140,13 @@ def find_arguments(p: Any) -> Sequence[Any]:
 
 
 def find_fault(library: Library, settings: Settings, p: Any, model_stays: bool) -> str:
-    """Why these settings cannot be drawn; empty if nothing is known against them."""
+    """Why these settings cannot be drawn; empty if nothing is known against them.
+
+    model_stays: whether they are for the model that is chosen now.  It may have to be loaded first.
+    """
     host: Host = detect()
     try:
-        if model_stays:
+        if model_stays and host.has_model():
             make_part(host, library, settings, p)
         else:
             content, style = find_entries(host, settings)

@@ -24,7 +24,11 @@ def add_preset_list(elem_id: ElemId, store: Store) -> Any:
 
 
 def link_presets(made: dict[str, Any], preset: Any, elem_id: ElemId, store: Store) -> None:
-    """The box *Your presets*, and what choosing in the list does."""
+    """The box *Your presets*, and what choosing in the list does.
+
+    A list's choices are those of when the page's description was made, and another tab's box changes the presets too: so
+    javascript/klora.js presses a hidden button, which lists them anew, whenever the list comes into view.
+    """
     with gr.Accordion("Your presets", open=False, elem_id=elem_id("presets")):
         with gr.Row():
             name = gr.Textbox(
@@ -41,7 +45,8 @@ def link_presets(made: dict[str, Any], preset: Any, elem_id: ElemId, store: Stor
             export = gr.Button("Export", elem_id=elem_id("preset_export"))
             bring = gr.Button("Import", elem_id=elem_id("preset_import"))
     told = gr.HTML(elem_id=elem_id("preset_told"))
-    for each in (name, text, save, delete, export, bring):
+    again = gr.Button("Ask", elem_id=elem_id("preset_list"), elem_classes=["klora-hidden"])
+    for each in (name, text, save, delete, export, bring, again):
         keep_out_of_config(each)
     touched = [made[field] for field in TOUCHED]
     nothing = [gr.update() for _ in touched]
@@ -83,7 +88,8 @@ def link_presets(made: dict[str, Any], preset: Any, elem_id: ElemId, store: Stor
         return [gr.update(choices=store.list_names()), write_note("Imported", str(count))]
 
     preset.input(apply, [preset], [*touched, told], **AT_ONCE)
+    export.click(show, [], [text, told], **AT_ONCE)
+    again.click(lambda: gr.update(choices=store.list_names()), [], [preset], **AT_ONCE)
     save.click(keep, [name, *touched], [preset, told], **AT_ONCE)
     delete.click(drop, [name], [preset, told], **AT_ONCE)
-    export.click(show, [], [text, told], **AT_ONCE)
     bring.click(add, [text], [preset, told], **AT_ONCE)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ..errors import KLoraError, SettingsError, quote_first_line
@@ -27,6 +28,7 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "recommended": RECOMMENDED,
 }
 FILE_NAME = "klora_presets.json"
+NO_PRESET = "None"  # what the settings page shows for it
 MOST, LONGEST_NAME, LARGEST_TEXT = 200, 60, 1 << 20
 
 
@@ -49,6 +51,11 @@ def read_preset(given: Any) -> dict[str, Any]:
 
 def read_presets(text: str) -> dict[str, dict[str, Any]]:
     """Presets from JSON: {name: {setting: value}}.  Raises SettingsError."""
+    return {read_name(name): read_named(name, preset) for name, preset in read_objects(text).items()}
+
+
+def read_objects(text: str) -> dict[str, Any]:
+    """What JSON has by name, not validated.  Raises SettingsError."""
     if len(text) > LARGEST_TEXT:
         raise SettingsError(f"the text has {len(text)} characters, and may have {LARGEST_TEXT}", "presets")
     try:
@@ -57,13 +64,15 @@ def read_presets(text: str) -> dict[str, dict[str, Any]]:
         raise SettingsError('this is not JSON; it looks like {"my preset": {"balance": 1.0}}', "presets") from None
     if not isinstance(given, dict) or len(given) > MOST:
         raise SettingsError(f"must be an object of at most {MOST} presets by name", "presets")
-    found = {}
-    for name, preset in given.items():
-        try:
-            found[read_name(name)] = read_preset(preset)
-        except KLoraError as e:
-            raise SettingsError(f"{quote_value(name)}: {e}", "presets") from None
-    return found
+    return given
+
+
+def read_named(name: Any, preset: Any) -> dict[str, Any]:
+    """The valid values of the preset called ``name``.  Raises SettingsError, which tells the name."""
+    try:
+        return read_preset(preset)
+    except KLoraError as e:
+        raise SettingsError(f"{quote_value(name)}: {e}", "presets") from None
 
 
 def read_name(name: Any) -> str:
@@ -73,6 +82,8 @@ def read_name(name: Any) -> str:
         raise SettingsError(f"a name of 1 to {LONGEST_NAME} characters is needed, not {quote_value(name)}", "preset")
     if name in OURS:
         raise SettingsError(f"{name!r} is the name of a preset that comes with K-LoRA: choose another one", "preset")
+    if name == NO_PRESET:
+        raise SettingsError(f"{name!r} stands for no preset: choose another name", "preset")
     return name
 
 
@@ -81,24 +92,35 @@ def write_presets(presets: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 class Store:
-    """The user's own presets, in ``folder``; None where nothing may be written."""
+    """The user's own presets, in ``folder``; None where nothing may be written.
+
+    An entry of the file that this version cannot read is not listed, and stays in the file as it is.
+    """
+
+    turn = Lock()  # of all stores: the two tabs and the settings page have one each, on one file
 
     def __init__(self, folder: str | None):
         self.path = Path(folder) / FILE_NAME if folder else None
 
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Those of the file; none if there is no file.  Raises SettingsError for a damaged one."""
+    def load(self) -> dict[str, Any]:
+        """All that the file has by name, not validated; nothing if there is no file.  Raises SettingsError."""
         if self.path is None:
             return {}
         try:
-            return read_presets(self.path.read_text(encoding="utf-8"))
+            return read_objects(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as e:
-            raise SettingsError(f"{FILE_NAME} cannot be read: {quote_first_line(e)}", "presets") from None
+        except (OSError, ValueError, SettingsError) as e:
+            reason = e.message if isinstance(e, SettingsError) else quote_first_line(e)
+            told = f"{self.path} cannot be used ({reason}): mend that file or move it away"
+            raise SettingsError(told, "presets") from None
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Those of the file that can be read.  Raises SettingsError for a file that is no object of presets."""
+        return dict(list_readable(self.load()))
 
     def list_names(self) -> list[str]:
-        """Ours, then the user's own; only ours if the file cannot be read, which saving then says."""
+        """Ours, then the user's own; only ours if the file cannot be used, which saving then says."""
         try:
             return [*OURS, *self.read()]
         except KLoraError:
@@ -108,31 +130,36 @@ class Store:
         """Raises SettingsError."""
         if name in OURS:
             return OURS[name]
-        own = self.read()
+        own = self.load()
         if name not in own:
             raise SettingsError(f"there is no preset named {quote_value(name)} among the {len(OURS) + len(own)}", "preset")
-        return own[name]
+        return read_named(name, own[name])
 
     def save(self, name: Any, values: Mapping[str, Any]) -> str:
         """Keep ``values`` under ``name``, in place of one with this name.  Returns the name.  Raises SettingsError."""
         name = read_name(name)
-        given = {key: value for key, value in values.items() if key in TOUCHED}
-        self.write(self.read() | {name: read_preset(given)})
+        preset = read_preset({key: value for key, value in values.items() if key in TOUCHED})
+        with self.turn:
+            self.write(self.load() | {name: preset})
         return name
 
     def delete(self, name: Any) -> None:
         """Raises SettingsError."""
         name = read_name(name)
-        self.find(name)
-        self.write({key: value for key, value in self.read().items() if key != name})
+        with self.turn:
+            own = self.load()
+            if name not in own:
+                raise SettingsError(f"there is no preset named {quote_value(name)} of your own", "preset")
+            self.write({key: value for key, value in own.items() if key != name})
 
     def add(self, text: str) -> int:
         """Add the presets of an exported JSON.  Returns how many.  Raises SettingsError."""
         found = read_presets(text)
-        self.write(self.read() | found)
+        with self.turn:
+            self.write(self.load() | found)
         return len(found)
 
-    def write(self, presets: Mapping[str, Mapping[str, Any]]) -> None:
+    def write(self, presets: Mapping[str, Any]) -> None:
         """All or nothing: a new file takes the old one's place."""
         if self.path is None:
             raise SettingsError("nothing may be saved here: the WebUI's settings are frozen", "preset")
@@ -142,3 +169,11 @@ class Store:
             write_whole(self.path, write_presets(presets).encode())
         except OSError as e:
             raise SettingsError(f"{FILE_NAME} cannot be written: {quote_first_line(e)}", "preset") from None
+
+
+def list_readable(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, preset in given.items():
+        try:
+            yield read_name(name), read_named(name, preset)
+        except KLoraError:
+            continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def read_count(value: Any, name: str, most: int) -> int:
 
 def read_name(name: Any) -> str:
     """The file's name without its ending.  Raises SettingsError for a name that is a path, or that a tag cannot hold."""
-    if not isinstance(name, str) or not name.strip():
+    name = name.strip().removesuffix(ENDING).strip() if isinstance(name, str) else ""
+    if not name:
         raise SettingsError("the file needs a name", "name")
-    name = name.strip().removesuffix(ENDING)
     what = ""
     if wrong := FORBIDDEN.search(name):
         what = f"has {wrong[0]!r} in it"
@@ -73,9 +74,9 @@ def read_name(name: Any) -> str:
 def format_saved(saved: Saved) -> str:
     """Markdown: the files, what to know of them, and how to use them."""
     sizes = [f"**{path.stem}** ({path.stat().st_size / 1e6:.1f} MB)" for path in saved.paths]
-    notes = "".join(f"\n\nNote: {note}." for note in saved.notes)
+    notes = "".join(f"\n\nNote: {escape(note, quote=False)}." for note in saved.notes)
     return f"Saved {', '.join(sizes)} in the LoRA folder.{notes}\n\n```\n{saved.use.strip()}\n```"
 
 
 def format_refusal(error: KLoraError) -> str:
-    return f"Nothing was saved: {error}."
+    return f"Nothing was saved: {escape(str(error), quote=False)}."

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import infotext
 from ..errors import SettingsError
-from ..settings import Settings, name_arguments, read_settings
+from ..settings import BY_NAME, Settings, name_arguments, read_settings
 from . import xyz
 from .tag import NAME, blame_tag, find_tag, format_tag, parse_tag, quote_tag, refuse
 
@@ -54,7 +54,7 @@ def read_wishes(p: Any, args: Sequence[Any]) -> list[Wish]:
     A plot's axes change the settings of a tag too, and the tag in the prompt with them, so that the image tells of it.
     """
     panel = read_panel(p, args)
-    is_on = bool(name_arguments(args).get("enabled"))
+    is_on = BY_NAME["enabled"].read(name_arguments(args).get("enabled") or False)
     return [read_wish(p, panel, is_on, batch) for batch in list_batches(p)]
 
 

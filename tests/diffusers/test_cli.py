@@ -193,4 +193,4 @@ def test_a_full_disk_leaves_nothing_half(
 
 def test_without_diffusers(ask: Callable, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    assert "pip install 'klora-webui[diffusers]'" in refused(ask("generate"), capsys, tmp_path / "out")
+    assert "pip install '.[diffusers]', in the project's folder" in refused(ask("generate"), capsys, tmp_path / "out")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import importlib.util
+import io
 import os
 import shutil
 import sys
@@ -19,9 +21,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from klora_lib import toy
+from klora_lib.cli import files, options
 from klora_lib.cli.evaluate import split_words
 from klora_lib.cli.main import main
 from klora_lib.drawing import pipelines
+from klora_lib.errors import SettingsError
 from klora_lib.evaluation.metrics import ClipAndDino
 
 from ..encoders import write_encoders
@@ -88,6 +92,32 @@ def test_seeds_of_a_batch_score_as_alone(given: dict, tmp_path: Path) -> None:
     assert scores(batch, "klora") == pytest.approx(scores(alone, "klora"), abs=2e-3)
     assert [row["seed"] for row in batch] == ["7", "8", "9"]
     assert len(np.unique(scores(alone, "klora")[:, 0])) == 3
+
+
+class Shut(io.StringIO):
+    """An output whose reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def test_a_table_that_cannot_be_printed_is_written(given: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Shut())
+    monkeypatch.setattr(options, "drop_output", lambda: None)
+    status, rows = evaluate(given, tmp_path / "out", methods="klora", count="1", steps="1")
+    assert status == 141 and len(rows) == 1 and "| klora |" in (tmp_path / "out" / "evaluation.md").read_text()
+
+
+def test_a_table_that_cannot_be_written_is_printed(
+    given: dict, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Any, data: bytes) -> None:
+        raise SettingsError(f"{os.fspath(path)!r} cannot be written: No space left on device")
+
+    monkeypatch.setattr(files, "write_file", full)
+    assert evaluate(given, tmp_path / "out", methods="klora", count="1", steps="1") == (2, [])
+    heard = capsys.readouterr()
+    assert "| klora |" in heard.out and heard.err.endswith("cannot be written: No space left on device\n")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray, an optional extra, is not installed")

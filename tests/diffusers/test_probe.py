@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from klora_lib import toy
 from klora_lib.cli import probe
 from klora_lib.cli.main import main
 from klora_lib.diffusers import klora
@@ -78,6 +79,25 @@ def test_an_encoder_is_asked_for_its_embedding(words: list[str], capsys: Any) ->
     assert 0 < json.loads(capsys.readouterr().out)["beta"] < 2
 
 
+def test_the_toy_has_its_own_prompts_and_guidance(
+    files: Callable, dino: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``generate --model toy`` draws: for each LoRA the prompt of its trigger words, with the toy's own guidance."""
+    given: list[tuple[str, float]] = []
+
+    def draw(pipe: Any, block: Any, prompt: str, guidance_scale: float = 7.5, **_: Any) -> tuple[list[Image.Image], None]:
+        given.append((prompt, guidance_scale))
+        return [Image.new("RGB", (8, 8), (9 * len(given), 0, 0))], None
+
+    monkeypatch.setattr(probe, "draw_images", draw)
+    monkeypatch.setattr(probe.pipelines, "load_pipeline", lambda *_: FAMILIES["sd15"]())
+    paths = [str(path) for path in files("sd15")]
+    assert main(["plan", *paths, "--method", "est", "--probe", "toy", "--dino", dino]) == 0
+    capsys.readouterr()
+    prompts = [toy.write_prompt("subject"), toy.write_prompt(None, "painter")]
+    assert given == [(prompt, toy.GUIDANCE) for prompt in prompts] and prompts[0] != prompts[1]
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
@@ -86,6 +106,10 @@ def test_an_encoder_is_asked_for_its_embedding(words: list[str], capsys: Any) ->
         ({"--dino": None}, "klora: dino: is needed to compare the two images"),
         ({"--prompt": None}, "klora: prompt: is needed, one text for both images or one for each, not 0"),
         ({"--dino": "nowhere"}, "klora: dino: no model can be loaded from 'nowhere'"),
+        ({"--probe": None}, "klora: dino: is for a measurement, which needs --probe as well"),
+        ({"--probe": None, "--dino": None}, "klora: prompt: is for a measurement, which needs --probe as well"),
+        ({"--probe": ""}, "klora: probe: '' is no diffusers folder"),
+        ({"--probe": "nowhere"}, "klora: probe: there is nothing at 'nowhere'"),
     ],
 )
 def test_what_does_not_go_with_it_is_one_line(

@@ -97,6 +97,25 @@ def test_refusals(toy: Any, given: dict[str, Any], said: str) -> None:
         ToyStudio(toy).draw_images("a dog", 3, 1, *values(enabled=True, **given))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("seed", None, "seed: must be a whole number from 0 to 9223372036854775791, not None"),
+        ("seed", float("inf"), "seed: must be a whole number from 0 to 9223372036854775791, not inf"),
+        ("count", None, "images: must be a whole number from 1 to 16, not None"),
+        ("count", float("nan"), "images: must be a whole number from 1 to 16, not nan"),
+        ("count", 2.5, "images: must be a whole number from 1 to 16, not 2.5"),
+    ],
+)
+def test_a_field_that_holds_no_whole_number(toy: Any, field: str, value: float | None, said: str) -> None:
+    """None is what a page sends for an empty one."""
+    given: dict[str, Any] = {"seed": 3, "count": 1, field: value}
+    blocks = build_page(ToyStudio(toy))
+    (draw,) = (each for each in blocks.fns.values() if each.api_name == "draw")
+    with pytest.raises(gr.Error, match=f"^'K-LoRA: {said}'$"):
+        draw.fn("a dog", given["seed"], given["count"], *values(content="subject", style="painter"))
+
+
 def test_the_page_opens_with_a_pair_chosen(toy: Any) -> None:
     blocks = build_page(ToyStudio(toy))
     shown = {block.elem_id: block for block in blocks.blocks.values() if getattr(block, "elem_id", None)}
@@ -177,4 +196,16 @@ def test_without_the_repository(told: Callable, tmp_path: Path, monkeypatch: pyt
 def test_what_is_not_installed(told: Callable, monkeypatch: pytest.MonkeyPatch, module: str, extra: str) -> None:
     """Is called by its name."""
     monkeypatch.setitem(sys.modules, module, None)
-    assert told().endswith(f"pip install 'klora-webui[{extra}]'")
+    assert told().endswith(f"pip install '.[{extra}]', in the project's folder")
+
+
+def test_a_gradio_that_leaves_out_our_scripts(told: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gradio 3's Blocks takes any keyword, and does nothing with `head`."""
+
+    class Blocks:
+        def __init__(self, theme: Any = None, css: str | None = None, **kwargs: Any):
+            pass
+
+    monkeypatch.setattr(gr, "Blocks", Blocks)
+    monkeypatch.setattr(gr, "__version__", "3.41.2")
+    assert told().startswith("klora: gradio 3.41.2 leaves the page without its scripts: pip install '.[ui]'")

@@ -62,6 +62,16 @@ def test_what_is_known_is_refused_before_the_first_image(host: Host, sd15: Model
     assert "Prompt S/R 'balance=9'" in refused(host, written, ("Prompt S/R", "balance=0, balance=9"))
 
 
+def test_a_plot_is_judged_by_the_checkpoint_that_was_just_chosen(host: Host, sd15: Model):
+    """The Forges load it when the first cell is drawn."""
+    host.image(plain())
+    host.use(host.sdxl.checkpoint)
+    _, cells = run(host, klora(host.sdxl.attention, steps=2), ("K-LoRA alpha", "1, 2"))
+    assert len(cells) == 2
+    host.use(sd15.checkpoint)
+    host.image(plain())
+
+
 def test_a_cell_that_cannot_be_drawn_carries_the_sentence(host: Host, sd15_witness: Witness):
     """What a weight in a tag is, only the job finds out."""
     pair = host.sd15.uneven

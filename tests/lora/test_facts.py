@@ -37,6 +37,43 @@ def test_the_width_of_the_text_tells_the_base(tmp_path: Path, width: int, base: 
     assert found == Facts(base, "LoRA", (4, 8), 2, "kohya", ())
 
 
+def write_header(path: Path, header: object) -> Path:
+    said = json.dumps(header).encode()
+    path.write_bytes(len(said).to_bytes(8, "little") + said)
+    return path
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": ["<img src=x onerror=alert(1)>", 10], "data_offsets": [0, 40]},
+        {"dtype": "F32", "shape": [True, 10], "data_offsets": [0, 40]},
+        {"dtype": "F32", "shape": [-1, 10], "data_offsets": [0, 40]},
+        {"dtype": "F32", "shape": "44", "data_offsets": [0, 40]},
+        {"dtype": ["F32"], "shape": [4, 10], "data_offsets": [0, 40]},
+        {"dtype": "F32", "shape": [4, 10], "data_offsets": [0.5, 40]},
+        {"dtype": "F32", "shape": [4, 10], "data_offsets": []},
+        "F32",
+    ],
+)
+def test_an_entry_that_is_none_makes_it_no_safetensors_file(tmp_path: Path, entry: object) -> None:
+    path = write_header(tmp_path / "evil.safetensors", {f"lora_unet_{K}.lora_down.weight": entry})
+    with pytest.raises(LoraFileError, match="not a safetensors file"):
+        read_facts(path, "evil")
+
+
+@pytest.mark.parametrize("metadata", [["a"], "a", 3])
+def test_so_does_metadata_that_is_none(tmp_path: Path, metadata: object) -> None:
+    with pytest.raises(LoraFileError, match="not a safetensors file"):
+        read_facts(write_header(tmp_path / "evil.safetensors", {"__metadata__": metadata}), "evil")
+
+
+@pytest.mark.parametrize("shape", [(), (768,), (4, 768, 1, 1)])
+def test_a_shape_of_any_length_is_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    found = facts(tmp_path, {f"lora_unet_{K}.lora_down.weight": torch.ones(shape)})
+    assert (found.base, found.layers) == ("SD1" if len(shape) > 1 else "a UNet", 1)
+
+
 def test_without_it_the_metadata_tells(tmp_path: Path) -> None:
     found = facts(tmp_path, make_pair(Q, 4, 64), modelspec__architecture="stable-diffusion-xl-v1-base/lora")
     assert (found.base, found.trainer) == ("SDXL", "")

@@ -121,6 +121,13 @@ def test_who_acts_is_said_in_a_sentence(given: dict[str, object], said: str) -> 
     assert format_report(found).startswith(f"{found.sentence[0].upper()}{found.sentence[1:]}.\n")
 
 
+def test_of_two_without_a_common_layer_each_acts() -> None:
+    layers = random_layers(1)
+    names = list(layers)
+    _, found = explained({names[0]: layers[names[0]]}, {names[1]: layers[names[1]]})
+    assert found.sentence == "they have no layer in common, so each acts on its own layers"
+
+
 def test_layers_without_any_lora_are_told_apart() -> None:
     plan, found = explained(random_layers(1), random_layers(2), layers="attention-only")
     assert found.total.none_steps == pytest.approx(len(OTHERS) / len(plan.units))

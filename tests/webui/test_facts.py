@@ -7,6 +7,7 @@ import os
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -41,7 +42,8 @@ def test_an_answer_says_what_it_is_about(host: FakeHost) -> None:
 
 
 def test_nothing_of_a_file_becomes_html() -> None:
-    html = write_facts(Facts(EVIL, EVIL, (1, 2), 3, EVIL, ("plain",)), [EVIL.replace("<", "")], "./thumb?f=" + EVIL)
+    ranks: Any = (EVIL, EVIL + "2")
+    html = write_facts(Facts(EVIL, EVIL, ranks, 3, EVIL, ("plain",)), [EVIL.replace("<", "")], "./thumb?f=" + EVIL)
     for each in (html, write_trouble(EVIL), write_note(EVIL, EVIL)):
         seen = Tags(each)
         assert set(seen.tags) <= {"div", "span", "b", "button", "img"} and "onerror" not in seen.attributes
@@ -88,6 +90,18 @@ def test_so_is_a_pair_that_does_not_fit_the_checkpoint(host: FakeHost, monkeypat
     assert "none of the layers that both LoRAs touch is in &#x27;tiny&#x27;" in host.app.check_pair("subject", "style")
     monkeypatch.setattr(host.sd_models.model_data, "sd_model", None)
     assert "klora-trouble" not in host.app.check_pair("subject", "style") and asked == ["tiny"]
+
+
+def test_a_checkpoint_that_waits_to_be_loaded_is_not_asked(forge: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forge keeps the old model until the next job begins, and a placeholder before the first."""
+    data = forge.sd_models.model_data
+    monkeypatch.setattr(data, "forge_loading_parameters", {"checkpoint_info": "new"}, raising=False)
+    monkeypatch.setattr(data, "forge_hash", "old", raising=False)
+    assert 'data-model=""' in forge.app.check_pair("subject", "style")
+    monkeypatch.setattr(data, "forge_hash", str(data.forge_loading_parameters))
+    assert 'data-model="tiny"' in forge.app.check_pair("subject", "style")
+    monkeypatch.setattr(forge.shared, "sd_model", object())
+    assert 'data-model=""' in forge.app.check_pair("subject", "style")
 
 
 def test_the_answer_names_the_checkpoint_it_is_about(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:

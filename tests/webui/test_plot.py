@@ -11,8 +11,11 @@ import torch
 from fastapi import HTTPException
 from PIL import Image, ImageChops
 
+from klora_lib.hosts import detect
+from klora_lib.rule.cache import Library
 from klora_lib.settings import Settings
 from klora_lib.webui import boot, sentence, xyz
+from klora_lib.webui import plot as plots
 
 from ..fakes import plot
 from ..fakes.host import FakeHost, ScriptData
@@ -71,6 +74,35 @@ def test_what_is_known_is_refused_before_the_first_image(
     grid: types.ModuleType, host: FakeHost, axes: dict, sentence: str
 ) -> None:
     assert refused(grid, job(host), **axes).startswith(f"K-LoRA: {sentence}")
+
+
+def test_a_model_that_is_loaded_later_is_not_judged(forge: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Forges load it when the first cell is drawn: until then there is the old one, or a placeholder."""
+    monkeypatch.setattr(type(detect()), "find_sites", lambda self: {})  # the old one: no pair fits
+    settings, p, data = Settings(content="subject", style="style"), job(forge), forge.sd_models.model_data
+
+    def find_fault() -> str:
+        return plots.find_fault(Library(), settings, p, model_stays=True)
+
+    assert "none of the layers that both LoRAs touch is in 'tiny'" in find_fault()
+    monkeypatch.setattr(data, "forge_loading_parameters", {"checkpoint_info": "new"}, raising=False)
+    monkeypatch.setattr(data, "forge_hash", "old", raising=False)
+    assert find_fault() == ""
+    monkeypatch.setattr(data, "forge_loading_parameters", {})
+    monkeypatch.setattr(forge.shared, "sd_model", object())
+    assert find_fault() == ""
+
+
+def test_the_hires_passs_own_checkpoint_is_loaded_later_too(
+    grid: types.ModuleType, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, bool]] = []
+    monkeypatch.setattr(plots, "find_fault", lambda _, settings, p, stays: seen.append((settings.balance, stays)) or "")
+    p = job(host, {"hires": "own", "hires_balance": 1.0}, enable_hr=True)
+    p.hr_checkpoint_name = "another"  # type: ignore[attr-defined]
+    p.all_hr_prompts = [p.prompt]  # type: ignore[attr-defined]
+    run(grid, p, alpha=["1"])
+    assert seen == [(0.0, True), (1.0, False)]
 
 
 def test_of_many_bad_cells_three_are_told(grid: types.ModuleType, host: FakeHost) -> None:

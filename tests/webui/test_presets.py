@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_what_is_wrong_is_told_and_changes_nothing(store: Store, text: str, said
     assert store.read() == {"kept": {"balance": 1.0}}
 
 
-@pytest.mark.parametrize("name", ["", None, "x" * 61, "a\nb", "recommended", 3])
+@pytest.mark.parametrize("name", ["", None, "x" * 61, "a\nb", "recommended", "None", " None ", 3])
 def test_a_name_that_cannot_be(store: Store, name: Any) -> None:
     with pytest.raises(SettingsError):
         store.save(name, {})
@@ -85,9 +86,47 @@ def test_a_name_that_cannot_be(store: Store, name: Any) -> None:
 def test_a_damaged_file_stays_as_it_is(store: Store, tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text("not ours", encoding="utf-8")
     assert store.list_names() == list(OURS), "the panel comes up"
-    with pytest.raises(SettingsError, match="not JSON"):
+    with pytest.raises(SettingsError) as refusal:
         store.save("mine", {})
+    told = str(refusal.value)
+    assert str(tmp_path / FILE_NAME) in told and "not JSON" in told and told.endswith("mend that file or move it away")
     assert (tmp_path / FILE_NAME).read_text(encoding="utf-8") == "not ours"
+
+
+def test_an_entry_of_another_version_hides_no_other_and_stays(store: Store, tmp_path: Path) -> None:
+    """A setting that is not known here, and a name that is ours now."""
+    others = {"later": {"newthing": 1}, "recommended": {"balance": 1.0}, "mine": {"balance": 2.0}}
+    (tmp_path / FILE_NAME).write_text(json.dumps(others), encoding="utf-8")
+    assert store.list_names() == [*OURS, "mine"] and store.find("mine") == {"balance": 2.0}
+    with pytest.raises(SettingsError, match="'later': 'newthing': is not a K-LoRA setting"):
+        store.find("later")
+    store.save("more", {"method": "est"})
+    assert store.list_names() == [*OURS, "mine", "more"]
+    store.delete("mine")
+    kept = json.loads((tmp_path / FILE_NAME).read_text(encoding="utf-8"))
+    assert kept == {"later": {"newthing": 1}, "recommended": {"balance": 1.0}, "more": {"method": "est"}}
+    store.delete("later")
+    with pytest.raises(SettingsError, match="no preset named 'mine' of your own"):
+        store.delete("mine")
+
+
+def test_two_that_save_at_once_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one waits between reading and writing, until the second one has begun."""
+    first, second = Store(str(tmp_path)), Store(str(tmp_path))
+    began = threading.Event()
+    other = threading.Thread(target=lambda: (began.set(), second.save("two", {})))
+    write = first.write
+
+    def write_late(found: Any) -> None:
+        other.start()
+        began.wait()
+        other.join(0.2)
+        write(found)
+
+    monkeypatch.setattr(first, "write", write_late)
+    first.save("one", {})
+    other.join()
+    assert set(first.read()) == {"one", "two"}
 
 
 def test_a_frozen_webui_keeps_nothing() -> None:

@@ -66,6 +66,8 @@ def test_segments_are_files_with_a_text_to_paste(host: FakeHost, folder: Path) -
     ({"method": "klora"}, "method: 'klora' changes its choice from step to step, and one file cannot: take"),
     ({"name": ""}, "name: the file needs a name"),
     ({"name": None}, "name: the file needs a name"),
+    ({"name": " .safetensors "}, "name: the file needs a name"),
+    ({"style": "a<b>"}, "style: there is no LoRA named 'a&lt;b&gt;' among the"),
     ({"name": "../fused"}, "name: '../fused' has '/' in it: a plain name is needed, for a file in the LoRA folder"),
     ({"name": "a\\b"}, "has '\\\\' in it: a plain name is needed"),
     ({"name": "a:b"}, "name: 'a:b' has ':' in it"),

@@ -159,6 +159,23 @@ def test_a_job_without_a_tag_is_left_alone(host: FakeHost) -> None:
     assert "init" not in vars(p) and not hasattr(p, "klora_job")
 
 
+def test_what_is_drawn_next_with_the_same_job_tells_nothing_of_it(host: FakeHost) -> None:
+    """img2img's batch draws one image after another with one p; what each is drawn with may come from its file."""
+    p = plain(host, prompt="a cat <klora:subject:style>")
+    assert "K-LoRA tag: used" in process_images(p).infotexts[0]
+    p.prompt = "a cat"
+    drawn = process_images(p)
+    assert "K-LoRA" not in drawn.infotexts[0]
+    assert torch.equal(drawn.images[0], process_images(plain(host, prompt="a cat")).images[0])
+
+
+@pytest.mark.parametrize("enabled", [False, "false", 0, None])
+def test_a_panel_that_is_off_is_not_said_to_be_on(host: FakeHost, enabled: object) -> None:
+    given = {} if enabled is None else {"enabled": enabled}
+    drawn = process_images(Processing(host, script_args=(given,), prompt="a cat <klora:subject:style>"))
+    assert "K-LoRA tag: used" in drawn.infotexts[0] and "instead of the panel" not in drawn.infotexts[0]
+
+
 # --- the hires pass ---
 
 

@@ -1,9 +1,8 @@
-// What an artist does: presets, tag, images, paste, hires, img2img, a plot, another checkpoint, all of it by keyboard.
+// What an artist does: presets, tag, images, paste, hires, img2img, a plot, another checkpoint; a card's buttons by keyboard.
 // node artist.js ADDRESS FOLDER CONTENT STYLE OTHER CHECKPOINT IMAGE   (OTHER: a LoRA for another model; CHECKPOINT: for it)
 const {choose, given, id, run, seen, shoot, until, value} = require("./browse.js");
 
 const [content, style, other, checkpoint, image] = given;
-const MOST_TABS = 60;
 const box = (tab) => `#script_${tab}_klora_enabled-visible-checkbox`;
 const info = (tab) => `#html_info_${tab}`;
 const prompt = (page) => page.locator("#txt2img_prompt textarea");
@@ -39,26 +38,7 @@ async function told(page, wanted) {
     return page.locator(id("preset_told")).first().innerText();
 }
 
-/** The ids of the panel's components that Tab reaches, in their order, from the header on. */
-async function walk(page) {
-    await page.locator(box("txt2img")).focus();
-    const reached = [];
-    for (let tabs = 0; tabs < MOST_TABS; tabs++) {
-        await page.keyboard.press("Tab");
-        const where = await page.evaluate(() => {
-            const at = document.activeElement;
-            return at?.closest('[id="script_txt2img_klora_enabled"]') ? at.closest('[id^="script_txt2img_klora_"]').id : null;
-        });
-        if (!where) break;
-        reached.push(where.replace("script_txt2img_klora_", ""));
-    }
-    return reached;
-}
-
 run({
-    async keyboard(page) {
-        seen.reached = await walk(page);
-    },
     async early(page) {
         // a page that is busy: the first keys come before the next frame
         await page.evaluate(() => {
@@ -248,6 +228,15 @@ run({
             await until(page, `facts of ${name}`, (at) => document.querySelector(at), `${where(`${name}_facts`)} .klora-line`);
         }
         await page.locator(box("img2img")).check();
+        const shown = async (steps) => {
+            await page.locator(where("map")).scrollIntoViewIfNeeded();
+            await until(page, `a map of ${steps} steps`, (wanted) => window.kloraMap.maps["script_img2img_klora"].view.map?.steps === wanted, steps);
+            return page.evaluate(() => window.kloraMap.maps["script_img2img_klora"].view.map.share);
+        };
+        await write(page, "#img2img_denoising_strength", 0.9);
+        seen.img2imgMaps = [await shown(4)];
+        await write(page, "#img2img_denoising_strength", 0.25);
+        seen.img2imgMaps.push(await shown(2));
         await page.locator("#img2img_prompt textarea").fill("a cat");
         seen.img2img = await generate(page, "img2img");
         await shoot(page, "img2img");
@@ -268,5 +257,23 @@ run({
         await shoot(page, "checkpoint");
         await pick(old.split(" ")[0]);
         await until(page, "no warning", (where) => !document.querySelector(where), `${id("fit")} .klora-trouble`);
+    },
+    async laterCheckpoint(page) {
+        const list = page.locator("#quicksettings .model_selection input").first();
+        if (!(await list.count())) return; // A1111
+        const asked = {};
+        page.on("request", (request) => {
+            const data = request.url().includes("/run/predict") ? request.postDataJSON() : null;
+            if (data?.data?.[0] === "{}") asked[data.fn_index] = (asked[data.fn_index] ?? 0) + 1;
+        });
+        const old = await list.inputValue();
+        const pick = async (part) => {
+            await list.click();
+            await page.locator("#quicksettings .model_selection ul li", {hasText: part}).first().click();
+            await page.waitForTimeout(9000); // a second question would come after 3 seconds, a third after 6
+        };
+        await pick(checkpoint);
+        seen.asked = Object.values(asked);
+        await pick(old.split(" ")[0]);
     },
 });

@@ -72,4 +72,4 @@ async function run(steps) {
 
 const shoot = (page, name) => page.screenshot({path: path.join(folder, `${name}.png`)});
 
-module.exports = {address, choose, folder, given, id, refresh, run, seen, shoot, slow, until, value};
+module.exports = {address, choose, folder, given, id, openPage: open, refresh, run, seen, shoot, slow, until, value};

@@ -32,10 +32,28 @@ function change(page, name, number, wait = true) {
 
 const open = (page, where) => page.locator(`${where} > .label-wrap`).click();
 
+const MOST_TABS = 60;
+
+/** The ids of the panel's components that Tab reaches, in their order, from the header on. */
+async function walk(page) {
+    await page.locator(`${id("enabled")}-visible-checkbox`).focus();
+    const reached = [];
+    for (let tabs = 0; tabs < MOST_TABS; tabs++) {
+        await page.keyboard.press("Tab");
+        const where = await page.evaluate(() => {
+            const at = document.activeElement;
+            return at?.closest('[id="script_txt2img_klora_enabled"]') ? at.closest('[id^="script_txt2img_klora_"]').id : null;
+        });
+        if (!where) break;
+        reached.push(where.replace("script_txt2img_klora_", ""));
+    }
+    return reached;
+}
+
 run({
     async drawn(page) {
         page.on("request", (request) => {
-            if (request.url().includes("/klora/panel/map")) requests.push(request.url());
+            if (request.url().includes("/klora/panel/map")) requests.push(request.postDataJSON());
         });
         await refresh(page); // the files are newer than the page
         await choose(page, "content", content);
@@ -78,6 +96,21 @@ run({
         seen.keyed = await page.locator(`${id("map")} .klora-map-told`).textContent();
         await page.keyboard.press("Tab");
     },
+    async tabs(page) {
+        seen.reached = await walk(page);
+    },
+    async again(page) {
+        // one answer fails: the next request comes by itself, and not soon
+        await page.route("**/klora/panel/map", (route) => route.fulfill({status: 200, body: "no JSON"}), {times: 1});
+        const asked = requests.length;
+        await change(page, "balance", 0.1, false);
+        await until(page, "the failure", (where) => document.querySelector(where), `${id("map")} .klora-map-refused`);
+        seen.failure = await sentence(page);
+        const begun = Date.now();
+        await until(page, "the map again", (where) => !document.querySelector(where), `${id("map")} .klora-map-refused`);
+        seen.again = [Date.now() - begun, requests.length - asked];
+        await change(page, "balance", 0);
+    },
     async refused(page) {
         await choose(page, "style", content);
         await until(page, "the refusal", (where) => document.querySelector(where), `${id("map")} .klora-map-refused`);
@@ -92,14 +125,16 @@ run({
         const cancel = page.locator(`${id("map")} .klora-map-wait button`);
         await cancel.waitFor({timeout: slow});
         await shoot(page, "map-waiting");
-        await cancel.click();
-        seen.cancelled = await sentence(page);
+        await cancel.focus();
+        await page.keyboard.press("Enter");
         const asked = requests.length;
+        seen.cancelled = await sentence(page);
+        seen.focusAfterCancelling = await page.evaluate(() => document.activeElement?.className);
         await page.waitForTimeout(2000);
-        seen.askedAfterCancelling = requests.length - asked - 1; // the first one tells the server
+        seen.askedAfterCancelling = requests.slice(asked).filter((request) => !request.stop).length; // one tells the server
     },
     async fullSize(page) {
-        await change(page, "balance", 0.25, false);
+        await page.locator("#txt2img_steps input[type=number]").fill("19"); // which the panel has no event for
         await until(page, "the full-size map", () => (window.kloraMap.maps["script_txt2img_klora"].view.map?.rows.length ?? 0) > 500);
         await isDrawn(page);
         seen.times = [];
@@ -120,8 +155,5 @@ run({
         await page.locator("#txt2img_steps input[type=number]").fill("9");
         await page.waitForTimeout(2500);
         seen.askedWhenClosed = requests.length - asked;
-    },
-    async cost(page) {
-        seen.opening = await page.evaluate(() => performance.getEntriesByType("measure").filter((each) => each.name.startsWith("klora")).map(({name, duration}) => [name, duration]));
     },
 });

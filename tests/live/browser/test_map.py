@@ -82,7 +82,20 @@ def test_a_refusal_is_one_sentence(seen: dict[str, Any]) -> None:
 
 def test_cancelled_and_closed_it_asks_nothing(seen: dict[str, Any]) -> None:
     assert seen["cancelled"] == "Cancelled: change a value to see the map."
-    assert seen["askedAfterCancelling"] <= 0 and seen["askedWhenClosed"] == 0
+    assert seen["askedAfterCancelling"] == 0 and seen["askedWhenClosed"] == 0
+    assert "klora-map" in seen["focusAfterCancelling"].split(), "the button that had the focus is hidden"
+
+
+def test_after_a_failure_it_asks_again_by_itself(seen: dict[str, Any]) -> None:
+    milliseconds, requests = seen["again"]
+    assert seen["failure"] == "The WebUI does not answer."
+    assert requests == 2 and milliseconds > 3000
+
+
+def test_tab_reaches_every_control(seen: dict[str, Any]) -> None:
+    pair = ["content", "content_refresh", "content_facts", "style", "style_refresh", "style_facts"]
+    others = ["content_weight", "style_weight", "swap", "method", "balance", "preset", "map", "advanced", "presets", "save"]
+    assert [name for name in dict.fromkeys(seen["reached"]) if name in (*pair, *others)] == [*pair, *others]
 
 
 def test_how_long_it_took(seen: dict[str, Any], record_property: Any) -> None:

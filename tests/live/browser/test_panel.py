@@ -15,7 +15,8 @@ from .conftest import Browse, check_console
 pytestmark = pytest.mark.hosts("a1111", "forge")
 EVIL = '<img src=x onerror="window.kloraInjected = 1">'
 WORDS = {"10_dog": {"sks dog": 9, EVIL: 99, "grass": 4}}
-GRADIOS_OWN = {"color-contrast", "aria-allowed-role", "nested-interactive", "list"}  # of its lists, headers and grey help
+# of its lists, headers and grey help; in HTML of ours these count too
+GRADIOS_OWN = {"color-contrast", "aria-allowed-role", "nested-interactive", "list"}
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,8 @@ def seen(page_host: Host, browse: Browse) -> dict[str, Any]:
     path = host.lora / "wordy.safetensors"  # written after the start: the user presses the refresh button
     save_file(files.read(host.lora / f"{pair.content}.safetensors"), path, {"ss_tag_frequency": json.dumps(WORDS)})
     path.with_suffix(".json").write_text(json.dumps({"activation text": "photo of sks, (a, b:1.2)"}))
+    for name in ("bobcat", "cat"):  # one name is a part of another, which comes first
+        save_file(files.read(host.lora / f"{pair.content}.safetensors"), host.lora / f"{name}.safetensors")
     return browse("panel.js", "wordy", pair.style, host.sdxl.full.content)
 
 
@@ -34,6 +37,24 @@ def test_every_step_was_done(seen: dict[str, Any]) -> None:
 
 def test_the_console_is_clean(seen: dict[str, Any]) -> None:
     check_console(seen)
+
+
+def test_the_header_is_a_button(seen: dict[str, Any]) -> None:
+    assert seen["header"] == [False, True], "closed and opened by the key Enter"
+
+
+@pytest.mark.parametrize("key", ["Tab", "Enter", "Escape"])
+def test_a_name_that_is_typed_in_full_is_taken(seen: dict[str, Any], key: str) -> None:
+    assert seen["typed"][key] == ["cat", ""], "not the first that was found, and nothing is said"
+
+
+def test_the_arrow_keys_go_before_what_is_typed(seen: dict[str, Any]) -> None:
+    active, taken = seen["arrows"]
+    assert taken == active
+
+
+def test_the_lists_scrollbar_takes_nothing(seen: dict[str, Any]) -> None:
+    assert seen["afterScrollbar"] == "wordy", "half a name is taken back"
 
 
 def test_what_is_not_listed_is_refused_and_the_choice_stays(seen: dict[str, Any]) -> None:
@@ -50,10 +71,11 @@ def test_facts_and_words_are_the_files(seen: dict[str, Any]) -> None:
     assert seen["chips"] == ["photo of sks", "(a, b:1.2)", "sks dog", "grass"]
     assert seen["injected"] is None
     assert seen["prompt"] == "photo of sks", "pressed twice, it is in the prompt once"
+    assert seen["promptWithPart"] == "hourglass, grassy, grass", "a part of another word is not the word"
 
 
 def test_the_header_shows_the_pair_and_the_method(seen: dict[str, Any], page_host: Host) -> None:
-    assert seen["title"] == f"wordy + {page_host.sd15.full.style} · klora"
+    assert seen["title"] == seen["titleWhileTyping"] == f"wordy + {page_host.sd15.full.style} · klora"
 
 
 def test_swap_preset_and_warning(seen: dict[str, Any], page_host: Host) -> None:
@@ -72,5 +94,11 @@ def test_buttons_on_the_cards(seen: dict[str, Any]) -> None:
     assert seen["pressed"] == 2
 
 
-def test_axe_finds_nothing_of_ours(seen: dict[str, Any]) -> None:
-    assert [found for found in seen["axe"] if found["rule"] not in GRADIOS_OWN] == []
+def test_a_preset_is_listed_in_the_other_tab_and_on_a_new_page(seen: dict[str, Any]) -> None:
+    assert "ours" in seen["presetsInOtherTab"] and "ours" in seen["presetsAfterReload"]
+
+
+@pytest.mark.parametrize("theme", ["axe", "axeInTheDark"])
+def test_axe_finds_nothing_of_ours(seen: dict[str, Any], theme: str) -> None:
+    found = [(each["rule"], node) for each in seen[theme] for node in each["nodes"]]
+    assert [(rule, node) for rule, node in found if rule not in GRADIOS_OWN or node["ours"]] == []
