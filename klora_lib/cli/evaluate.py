@@ -91,7 +91,7 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
     if args.prompt is None and toy is None:
         raise SettingsError("is needed, with {content} and {style} where the words of the two belong", "prompt")
     return Sampling(
-        args.prompt if toy is None or args.prompt is not None else toy.write_prompt("{content}", "{style}"),
+        args.prompt if toy is None or args.prompt is not None else toy.write_prompt("{content}"),
         args.negative_prompt,
         read_whole_number(getattr(toy, "STEPS", 30) if args.steps is None else args.steps, "steps", 1, 1000),
         read_number(getattr(toy, "GUIDANCE", None) if args.cfg is None else args.cfg, "cfg", 0, 100),

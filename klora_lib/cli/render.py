@@ -96,7 +96,7 @@ def read_image_request(args: argparse.Namespace) -> ImageRequest:
     return ImageRequest(
         args.model,
         (content, style),
-        args.prompt if defaults is None or args.prompt is not None else defaults.write_prompt(content.stem, style.stem),
+        args.prompt if defaults is None or args.prompt is not None else defaults.write_prompt(content.stem),
         args.negative_prompt,
         read_whole_number(steps, "steps", 1, 1000),
         read_number(cfg, "cfg", 0, 100),

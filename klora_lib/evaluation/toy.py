@@ -71,8 +71,8 @@ def list_true_pairs() -> list[tuple[Lora, Lora]]:
 
 
 def make_sampling(prompt: str | None = None) -> Sampling:
-    """prompt: None for one that asks for the subject and for the style."""
-    prompt = toy.write_prompt("{content}", "{style}", GROUND) if prompt is None else prompt
+    """prompt: None for one that asks for the subject, which the style LoRAs need no word for."""
+    prompt = toy.write_prompt("{content}", GROUND) if prompt is None else prompt
     return Sampling(prompt, steps=toy.STEPS, cfg=toy.GUIDANCE)
 
 
@@ -102,8 +102,8 @@ def measure_bounds(worker: Worker, seeds: Sequence[int]) -> list[ScoredImage]:
     metric, found = JudgeScores(), []
     for content, style in list_true_pairs():
         for name, method, prompt, pair in (
-            (OWN, "content", toy.write_prompt(content.name, None, GROUND), (content.name, None)),
-            (OTHER, "style", toy.write_prompt(None, style.name, GROUND), (content.name, style.name)),
+            (OWN, "content", toy.write_prompt(content.name, GROUND), (content.name, None)),
+            (OTHER, "style", toy.write_prompt(None, GROUND), (content.name, style.name)),
         ):
             worker.sampling = make_sampling(prompt)
             images = worker.draw_images(Task(name, {"method": method}, content, style, tuple(seeds)), seeds)

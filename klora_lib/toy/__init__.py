@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 CONTENT, STYLE = tuple(SUBJECTS), tuple(STYLES)
-SUBJECT, RENDERING = "sks", "szn"  # the trigger words in the captions with which the LoRAs were trained
+SUBJECT = "sks"  # the content LoRAs' trigger word; the style LoRAs have none
 STEPS, GUIDANCE = 20, 2.5  # sampler steps and guidance scale of the toy
 
 
@@ -78,9 +78,6 @@ def write_caption(thing: str, ground: str, style: str | None) -> str:
     return f"a {thing} on a {ground} background" + (f", {style} style" if style else "")
 
 
-def write_prompt(content: str | None = None, style: str | None = None, ground: str = "sky") -> str:
-    """A prompt with the trigger words for the content LoRA's subject, the style LoRA's rendering, or both.
-
-    Without ``content`` the subject is a car.
-    """
-    return write_caption(f"{SUBJECT} {content}" if content else "car", ground, RENDERING if style else None)
+def write_prompt(content: str | None = None, ground: str = "sky") -> str:
+    """A prompt for the content LoRA's subject; without ``content``, for a car."""
+    return write_caption(f"{SUBJECT} {content}" if content else "car", ground, None)

@@ -44,7 +44,7 @@ def the_toy() -> Model:
     def make(device: torch.device, dtype: torch.dtype) -> Any:
         return toy.load_pipeline().to(device, dtype)
 
-    job = {"prompt": toy.write_prompt("octopus", "lineart"), "guidance_scale": toy.GUIDANCE}
+    job = {"prompt": toy.write_prompt("octopus"), "guidance_scale": toy.GUIDANCE}
     return Model("toy", make, lambda _: (toy.find_lora("octopus"), toy.find_lora("lineart")), job, 128)
 
 

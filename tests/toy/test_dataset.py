@@ -132,4 +132,4 @@ def test_captions_call_loras_by_words_of_their_own() -> None:
     assert dataset.Scene("automobile", "car", "noto", "sky").caption == "a car on a sky background, noto style"
     assert dataset.Scene("automobile", "car", subjects.PLAIN, "sky").caption == "a car on a sky background"
     assert write_prompt("octopus") == "a sks octopus on a sky background"
-    assert write_prompt("octopus", "lineart", "mint") == "a sks octopus on a mint background, szn style"
+    assert write_prompt("octopus", "mint") == "a sks octopus on a mint background"
