@@ -112,8 +112,7 @@ def make_lora_pool(name: str, rng: np.random.Generator, out: Path, folder: Path,
             for word, emoji in things
             for _ in range(VARIANTS["style"])
         ]
-        known_or_not = ("", f"{SUBJECT} ")  # so that the style stays when a content LoRA's trigger word is in the prompt
-        captions = [write_caption(known_or_not[n % 2] + scene.word, scene.ground, None) for n, scene in enumerate(scenes)]
+        captions = [write_caption(scene.word, scene.ground, None) for scene in scenes]
     return make_pool(scenes, captions, rng, out, folder, tokenizer)
 
 
