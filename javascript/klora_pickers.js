@@ -12,6 +12,7 @@ class KLoraPickers {
         /** @type {Object<string, Set<string>>} all names of each list, as it was when its picker was entered */
         this.names = {};
         this.taking = false; // gradio is about to take an option of the list
+        this.taken = ""; // its name
         this.moved = false; // an arrow key was pressed after the last letter
         /** @type {{picker: string, input: HTMLInputElement} | null} one that was just entered, whose text is not selected yet */
         this.entered = null;
@@ -68,6 +69,8 @@ class KLoraPickers {
     leave(picker, input, event) {
         this.entered = null;
         const typed = input.value, before = this.before[picker] ?? "None";
+        // gradio 4 keeps what is typed where the option was chosen already
+        if (this.taking && this.taken === before && typed !== before) writeKLora(input, before);
         if (this.taking || typed === before) return;
         if (this.names[picker]?.has(typed)) {
             event.stopPropagation(); // gradio 3 would empty the picker, as it knows only options that were pressed
@@ -168,12 +171,9 @@ class KLoraPickers {
     document.addEventListener("mousedown", (event) => {
         // gradio takes an option when its own element is pressed, not a list's scrollbar
         if (!(event.target instanceof Element) || !event.target.matches("ul.options li")) return;
-        const name = event.target.getAttribute("aria-label") ?? "", input = document.activeElement;
         for (const {pickers} of KLoraPanel.all) {
             pickers.taking = true;
-            if (!(input instanceof HTMLInputElement) || !pickers.find(input)) continue;
-            // gradio 4 leaves what is typed in the field where the option was chosen already
-            requestAnimationFrame(() => input.value === name || writeKLora(input, name));
+            pickers.taken = event.target.getAttribute("aria-label") ?? "";
         }
     }, true);
 })();
