@@ -12,7 +12,7 @@ class KLoraPickers {
         /** @type {Object<string, Set<string>>} all names of each list, as it was when its picker was entered */
         this.names = {};
         this.taking = false; // gradio is about to take an option of the list
-        this.taken = ""; // its name
+        this.again = false; // which was chosen before, too
         this.moved = false; // an arrow key was pressed after the last letter
         /** @type {{picker: string, input: HTMLInputElement} | null} one that was just entered, whose text is not selected yet */
         this.entered = null;
@@ -60,6 +60,16 @@ class KLoraPickers {
         this.names[picker] = new Set(this.listOptions(picker).map((option) => option.getAttribute("aria-label") ?? ""));
     }
 
+    /** @param {Element} option that gradio is about to take */
+    note(option) {
+        const picker = ["content", "style"].find((name) => this.panel.find(name)?.contains(option));
+        if (!picker) return;
+        const name = option.getAttribute("aria-label") ?? "";
+        this.taking = true;
+        this.again = name === this.before[picker];
+        this.before[picker] = name;
+    }
+
     /**
      * A picker is left: a name of its list is taken, anything else is taken back, and this is said.
      * @param {string} picker
@@ -69,8 +79,8 @@ class KLoraPickers {
     leave(picker, input, event) {
         this.entered = null;
         const typed = input.value, before = this.before[picker] ?? "None";
-        // gradio 4 keeps what is typed where the option was chosen already
-        if (this.taking && this.taken === before && typed !== before) writeKLora(input, before);
+        // if the option was chosen before, too, gradio 4 would take what is typed for its name
+        if (this.taking && this.again && typed !== before) writeKLora(input, before);
         if (this.taking || typed === before) return;
         if (this.names[picker]?.has(typed)) {
             event.stopPropagation(); // gradio 3 would empty the picker, as it knows only options that were pressed
@@ -171,9 +181,6 @@ class KLoraPickers {
     document.addEventListener("mousedown", (event) => {
         // gradio takes an option when its own element is pressed, not a list's scrollbar
         if (!(event.target instanceof Element) || !event.target.matches("ul.options li")) return;
-        for (const {pickers} of KLoraPanel.all) {
-            pickers.taking = true;
-            pickers.taken = event.target.getAttribute("aria-label") ?? "";
-        }
+        for (const {pickers} of KLoraPanel.all) pickers.note(event.target);
     }, true);
 })();

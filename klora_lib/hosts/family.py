@@ -53,7 +53,7 @@ class Family:
         return Entry(listed.name, listed.filename)
 
     def get_lora(self, name: str) -> Entry:
-        listed = self.networks.available_networks
+        listed = dict(self.networks.available_networks)  # a copy: another thread may be filling the host's own anew
         entry = self.find_lora(name) or self.find_lora(match_name(name, listed))
         if entry is None:
             raise explain_absence(name, listed)

@@ -23,7 +23,7 @@ class Forges(Family):
     """What of ``contract.Host`` is the same in every Forge."""
 
     def has_model(self) -> bool:
-        """Not while a chosen checkpoint waits: the Forges load it when the next job begins, and keep the old one so long."""
+        """False while a chosen checkpoint waits to be loaded, which the Forges do when the next job begins."""
         from modules import sd_models, shared
 
         if not super().has_model() or not hasattr(shared.sd_model, "forge_objects"):  # a placeholder until the first job

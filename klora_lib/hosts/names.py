@@ -1,7 +1,4 @@
-"""Which file a LoRA's name stands for, and why a name stands for none.
-
-``listed`` is the host's own dict, which another thread may fill anew: it is copied before it is gone through.
-"""
+"""Which file a LoRA's name stands for, and why a name stands for none."""
 
 from __future__ import annotations
 
@@ -20,18 +17,18 @@ TWINS = "klora_twins"  # on what a host lists: the other files that it would lis
 
 def match_name(name: str, listed: Mapping[str, Any]) -> str:
     """The listed name that differs from ``name`` in blanks at its ends only; ``name`` itself if there is not one such."""
-    close = [other for other in dict(listed) if other.strip() == name.strip()]
+    close = [other for other in listed if other.strip() == name.strip()]
     return close[0] if len(close) == 1 else name
 
 
 def explain_absence(name: str, listed: Mapping[str, Any]) -> SettingsError:
     """Why there is no LoRA with this name or alias."""
-    same_alias = sorted(other for other, on_disk in dict(listed).items() if getattr(on_disk, "alias", None) == name)
+    same_alias = sorted(other for other, on_disk in listed.items() if getattr(on_disk, "alias", None) == name)
     if len(same_alias) > 1:
         files = list_offenders([quote_value(each) for each in same_alias])
         return SettingsError(f"{quote_value(name)} is ambiguous, the alias of several LoRAs: give the name of one, {files}")
     said = f"there is no LoRA named {quote_value(name)} among the {len(listed)} listed"
-    near = sorted(other for other in dict(listed) if other.strip().casefold() == name.strip().casefold())
+    near = sorted(other for other in listed if other.strip().casefold() == name.strip().casefold())
     return SettingsError(said + (f"; there is {quote_value(near[0])}" if near else ""))
 
 

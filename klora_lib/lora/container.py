@@ -97,4 +97,3 @@ def read_entry(given: Any, start: int) -> Entry:
     if any(type(number) is not int or number < 0 for number in (*shape, first)):
         raise ValueError("not a tensor's shape or place")
     return Entry(dtype, tuple(shape), start + first)
-

@@ -25,11 +25,11 @@ from .listed import find_entries
 
 PREVIEWS = (".png", ".preview.png", ".jpg", ".preview.jpg", ".jpeg", ".preview.jpeg", ".webp", ".preview.webp")
 MOST, LARGEST_SIDECAR = 256, 1 << 20
-Key = tuple[str, "Stamp | None", "Stamp | None"]
+Key = tuple[str, "Stamp | None"]
 
 
 class FactCache:
-    """Reads a file's facts once for each state of the file and of the .json beside it; keeps the last ``MOST``."""
+    """Reads a file's facts once for each state of the file; keeps the last ``MOST``."""
 
     def __init__(self) -> None:
         self.kept: OrderedDict[Key, Facts | LoraFileError] = OrderedDict()
@@ -38,7 +38,7 @@ class FactCache:
     def read(self, path: str, name: str) -> Facts:
         """Raises LoraFileError."""
         weights = find_weights(path)
-        key = (os.fspath(weights), read_stamp(weights), read_stamp(weights.with_suffix(".json")))
+        key = (os.fspath(weights), read_stamp(weights))
         with self.lock:
             found = self.kept.get(key)
         if found is None:

@@ -26,8 +26,8 @@ def add_preset_list(elem_id: ElemId, store: Store) -> Any:
 def link_presets(made: dict[str, Any], preset: Any, elem_id: ElemId, store: Store) -> None:
     """The box *Your presets*, and what choosing in the list does.
 
-    A list's choices are those of when the page's description was made, and another tab's box changes the presets too: so
-    javascript/klora.js presses a hidden button, which lists them anew, whenever the list comes into view.
+    gradio writes a list's choices into the page once, when the WebUI starts; but presets are saved later, and in the other
+    tab. So javascript/klora.js presses a hidden button, which lists them anew, whenever the list comes into view.
     """
     with gr.Accordion("Your presets", open=False, elem_id=elem_id("presets")):
         with gr.Row():
@@ -88,8 +88,8 @@ def link_presets(made: dict[str, Any], preset: Any, elem_id: ElemId, store: Stor
         return [gr.update(choices=store.list_names()), write_note("Imported", str(count))]
 
     preset.input(apply, [preset], [*touched, told], **AT_ONCE)
-    export.click(show, [], [text, told], **AT_ONCE)
-    again.click(lambda: gr.update(choices=store.list_names()), [], [preset], **AT_ONCE)
     save.click(keep, [name, *touched], [preset, told], **AT_ONCE)
     delete.click(drop, [name], [preset, told], **AT_ONCE)
+    export.click(show, [], [text, told], **AT_ONCE)
     bring.click(add, [text], [preset, told], **AT_ONCE)
+    again.click(lambda: gr.update(choices=store.list_names()), [], [preset], **AT_ONCE)

@@ -14,6 +14,7 @@ import pytest
 
 from klora_lib.settings import FIELDS
 from klora_lib.webui import options
+from klora_lib.webui.presets import Store
 
 from ..fakes.host import FakeHost
 from .test_panel import new_page
@@ -96,6 +97,20 @@ class OptionInfo(SimpleNamespace):
     def info(self, hint: str) -> OptionInfo:
         self.hint = hint
         return self
+
+
+def test_a_preset_to_begin_with_that_cannot_be_used_is_told(
+    a1111: FakeHost, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the panel begins with the defaults."""
+    store = Store(str(tmp_path))
+    store.save("mine", {"balance": 1.0})
+    a1111.shared.opts.data = {options.PRESET: "mine"}
+    assert options.find_start(store)["balance"] == 1.0 and capsys.readouterr().err == ""
+    store.delete("mine")
+    assert options.find_start(store) == {}
+    told = capsys.readouterr().err
+    assert told.startswith("K-LoRA: the panel begins without the preset 'mine' of the settings page: preset: there is no")
 
 
 def test_the_settings_page_has_these_options(a1111: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_a_model_that_is_loaded_later_is_not_judged(forge: FakeHost, monkeypatch
     assert find_fault() == ""
 
 
-def test_the_hires_passs_own_checkpoint_is_loaded_later_too(
+def test_another_checkpoint_for_the_hires_pass_is_loaded_later_too(
     grid: types.ModuleType, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[float, bool]] = []

@@ -83,11 +83,15 @@ run({
         await page.locator(`${id("content")} input`).first().click();
         await page.keyboard.type("cat");
         await page.waitForTimeout(300);
-        await page.keyboard.press("ArrowUp");
-        const active = await page.locator(`${id("content")} ul li.active`).getAttribute("aria-label");
+        const active = () => page.locator(`${id("content")} ul li.active`).getAttribute("aria-label");
+        for (let times = 0; times < 4; times++) {
+            await page.keyboard.press("ArrowUp");
+            if (await active() === "bobcat") break;
+        }
+        seen.arrows = [await active()];
         await page.keyboard.press("Enter");
         await page.waitForTimeout(1000);
-        seen.arrows = [active, await value(page, "content")];
+        seen.arrows.push(await value(page, "content"));
     },
     async scrollbar(page) {
         await choose(page, "content", content);
@@ -97,6 +101,18 @@ run({
         await page.keyboard.press("Tab");
         await page.waitForTimeout(1000);
         seen.afterScrollbar = await value(page, "content");
+    },
+    async chosenAgain(page) {
+        // a part of the chosen name is typed, and the same LoRA taken: by Enter, and by the mouse
+        seen.chosenAgain = [];
+        for (const act of [() => page.keyboard.press("Enter"), () => page.locator(`${id("content")} ul li`).first().click()]) {
+            await page.locator(`${id("content")} input`).first().click();
+            await page.keyboard.type(content.slice(0, -1));
+            await act();
+            await page.waitForTimeout(3000); // time enough for a wrong answer
+            seen.chosenAgain.push([await value(page, "content"), await page.locator(`${id("content_facts")} .klora-line`).count()]);
+            await page.keyboard.press("Tab");
+        }
     },
     async pick(page) {
         await choose(page, "content", content, content.slice(0, -1));

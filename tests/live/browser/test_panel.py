@@ -49,12 +49,15 @@ def test_a_name_that_is_typed_in_full_is_taken(seen: dict[str, Any], key: str) -
 
 
 def test_the_arrow_keys_go_before_what_is_typed(seen: dict[str, Any]) -> None:
-    active, taken = seen["arrows"]
-    assert taken == active
+    assert seen["arrows"] == ["bobcat", "bobcat"], "where they went, and what Enter took"
 
 
 def test_the_lists_scrollbar_takes_nothing(seen: dict[str, Any]) -> None:
     assert seen["afterScrollbar"] == "wordy", "half a name is taken back"
+
+
+def test_the_chosen_one_taken_again_is_whole(seen: dict[str, Any]) -> None:
+    assert seen["chosenAgain"] == [["wordy", 1], ["wordy", 1]], "its name, and its facts"
 
 
 def test_what_is_not_listed_is_refused_and_the_choice_stays(seen: dict[str, Any]) -> None:
