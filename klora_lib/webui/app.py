@@ -34,7 +34,7 @@ class App:
         copied = before is not None and before is find_job(self.enabled_p)  # ADetailer begins a copy of p for every image
         unwrap_instance_function(p, "sample")
         try:
-            if before is not None:
+            if before is not None and not copied:
                 infotext.withdraw(p)  # img2img's batch draws all its images with one p
             self.clean(keep=lambda job: job.current is not None)
             if not copied and not self.sampling_jobs:

@@ -211,6 +211,24 @@ def test_who_wraps_a_function_within_our_pass_keeps_it(host: FakeHost) -> None:
     assert torch.equal(process_images(job(host)).images[0], wanted) and len(calls) == 1
 
 
+def test_a_copy_of_the_job_tells_what_the_job_tells(host: FakeHost) -> None:
+    """ADetailer's "skip img2img" has the image's text made from such a copy."""
+    p = job(host)
+    end, told = Processing.sample, {}
+
+    def sample_and_copy() -> Any:
+        samples = end(p)
+        p.extra_generation_params["K-LoRA not in"] = "ADetailer's pass"
+        copied = copy(p)
+        host.hook("process", copied)
+        told.update(copied.extra_generation_params)
+        return samples
+
+    p.sample = sample_and_copy  # type: ignore[method-assign]
+    process_images(p)
+    assert told["K-LoRA not in"] == "ADetailer's pass" and told["K-LoRA content"] == "subject"
+
+
 def test_a_pass_of_another_extension_is_told_after_copies_of_the_job_began(host: FakeHost) -> None:
     """For every image ADetailer has the scripts end and begin with copies of p, also where it finds nothing to draw."""
     p = job(host, n_iter=2)
