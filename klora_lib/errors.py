@@ -43,6 +43,10 @@ class HostError(KLoraError):
     """The WebUI or pipeline lacks something that K-LoRA needs, or was changed during a pass."""
 
 
+class LoadError(HostError):
+    """A module of ours cannot be imported when it is first needed."""
+
+
 def join_errors(errors: list[KLoraError]) -> KLoraError:
     """One error with the texts of all ``errors``, of the first one's type; ``errors`` must not be empty."""
     if len(errors) == 1:

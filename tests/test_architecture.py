@@ -17,17 +17,18 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PURE = (  # need no WebUI, and draw no picture
-    "rule", "lora", "engine", "export", "numerics", "devices", "patching", "settings", "infotext", "errors",
+    "rule", "lora", "engine", "export", "numerics", "devices", "patching", "settings", "infotext", "errors", "late",
 )  # fmt: skip
 HOSTS_OWN = (
     "modules", "modules_forge", "backend", "ldm_patched", "comfy", "networks", "network", "lora", "gradio", "fastapi",
     "starlette", "pydantic", "PIL", "cv2", "transformers", "diffusers",
 )  # fmt: skip
 FLOOR = {"settings", "errors"}
-PLAIN = {"rule", "lora", "numerics", "devices", *FLOOR}
+PLAIN = {"rule", "lora", "numerics", "devices", "late", *FLOOR}
 WORKS = {"engine", "patching", "infotext", *PLAIN}
 KNOWS = {  # room: the rooms it may import, from the lowest floor up
     "errors": set(),
+    "late": {"errors"},
     "numerics": set(),
     "devices": set(),
     "patching": set(),

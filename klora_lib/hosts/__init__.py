@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HostError
-from . import a1111, forge, ldm_patched, neo
-from .contract import Host
+from ..late import Late
 from .family import HOOKS
 
-FAMILIES = (a1111, forge, neo, ldm_patched)
+if TYPE_CHECKING:
+    from .contract import Host
+
+FAMILIES: tuple[Any, ...] = tuple(Late(f"{__name__}.{name}") for name in ("a1111", "forge", "neo", "ldm_patched"))
 
 
 def detect() -> Host:

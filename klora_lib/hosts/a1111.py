@@ -10,18 +10,23 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..engine.layers import list_sites
-from ..engine.site import Site
 from ..errors import HostError
+from ..late import Late
 from ..patching import replace_attribute
-from .contract import PutAside, TextPart
 from .family import Family
+
+if TYPE_CHECKING:
+    from ..engine import layers
+    from ..engine.site import Site
+    from .contract import PutAside, TextPart
+else:
+    layers = Late("klora_lib.engine.layers")
 
 NAME = "AUTOMATIC1111"
 NEEDED = (
@@ -82,7 +87,7 @@ class A1111(Family):
         if sd_unet.current_unet is not None:
             label = sd_unet.current_unet.option.label
             raise HostError(f"the SD Unet option replaces the model by {label!r}; set it to None")
-        return list_sites(shared.sd_model.model.diffusion_model)
+        return layers.list_sites(shared.sd_model.model.diffusion_model)
 
     def finish_merging(self, modules: Iterable[nn.Module]) -> None:
         """The host merges its LoRAs into a layer at the layer's first forward.  We write the weight, so this is done before.

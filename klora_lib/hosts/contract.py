@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
-from ..engine.site import Site
-from ..lora.file import LoraFile
+if TYPE_CHECKING:
+    from ..engine.site import Site
+    from ..lora.file import LoraFile
 
 # (modules: Collection[nn.Module] | None = None); while the context is open, their weights are as without K-LoRA
 PutAside = Callable[..., AbstractContextManager[None]]

@@ -6,17 +6,24 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..engine.memory import estimate_sampling_bytes
 from ..errors import LONGEST_NAME, HostError, SettingsError, shorten
+from ..late import Late
 from ..patching import wrap_functions
 from ..rule.schedule import compute_noise_progress
 from ..settings import BY_NAME
-from .contract import DenoiserCall, Entry, PutAside, Tag, TextPart
-from .names import explain_absence, match_name, refuse_twins
+
+if TYPE_CHECKING:
+    from ..engine import memory
+    from . import contract, names
+    from .contract import DenoiserCall, Entry, PutAside, Tag, TextPart
+else:
+    memory = Late("klora_lib.engine.memory")
+    contract = Late("klora_lib.hosts.contract")
+    names = Late("klora_lib.hosts.names")
 
 HOOKS = ("process", "after_extra_networks_activate", "process_before_every_sampling", "postprocess")  # of a script
 SELF_SAMPLING = {"img2imgalt": "img2img alternative test"}  # scripts that sample by themselves: module → title
@@ -48,22 +55,20 @@ class Family:
         listed = self.networks.available_networks.get(name)
         if listed is None and name.lower() not in self.networks.forbidden_network_aliases:  # two files share the alias
             listed = self.networks.available_network_aliases.get(name)
-        if listed is None:
-            return None
-        return Entry(listed.name, listed.filename)
+        return None if listed is None else contract.Entry(listed.name, listed.filename)
 
     def get_lora(self, name: str) -> Entry:
         listed = dict(self.networks.available_networks)  # a copy: another thread may be filling the host's own anew
-        entry = self.find_lora(name) or self.find_lora(match_name(name, listed))
+        entry = self.find_lora(name) or self.find_lora(names.match_name(name, listed))
         if entry is None:
-            raise explain_absence(name, listed)
-        refuse_twins(entry, listed[entry.name], self.get_lora_folder())
+            raise names.explain_absence(name, listed)
+        names.refuse_twins(entry, listed[entry.name], self.get_lora_folder())
         return entry
 
     def estimate_sampling_memory(self, p: Any) -> int:
         """For the largest image of the job: that of the hires pass if there is one."""
         width, height = find_largest_size(p)
-        return estimate_sampling_bytes(2 * p.batch_size * (width // 8) * (height // 8))  # guidance stacks two halves
+        return memory.estimate_sampling_bytes(2 * p.batch_size * (width // 8) * (height // 8))  # guidance stacks two halves
 
     def has_model(self) -> bool:
         """Asks the place where the model is kept: ``shared.sd_model`` of A1111 loads one if there is none."""
@@ -96,7 +101,7 @@ class Family:
         A1111 has one object for a LoRA and lists it twice, so that the last tag's weights act twice.  We do not do that:
         a user who writes 0.5 and then 1 does not want 2.
         """
-        names = {e.name for e in entries}
+        wanted = {e.name for e in entries}
         taken: dict[str, Tag] = {}
         for kind in ("lora", "lyco"):  # the second is an alias of the first
             if kind not in network_data:
@@ -104,10 +109,10 @@ class Family:
             left = []
             for params in network_data[kind]:
                 entry = self.find_lora(params.positional[0]) if params.positional else None
-                if entry is None or entry.name not in names:
+                if entry is None or entry.name not in wanted:
                     left.append(params)
                 elif tag := getattr(params, STANDS_FOR) if hasattr(params, STANDS_FOR) else read_tag(params):
-                    taken[entry.name] = taken.get(entry.name, Tag(0.0, 0.0)) + tag
+                    taken[entry.name] = taken.get(entry.name, contract.Tag(0.0, 0.0)) + tag
             network_data[kind] = left
         for name, tag in taken.items():
             refuse_large_sum(name, tag)
@@ -207,10 +212,8 @@ class Family:
         return wrap_functions(processing, ("process_images_inner",), lambda *_, **__: context())
 
     def read_call(self, params: Any) -> DenoiserCall:
-        denoiser = params.denoiser
-        return DenoiserCall(
-            denoiser.step, denoiser.total_steps, lambda: self.find_noise_progress(denoiser, params.sigma.max())
-        )
+        of = params.denoiser
+        return contract.DenoiserCall(of.step, of.total_steps, lambda: self.find_noise_progress(of, params.sigma.max()))
 
     def find_noise_progress(self, denoiser: Any, sigma: torch.Tensor) -> float:
         """Progress by noise, in [0, 1).  A1111's DDIM, PLMS and UniPC pass a timestep as ``sigma``."""
@@ -288,7 +291,7 @@ def read_tag(params: Any) -> Tag:
     te = by_name.get("te", positional[1] if len(positional) > 1 else "1")
     unet = by_name.get("unet", positional[2] if len(positional) > 2 else te)
     try:
-        return Tag(*(TAG_WEIGHT.read(text.strip()) for text in (te, unet)))
+        return contract.Tag(*(TAG_WEIGHT.read(text.strip()) for text in (te, unet)))
     except (ValueError, AttributeError):
         raise SettingsError(f"the tag {tag} has a weight that is not {TAG_WEIGHT.accepts}", "prompt") from None
 

@@ -7,18 +7,24 @@ import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..engine.layers import list_sites
-from ..engine.site import Site
 from ..errors import LONGEST_NAME, HostError, shorten
+from ..late import Late
 from ..patching import wrap_functions
-from .contract import PutAside, TextPart
-from .forge_weights import find_packing, read_weight
 from .forges import Forges
+
+if TYPE_CHECKING:
+    from ..engine import layers
+    from ..engine.site import Site
+    from . import forge_weights
+    from .contract import PutAside, TextPart
+else:
+    layers = Late("klora_lib.engine.layers")
+    forge_weights = Late("klora_lib.hosts.forge_weights")
 
 NAME = "Forge"
 NEEDED = (
@@ -70,7 +76,9 @@ class Forge(Forges):
 
     def find_sites(self) -> Mapping[str, Site]:
         denoiser = self.get_model().forge_objects.unet.model.diffusion_model
-        return list_sites(denoiser, partial(read_weight, device=self.get_device()), find_packing)
+        return layers.list_sites(
+            denoiser, partial(forge_weights.read_weight, device=self.get_device()), forge_weights.find_packing
+        )
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart], keep: bool = True) -> None:
         """Clone the patchers without the pair's patches, and add the pair's text part to the clone of the text encoders'.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ast import literal_eval
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,8 +13,10 @@ from torch import nn
 from ..errors import HostError
 from ..patching import wrap_functions
 from ..rule.schedule import compute_noise_progress
-from .contract import PutAside
 from .family import Family, find_largest_size
+
+if TYPE_CHECKING:
+    from .contract import PutAside
 
 LEAST_MEMORY = 1 << 30  # bytes that sampling needs, even if the host's estimate is lower
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engine.layers import list_sites
-from ..engine.site import Site
-from .contract import TextPart
+from ..late import Late
 from .forges import Forges, read_loaded_loras
+
+if TYPE_CHECKING:
+    from ..engine import layers
+    from ..engine.site import Site
+    from .contract import TextPart
+else:
+    layers = Late("klora_lib.engine.layers")
 
 NAME = "reForge / Forge Classic"
 NEEDED = (
@@ -50,7 +55,7 @@ class LdmPatched(Forges):
     name = NAME
 
     def find_sites(self) -> Mapping[str, Site]:
-        return list_sites(self.get_model().forge_objects.unet.model.diffusion_model)
+        return layers.list_sites(self.get_model().forge_objects.unet.model.diffusion_model)
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart], keep: bool = True) -> None:
         """Have the host's patchers hold all LoRAs that it loaded except the pair, and then the pair's text parts.

@@ -12,19 +12,24 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.layers import list_sites
-from ..engine.site import Site
 from ..errors import HostError
+from ..late import Late
 from . import forge
-from .contract import PutAside, TextPart
 from .forge_weights import find_packing, find_unpacker, is_readable
 from .forges import Forges, read_loaded_loras
 from .neo_online import apply_online_loras, find_scheduled, follow_strengths, refuse_unknown
+
+if TYPE_CHECKING:
+    from ..engine import layers
+    from ..engine.site import Site
+    from .contract import PutAside, TextPart
+else:
+    layers = Late("klora_lib.engine.layers")
 
 NAME = "Forge Neo"
 
@@ -54,7 +59,7 @@ class Neo(Forges):
         denoiser = unet.model.diffusion_model
         refuse_packed(denoiser)
         refuse_unknown(unet)
-        return list_sites(denoiser, partial(read_weight, device=self.get_device()), find_packing)
+        return layers.list_sites(denoiser, partial(read_weight, device=self.get_device()), find_packing)
 
     def load_text_parts(self, p: Any, network_data: Any, parts: Iterable[TextPart], keep: bool = True) -> None:
         """Leave the pair out of what the host has loaded, and add its text part to clones of the text encoders.

@@ -7,23 +7,37 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import KLoraError, LoraFileError, PairError, join_errors
-from ..lora.file import LoraFile, read_lora
-from ..lora.peft import CONFIG, find_weights
+from ..late import Late
 from ..settings import Settings
-from .combiners import find_style_directions
-from .energies import compute_energies
-from .explain import Closeness, Explained, explain, measure_closeness
-from .pairing import Pair, make_pair
-from .plan import Plan
-from .scoring import Scores, Watch, Weights, ignore, run_where_memory_is, score_units
-from .selectors import BY_ENERGY
+from .watch import Watch, ignore
+
+if TYPE_CHECKING:
+    from ..lora import file as lora_files
+    from ..lora import peft
+    from ..lora.file import LoraFile
+    from . import combiners, energies, pairing, scoring, selectors
+    from . import explain as explaining
+    from .explain import Closeness, Explained
+    from .pairing import Pair
+    from .plan import Plan
+    from .scoring import Scores, Weights
+else:
+    lora_files = Late("klora_lib.lora.file")
+    peft = Late("klora_lib.lora.peft")
+    combiners = Late("klora_lib.rule.combiners")
+    energies = Late("klora_lib.rule.energies")
+    explaining = Late("klora_lib.rule.explain")
+    pairing = Late("klora_lib.rule.pairing")
+    scoring = Late("klora_lib.rule.scoring")
+    selectors = Late("klora_lib.rule.selectors")
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -53,12 +67,12 @@ class Library:
     def read(self, path: str | os.PathLike[str], name: str) -> LoraFile:
         """The file or PEFT folder at ``path``, read again whenever size, time or identity of the file, or of an
         adapter_config.json beside it, changed.  Raises LoraFileError."""
-        weights = find_weights(path)
+        weights = peft.find_weights(path)
         there = read_stamp(weights)
         if there is None:
-            return read_lora(path, name)  # which says what is wrong
-        key = os.path.realpath(weights), there, read_stamp(weights.parent / CONFIG), name
-        file = self.get_or_make(self.files, key, None, lambda: read_lora(path, name))
+            return lora_files.read_lora(path, name)  # which says what is wrong
+        key = os.path.realpath(weights), there, read_stamp(weights.parent / peft.CONFIG), name
+        file = self.get_or_make(self.files, key, None, lambda: lora_files.read_lora(path, name))
         with self.lock:
             if key in self.files:  # another thread's files may have taken its place by now
                 self.sizes[key] = there.size
@@ -90,7 +104,7 @@ class Library:
     def pair(self, content: LoraFile, style: LoraFile) -> Pair:
         """The two, aligned.  Raises PairError."""
         key = content.name, content.digest, style.name, style.digest
-        return self.get_or_make(self.pairs, key, PAIRS, lambda: make_pair(content, style))
+        return self.get_or_make(self.pairs, key, PAIRS, lambda: pairing.make_pair(content, style))
 
     def measure(
         self, pair: Pair, settings: Settings, device: torch.device, free: float = math.inf, weights: Weights | None = None,
@@ -100,12 +114,12 @@ class Library:
 
         See ``score_units``, for ``watch`` too: it is called where something is computed, and may end that.
         """
-        if settings.method not in BY_ENERGY:
+        if settings.method not in selectors.BY_ENERGY:
             return self.score(pair, settings.k, device, free, weights, watch)
         if pair.relative:
             if weights is None:
                 raise make_model_needed_error(pair)
-            found = compute_energies(pair.units, device, free, weights)
+            found = energies.compute_energies(pair.units, device, free, weights)
         else:
             found = self.find_energies(pair, device, free, watch)
         if settings.method != "np":
@@ -113,7 +127,8 @@ class Library:
         both = pair.content.digest, pair.style.digest
 
         def find_directions() -> tuple[Tensor | None, ...]:
-            return run_where_memory_is(pair.units, device, free, lambda there: find_style_directions(pair, there, watch))
+            act = partial(combiners.find_style_directions, pair, watch=watch)
+            return scoring.run_where_memory_is(pair.units, device, free, act)
 
         return replace(found, directions=self.get_or_make(self.directions, both, PAIRS, find_directions))
 
@@ -122,7 +137,11 @@ class Library:
     ) -> Scores:
         """Of a pair that is not ``relative``."""
         key = pair.content.digest, pair.style.digest, "energies"
-        return self.get_or_make(self.scores, key, SCORES, lambda: compute_energies(pair.units, device, free, None, watch))
+
+        def make() -> Scores:
+            return energies.compute_energies(pair.units, device, free, None, watch)
+
+        return self.get_or_make(self.scores, key, SCORES, make)
 
     def score(
         self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None,
@@ -136,18 +155,22 @@ class Library:
         if pair.relative:
             if weights is None:
                 raise make_model_needed_error(pair)
-            return score_units(pair.units, k, device, free, weights)
+            return scoring.score_units(pair.units, k, device, free, weights)
         key = pair.content.digest, pair.style.digest, k
-        return self.get_or_make(self.scores, key, SCORES, lambda: score_units(pair.units, k, device, free, None, watch))
+
+        def make() -> Scores:
+            return scoring.score_units(pair.units, k, device, free, None, watch)
+
+        return self.get_or_make(self.scores, key, SCORES, make)
 
     def explain(self, pair: Pair, plan: Plan, steps: int) -> Explained:
         """``explain`` of a plan of ``pair``, computed on the CPU.  What it needs of the pair is kept."""
-        return explain(plan, steps, self.find_energies(pair, CPU), self.compare(pair))
+        return explaining.explain(plan, steps, self.find_energies(pair, CPU), self.compare(pair))
 
     def compare(self, pair: Pair, watch: Watch = ignore) -> Closeness:
         """How alike the two of a pair that is not ``relative`` are."""
         both = pair.content.digest, pair.style.digest
-        return self.get_or_make(self.closeness, both, SCORES, lambda: measure_closeness(pair.units, watch))
+        return self.get_or_make(self.closeness, both, SCORES, lambda: explaining.measure_closeness(pair.units, watch))
 
     def get_or_make(self, shelf: OrderedDict[Hashable, T], key: Hashable, most: int | None, make: Callable[[], T]) -> T:
         """``shelf[key]``; made if it is absent.  Beyond ``most`` entries, the one unused for longest is dropped."""

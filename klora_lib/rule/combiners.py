@@ -19,8 +19,8 @@ from ..lora.factors import find_leading
 from ..numerics import exact_math
 from ..settings import Settings
 from .pairing import Pair, Unit
-from .scoring import Watch, ignore
 from .selectors import CONTENT, Facts, select
+from .watch import Watch, ignore
 
 # Measured on a style of the toy world that was trained as full differences, as LoHa and as LoKr: 95 % of its energy lie in
 # 9, 11 and 37 % of its directions, and the next 4 % take half as many again or more.  With μ = 0.5 images are no better

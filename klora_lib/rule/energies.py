@@ -15,8 +15,9 @@ from ..lora.lycoris import Lokr, multiply_factors
 from ..numerics import exact_math
 from ..settings import Settings
 from .pairing import Unit
-from .scoring import Scores, Watch, Weights, choose_k, find_largest, ignore, run_where_memory_is, score_units
+from .scoring import Scores, Weights, choose_k, find_largest, run_where_memory_is, score_units
 from .selectors import BY_ENERGY
+from .watch import Watch, ignore
 
 SAFE = 1e-25, 1e30  # of a sum of squares: neither it overflowed, nor did anything that matters in it vanish
 LARGEST = float(torch.finfo(torch.float32).max)

@@ -21,8 +21,9 @@ from ..numerics import exact_math
 from .energies import compute_energies
 from .pairing import Unit
 from .plan import Plan
-from .scoring import Scores, Watch, ignore
+from .scoring import Scores
 from .selectors import BOTH, CONTENT, STYLE
+from .watch import Watch, ignore
 
 BLOCK = re.compile(r"mid_block|[a-z_]+\.\d+|[^.]+")
 CPU = torch.device("cpu")

@@ -15,17 +15,11 @@ from ..errors import LoraFileError, PairError
 from ..lora.deltas import Delta, widen
 from ..numerics import exact_math
 from .pairing import Unit
+from .watch import Watch, ignore
 
 T = TypeVar("T")
 # (unit, device) -> the model's weight of it, fp32 [out, in·kh·kw] on that device; None where the model has none
 Weights = Callable[[Unit, torch.device], "Tensor | None"]
-Watch = Callable[[], None]  # called before each unit of a long computation; what it raises ends that
-
-
-def ignore() -> None:
-    """The Watch of those who wait for the end."""
-
-
 @dataclass(frozen=True)
 class Scores:
     """Columns over units, float64 ``[units]``; a LoRA that is absent from a unit has rank and sums 0 there.

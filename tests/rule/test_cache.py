@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from klora_lib.errors import LoraFileError
-from klora_lib.rule import cache
+from klora_lib.lora import file as lora_files
+from klora_lib.rule import energies, pairing, scoring
+from klora_lib.rule import explain as explaining
 from klora_lib.rule.cache import Library
 from klora_lib.rule.explain import explain
 from klora_lib.rule.plan import Plan, make_plan
@@ -31,9 +33,10 @@ class Counted:
     """The work behind the cache, counted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls = dict.fromkeys(("read_lora", "make_pair", "score_units"), 0)
-        for name in self.calls:
-            monkeypatch.setattr(cache, name, self.counting(name, getattr(cache, name)))
+        where = {"read_lora": lora_files, "make_pair": pairing, "score_units": scoring}
+        self.calls = dict.fromkeys(where, 0)
+        for name, module in where.items():
+            monkeypatch.setattr(module, name, self.counting(name, getattr(module, name)))
 
     def counting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any) -> Any:
@@ -273,6 +276,6 @@ def test_a_report_is_the_same_with_what_is_kept(paths: tuple[Path, Path], monkey
     planned = plan(library, paths)
     first = library.explain(pair, planned, 20)
     assert first == explain(planned, 20)
-    monkeypatch.setattr(cache, "measure_closeness", None)
-    monkeypatch.setattr(cache, "compute_energies", None)
+    monkeypatch.setattr(explaining, "measure_closeness", None)
+    monkeypatch.setattr(energies, "compute_energies", None)
     assert library.explain(pair, planned, 20) == first

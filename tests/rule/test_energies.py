@@ -10,7 +10,7 @@ import torch
 from klora_lib.errors import LoraFileError, PairError
 from klora_lib.lora.deltas import Delta, Lora
 from klora_lib.lora.multiplied import Scaled
-from klora_lib.rule import cache, energies
+from klora_lib.rule import energies, scoring
 from klora_lib.rule.cache import Library
 from klora_lib.rule.pairing import Pair, Unit
 from klora_lib.rule.plan import Plan, format_row, make_plan
@@ -129,16 +129,16 @@ def test_the_strength_of_a_file_is_not_in_the_choice(by: float) -> None:
 
 @pytest.mark.parametrize("method", ["est", "np", "blora", "ties"])
 def test_nothing_is_sorted_and_nothing_measured_twice(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "score_units", lambda *_: pytest.fail("Top-K was asked for"))
+    monkeypatch.setattr(scoring, "score_units", lambda *_: pytest.fail("Top-K was asked for"))
     pair, library, settings = as_pair(random_layers(1), random_layers(2)), Library(), Settings(method=method)
     found = library.measure(pair, settings, CPU)
-    monkeypatch.setattr(cache, "compute_energies", lambda *_: pytest.fail("energies were measured twice"))
+    monkeypatch.setattr(energies, "compute_energies", lambda *_: pytest.fail("energies were measured twice"))
     again = library.measure(pair, settings, CPU)
     assert found.squared and all(torch.equal(getattr(found, n), getattr(again, n)) for n in ("content_topk", "style_abs"))
 
 
 def test_the_other_methods_do_ask_for_top_k(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "compute_energies", lambda *_: pytest.fail("energies were asked for"))
+    monkeypatch.setattr(energies, "compute_energies", lambda *_: pytest.fail("energies were asked for"))
     pair = as_pair(random_layers(1), random_layers(2))
     for method in ("klora", "average", "direct"):
         assert not Library().measure(pair, Settings(method=method), CPU).squared

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 
 from klora_lib.errors import LoraFileError
-from klora_lib.rule import cache
+from klora_lib.rule import scoring
 from klora_lib.rule.cache import Library
 from klora_lib.settings import Settings
 from klora_lib.webui import warm
@@ -37,17 +37,15 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, layers: int = 4):
         self.steps, self.seen, self.layers = threading.Semaphore(0), threading.Semaphore(0), layers
-        monkeypatch.setattr(cache, "score_units", self.score)
-        self.original = cache.Scores
+        self.original = scoring.score_units
+        monkeypatch.setattr(scoring, "score_units", self.score)
 
     def score(self, units: Any, k: Any, device: Any, free: Any = None, weights: Any = None, watch: Any = None) -> Any:
         for _ in range(self.layers):
             watch()
             self.seen.release()
             assert self.steps.acquire(timeout=30)
-        from klora_lib.rule.scoring import score_units
-
-        return score_units(units, k, device)
+        return self.original(units, k, device)
 
 
 def test_a_pair_that_is_not_ready_tells_how_far_it_is(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +126,7 @@ def test_a_job_that_wants_the_same_pair_does_not_wait_for_the_map(
     """The map gives it up at the next layer; the job scores it, and then the map has it too."""
     wanted = process_images(job(host)).images[0]
     host.app.library.__init__()
-    score, layers = cache.score_units, []
+    score, layers = scoring.score_units, []
 
     def score_slowly(units: Any, k: Any, device: Any, free: Any = None, weights: Any = None, watch: Any = None) -> Any:
         if threading.current_thread().name == warm.THREAD:
@@ -138,7 +136,7 @@ def test_a_job_that_wants_the_same_pair_does_not_wait_for_the_map(
                 time.sleep(0.05)
         return score(units, k, device)
 
-    monkeypatch.setattr(cache, "score_units", score_slowly)
+    monkeypatch.setattr(scoring, "score_units", score_slowly)
     client.post(PATH, json={"values": values()})
     while not layers:
         time.sleep(0.01)
