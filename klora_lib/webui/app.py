@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import infotext
-from ..errors import HostError, KLoraError
+from ..errors import HostError, KLoraError, LoadError
 from ..hosts import detect
+from ..late import Late
 from ..patching import unwrap_instance_function, wrap_instance_function
 from ..rule.cache import Library
 from . import facts, live, routes
-from .job import Job, prepare, run_guarded
 from .refuse import KLoraRefused, refuse, refuse_late, refuse_sampling, run_before_init
-from .wishes import read_wishes, refuse_late_tag, take_tag
+
+if TYPE_CHECKING:
+    from . import job as jobs
+    from . import maps
+    from . import save as saving
+    from . import wishes as wished
+    from .job import Job
+else:
+    jobs = Late("klora_lib.webui.job")
+    maps = Late("klora_lib.webui.maps")
+    saving = Late("klora_lib.webui.save")
+    wished = Late("klora_lib.webui.wishes")
 
 JOB = "klora_job"  # on p
 
@@ -46,27 +57,29 @@ class App:
     def prepare(self, p: Any, args: Sequence[Any], copied: bool) -> None:
         """If K-LoRA is on, in the panel or by a tag of a prompt, prepare the job.  Raises KLoraRefused."""
         try:
-            wishes = read_wishes(p, args)
+            wishes = wished.read_wishes(p, args)
             if not any(wish.first or wish.hires for wish in wishes):
                 return
             host = detect()
             host.refuse_script(p)
-            job = prepare(host, self.library, wishes, p)
+            job = jobs.prepare(host, self.library, wishes, p)
             wrap_instance_function(p, "sample", lambda: require_pass(job))
             setattr(p, JOB, job)
             if not copied:
                 self.enabled_p = p
             job.tell(p, wishes[0])
+            if job.settings.show_map:
+                _ = maps.append_maps  # imported now, so that what cannot be loaded is told before there is an image
         except KLoraError as e:
             raise KLoraRefused(f"K-LoRA: {e}") from None
 
     def take_networks(self, p: Any, network_data: Any) -> None:
         """``after_extra_networks_activate``."""
         if job := find_job(p):
-            run_guarded(job, lambda: job.take_networks(p, network_data))
+            jobs.run_guarded(job, lambda: job.take_networks(p, network_data))
             return
         try:
-            refuse_late_tag(take_tag(network_data), None)
+            wished.refuse_late_tag(wished.take_tag(network_data), None)
         except KLoraError as e:
             refuse_late(p, KLoraRefused(f"K-LoRA: {e}"))
 
@@ -97,7 +110,7 @@ class App:
         if job is None:
             self.note_other_pass(p)
             return
-        run_guarded(job, lambda: job.advance(params))
+        jobs.run_guarded(job, lambda: job.advance(params))
         if job.error is not None:
             if job.current is None:  # maybe no pass is left that raises the error, so the image's text says it
                 infotext.withdraw(p)
@@ -115,18 +128,16 @@ class App:
         if self.enabled_p is p:
             self.enabled_p = None
         if job is not None and job.settings.show_map:
-            from .maps import append_maps
-
-            append_maps(job, p, processed)
+            maps.append_maps(job, p, processed)
 
     def save(self, args: Sequence[Any], name: Any, segments: Any, steps: Any, overwrite: Any) -> str:
         """The button *Save as LoRA*: what to tell the user, in Markdown."""
-        from .save import format_refusal, format_saved, save_lora
-
         try:
-            return format_saved(save_lora(detect(), self.library, args, name, segments, steps, overwrite))
+            return saving.format_saved(saving.save_lora(detect(), self.library, args, name, segments, steps, overwrite))
+        except LoadError as e:
+            return f"Nothing was saved: {e}."
         except KLoraError as e:
-            return format_refusal(e)
+            return saving.format_refusal(e)
 
     def describe_lora(self, name: Any) -> str:
         """HTML under a picker."""

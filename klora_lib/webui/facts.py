@@ -10,18 +10,27 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..engine.fit import refuse_misfit
-from ..errors import HostError, KLoraError, LoraFileError
-from ..hosts.contract import Host
-from ..lora.facts import Facts, read_facts, split_words
-from ..lora.peft import find_weights
+from ..errors import HostError, KLoraError, LoadError, LoraFileError
+from ..late import Late
 from ..rule.cache import Library, Stamp, read_stamp
 from ..settings import Settings
 from .facts_html import mark_answer, write_facts, write_trouble
-from .listed import find_entries
+
+if TYPE_CHECKING:
+    from ..engine import fit
+    from ..hosts.contract import Host
+    from ..lora import facts as lora_facts
+    from ..lora import peft
+    from ..lora.facts import Facts
+    from . import listed
+else:
+    fit = Late("klora_lib.engine.fit")
+    lora_facts = Late("klora_lib.lora.facts")
+    peft = Late("klora_lib.lora.peft")
+    listed = Late("klora_lib.webui.listed")
 
 PREVIEWS = (".png", ".preview.png", ".jpg", ".preview.jpg", ".jpeg", ".preview.jpeg", ".webp", ".preview.webp")
 MOST, LARGEST_SIDECAR = 256, 1 << 20
@@ -37,13 +46,13 @@ class FactCache:
 
     def read(self, path: str, name: str) -> Facts:
         """Raises LoraFileError."""
-        weights = find_weights(path)
+        weights = peft.find_weights(path)
         key = (os.fspath(weights), read_stamp(weights))
         with self.lock:
             found = self.kept.get(key)
         if found is None:
             try:
-                found = read_facts(weights, name)
+                found = lora_facts.read_facts(weights, name)
             except LoraFileError as e:
                 found = e
             with self.lock:
@@ -66,7 +75,7 @@ def describe_name(host: Host, cache: FactCache, name: str) -> str:
     try:
         entry = host.get_lora(name)
         facts = cache.read(entry.path, entry.name)
-    except LoraFileError as e:
+    except (LoraFileError, LoadError) as e:
         return write_trouble(f"{e}.")
     except KLoraError as e:
         return write_trouble(f"{e}. Choose one of the list, or press the refresh button if its file is new.")
@@ -80,7 +89,7 @@ def read_activation(path: Path) -> list[str]:
         if beside.stat().st_size > LARGEST_SIDECAR:
             return []
         said = json.loads(beside.read_text(encoding="utf-8"))
-        return split_words(said["activation text"])
+        return lora_facts.split_words(said["activation text"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
@@ -117,13 +126,13 @@ def check_names(host: Host, library: Library, content: str, style: str) -> str:
     except KLoraError:
         return ""  # the picker says so
     try:
-        one, two = find_entries(host, Settings(content=content, style=style))
+        one, two = listed.find_entries(host, Settings(content=content, style=style))
         files = library.read_both((one.path, one.name), (two.path, two.name))
         pair = library.pair(*files)
         if host.has_model():
-            refuse_misfit(pair, host.find_sites(), host.get_checkpoint_name())
-    except HostError:
-        return ""  # said by the panel's notice, or no checkpoint is loaded yet
+            fit.refuse_misfit(pair, host.find_sites(), host.get_checkpoint_name())
     except KLoraError as e:
+        if isinstance(e, HostError) and not isinstance(e, LoadError):
+            return ""  # said by the panel's notice, or no checkpoint is loaded yet
         return write_trouble(f"{e}.")
     return ""

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from typing import TYPE_CHECKING
 
 from ..errors import shorten
-from ..lora.facts import MOST_WORDS, Facts, is_usable
+from ..late import Late
+
+if TYPE_CHECKING:
+    from ..lora import facts as lora_facts
+    from ..lora.facts import Facts
+else:
+    lora_facts = Late("klora_lib.lora.facts")
 
 LONGEST_CHIP = 40  # characters that a chip shows
 
@@ -20,7 +27,7 @@ def write_facts(facts: Facts, words: Iterable[str], preview: str) -> str:
     line.append(f"{facts.layers} <b>layers</b>")
     line += [escape(facts.trainer)] if facts.trainer else []
     told = "".join(f"<span>{each}</span>" for each in line)
-    usable = list(dict.fromkeys(filter(is_usable, [*words, *facts.words])))[:MOST_WORDS]
+    usable = list(dict.fromkeys(filter(lora_facts.is_usable, [*words, *facts.words])))[: lora_facts.MOST_WORDS]
     chips = "".join(
         f'<button type="button" class="klora-chip" data-word="{escape(word)}" title="Add to the prompt">'
         f"{escape(shorten(word, LONGEST_CHIP))}</button>"

@@ -6,9 +6,8 @@ the login of the WebUI's page.  What is refused is answered with status 200, sin
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from typing import Any, Protocol
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
@@ -16,24 +15,21 @@ from starlette.responses import JSONResponse, Response
 
 from ..errors import KLoraError
 from ..hosts import detect
-from ..map.colours import find_palette
-from ..map.describe import describe_layers, describe_map
-from ..map.layout import Layout, arrange
+from ..late import Late
 from ..rule.cache import Library
-from ..rule.explain import tell
-from ..rule.pairing import Pair
-from ..rule.plan import Plan, make_plan
-from ..rule.schedule import compute_step_progress, count_whole_steps
-from ..settings import Field, Settings, name_arguments, read_integer, read_settings, read_values
-from .listed import find_entries
-from .options import COLOURS, read_option
-from .routes import MAX_SEED, MAX_STEPS, read_body, read_object
-from .warm import Files, Ready, Waiting, Warmer
+from ..settings import Settings
+from .options import read_option
+from .routes import read_body, read_object
+
+if TYPE_CHECKING:
+    from . import listed, live_map
+    from .warm import Files
+else:
+    listed = Late("klora_lib.webui.listed")
+    live_map = Late("klora_lib.webui.live_map")
 
 PATH = "/klora/panel/map"
 PAGES_OWN = "/config"  # gradio's route of the page's description, which asks for the page's login
-AT_ONCE = 0.2  # seconds that a request waits for a pair that is not ready
-BY_NOISE = "progress from noise to image, in even parts"
 
 
 class Source(Protocol):
@@ -53,7 +49,7 @@ class WebUISource:
     """The WebUI that we run in."""
 
     def find_files(self, settings: Settings) -> Files:
-        content, style = ((entry.path, entry.name) for entry in find_entries(detect(), settings))
+        content, style = ((entry.path, entry.name) for entry in listed.find_entries(detect(), settings))
         return content, style
 
     def is_drawing(self) -> bool:
@@ -61,40 +57,6 @@ class WebUISource:
 
     def get_option(self, name: str, default: Any) -> Any:
         return read_option(name, default)
-
-
-def read_share(value: Any) -> float:
-    number = float(value)
-    if not 0 <= number <= 1:
-        raise ValueError
-    return number
-
-
-def read_list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError
-    return value
-
-
-def read_key(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError
-    return value
-
-
-WHOLE = f"a whole number from 1 to {MAX_STEPS}"
-REQUEST: Mapping[str, Field] = {
-    field.name: field
-    for field in (
-        Field("values", "", "The panel's values, in the order of the settings.", read_list, "a list"),
-        Field("steps", "", "The sampler steps of the image.", lambda v: read_integer(v, 1, MAX_STEPS), WHOLE),
-        Field("denoising", "", "img2img's denoising strength; 1 for txt2img.", read_share, "a number from 0 to 1"),
-        Field("seed", "", "For the method random.", lambda v: read_integer(v, 0, MAX_SEED), "a whole number"),
-        Field("known", "", "The layers' key that the page has.", read_key, "text"),
-        Field("stop", "", "Whether the page does not want to wait.", bool, "true or false"),
-    )
-}
-USUAL: Mapping[str, Any] = {"values": [], "steps": 20, "denoising": 1.0, "seed": 0, "known": "", "stop": False}
 
 
 def add_live_map(app: FastAPI, library: Library, source: Source) -> None:
@@ -107,7 +69,7 @@ def add_live_map(app: FastAPI, library: Library, source: Source) -> None:
     own = next((route for route in routes if getattr(route, "path", None) == PAGES_OWN), None)
     if own is None:
         return
-    live = LiveMap(library, source)
+    live = LateMap(library, source)
 
     async def endpoint(request: Request) -> Response:
         return await run_in_threadpool(live.answer, await read_body(request))
@@ -116,63 +78,23 @@ def add_live_map(app: FastAPI, library: Library, source: Source) -> None:
     app.add_api_route(PATH, endpoint, methods=["POST"], dependencies=guard, response_model=None, include_in_schema=False)
 
 
-class LiveMap:
-    """Answers the page: a map, how far a pair is read, or the sentence of a refusal."""
+class LateMap:
+    """Answers the page.  The map itself is imported and made when the page first asks."""
 
     def __init__(self, library: Library, source: Source):
         self.library, self.source = library, source
-        self.warmer = Warmer(library, source.is_drawing)
-        self.layout: tuple[str, Layout] = ("", Layout([], []))  # of the last pair, with its key
+        self.lock = Lock()
+        self.made: live_map.LiveMap | None = None
 
     def answer(self, body: bytes) -> Response:
         try:
-            return JSONResponse(self.find_map(read_object(body)))
+            return JSONResponse(self.find_map().find_map(read_object(body)))
         except KLoraError as e:
             return JSONResponse({"refused": str(e)})
 
-    def find_map(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises a KLoraError."""
-        request = {**USUAL, **read_values(given, REQUEST)}
-        settings = read_settings(name_arguments(request["values"]))
-        files = self.source.find_files(settings)
-        if request["stop"]:
-            self.warmer.stop(files, settings)
-            return {"stopped": True}
-        found = self.warmer.ask(files, settings, AT_ONCE)
-        if isinstance(found, Waiting):
-            return {"progress": round(found.progress, 3), "drawing": self.source.is_drawing()}
-        progress, steps = self.find_progress(request["steps"], request["denoising"])
-        plan = make_plan(found.pair, found.scores, settings, steps, request["seed"])
-        return self.describe(found, plan, progress, request["known"])
-
-    def describe(self, ready: Ready, plan: Plan, progress: list[float], known: str) -> dict[str, Any]:
-        if by_noise := plan.settings.progress == "noise":  # which the sampler's schedule makes of the steps, in a job
-            progress = [t / len(progress) for t in range(len(progress))]
-        table = plan.over(progress)
-        key, layout = self.find_layout(ready.pair, plan)
-        colours = find_palette(self.source.get_option(COLOURS, ""))
-        return {
-            **describe_map(plan, table, colours, layout),
-            "axis": BY_NOISE if by_noise else "",
-            "sentence": tell(plan, table, ready.energies, ready.closeness),
-            "notes": [*ready.pair.content.notes, *ready.pair.style.notes, *plan.notes],
-            "key": key,
-            "layers": None if known == key else describe_layers(plan, layout),
-        }
-
-    def find_layout(self, pair: Pair, plan: Plan) -> tuple[str, Layout]:
-        """The order of the pair's rows, and a key for it.  Kept, as it takes longer than all the rest of an answer."""
-        key = hashlib.sha256(repr((pair.content.digest, pair.style.digest)).encode()).hexdigest()[:16]
-        known = self.layout
-        if known[0] != key:
-            known = self.layout = key, arrange([unit.name for unit in plan.units])
-        return known
-
-    def find_progress(self, steps: int, denoising: float) -> tuple[list[float], int]:
-        """The progress at each step of a pass, and how many steps a whole schedule would have."""
-        if denoising >= 1:
-            return [t / steps for t in range(steps)], steps
-        fixed = bool(self.source.get_option("img2img_fix_steps", False))
-        calls = steps if fixed else int(min(denoising, 0.999) * steps) + 1  # as the WebUI counts them
-        start = 1 - denoising
-        return [compute_step_progress(t, calls, start) for t in range(calls)], count_whole_steps(calls, start)
+    def find_map(self) -> live_map.LiveMap:
+        """Raises LoadError."""
+        with self.lock:
+            if self.made is None:
+                self.made = live_map.LiveMap(self.library, self.source)
+            return self.made

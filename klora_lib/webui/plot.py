@@ -9,20 +9,27 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import KLoraError, list_offenders
 from ..hosts import detect
-from ..hosts.contract import Host
-from ..hosts.family import find_largest_size
 from ..infotext import STEM
+from ..late import Late
 from ..patching import replace_attribute
 from ..rule.cache import Library
 from ..settings import Settings, quote_value
-from .listed import find_entries, make_part
 from .refuse import KLoraRefused
-from .sentence import draw_sentence
-from .wishes import SAME_CHECKPOINT, read_wishes
+
+if TYPE_CHECKING:
+    from ..hosts import family
+    from ..hosts.contract import Host
+    from . import listed, wishes
+    from . import sentence as sentences
+else:
+    family = Late("klora_lib.hosts.family")
+    listed = Late("klora_lib.webui.listed")
+    sentences = Late("klora_lib.webui.sentence")
+    wishes = Late("klora_lib.webui.wishes")
 
 UNGUARDED = "klora_unguarded"  # on our function: the host's, which it replaces
 PROMPT_AXES = ("Prompt S/R", "Prompt order", "Styles")  # they can write a tag into the prompt
@@ -100,7 +107,7 @@ def is_model_overridden(p: Any) -> bool:
 
 def read_cell(p: Any, axes: list[Axis], cell: Sequence[Any]) -> Iterator[tuple[Settings, bool]]:
     """Of each pass of a cell that has a pair: its settings, and whether it has another checkpoint.  Raises SettingsError."""
-    is_other = getattr(p, "hr_checkpoint_name", None) not in SAME_CHECKPOINT
+    is_other = getattr(p, "hr_checkpoint_name", None) not in wishes.SAME_CHECKPOINT
     copied = copy.copy(p)
     copied.styles = list(getattr(p, "styles", None) or [])
     for (option, values), value in zip(axes, cell):
@@ -112,7 +119,7 @@ def read_cell(p: Any, axes: list[Axis], cell: Sequence[Any]) -> Iterator[tuple[S
     write_prompts(copied)
     if any(mark in prompt for prompt in (*copied.all_prompts, *copied.all_hr_prompts) for mark in TEMPLATES):
         return
-    for wish in read_wishes(copied, find_arguments(copied)):
+    for wish in wishes.read_wishes(copied, find_arguments(copied)):
         passes = (wish.first, False), (wish.hires, is_other)
         yield from ((settings, is_others) for settings, is_others in passes if settings is not None)
 
@@ -147,9 +154,9 @@ def find_fault(library: Library, settings: Settings, p: Any, model_stays: bool) 
     host: Host = detect()
     try:
         if model_stays and host.has_model():
-            make_part(host, library, settings, p)
+            listed.make_part(host, library, settings, p)
         else:
-            content, style = find_entries(host, settings)
+            content, style = listed.find_entries(host, settings)
             library.pair(*library.read_both((content.path, content.name), (style.path, style.name)))
     except KLoraError as e:
         return str(e)
@@ -188,7 +195,7 @@ def tell_refusals(grid: ModuleType) -> Iterator[tuple[list[KLoraRefused], list[A
 def make_told_cell(grid: ModuleType, p: Any, sentence: str) -> Any:
     """What a host's job returns, with the sentence as its image."""
     load_font = getattr(getattr(grid, "images", None), "get_font", None)
-    image = draw_sentence(sentence, find_largest_size(p), load_font)
+    image = sentences.draw_sentence(sentence, family.find_largest_size(p), load_font)
     infotext = f"{p.all_prompts[0]}\n{NOT_DRAWN}: {json.dumps(sentence, ensure_ascii=False)}"
     return grid.Processed(p, images_list=[image], seed=p.all_seeds[0], info=infotext, infotexts=[infotext])
 

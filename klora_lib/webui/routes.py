@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
@@ -14,12 +14,25 @@ from starlette.responses import JSONResponse, Response
 from .. import __version__
 from ..errors import HostError, KLoraError
 from ..hosts import detect
+from ..late import Late
 from ..rule.cache import Library
-from ..rule.describe import describe_plan
-from ..rule.plan import format_row
 from ..settings import BY_NAME, FIELDS, Field, Settings, quote_value, read_integer, read_values
-from .listed import Listed, plan_listed
 from .refuse import KLoraRefused
+
+if TYPE_CHECKING:
+    from ..map import draw as drawings
+    from ..map import svg, told
+    from ..rule import describe
+    from ..rule import plan as plans
+    from . import listed
+    from .listed import Listed
+else:
+    drawings = Late("klora_lib.map.draw")
+    svg = Late("klora_lib.map.svg")
+    told = Late("klora_lib.map.told")
+    describe = Late("klora_lib.rule.describe")
+    plans = Late("klora_lib.rule.plan")
+    listed = Late("klora_lib.webui.listed")
 
 PREFIX = "/klora/v1"
 HOSTS_OWN = "/sdapi/v1/txt2img"  # it is there where the WebUI's API is on
@@ -156,30 +169,27 @@ def read_object(body: bytes) -> dict[str, Any]:
 def plan_request(library: Library, given: Mapping[str, Any]) -> Listed:
     """Raises a KLoraError."""
     settings = Settings(**{name: value for name, value in given.items() if name in BY_NAME})
-    return plan_listed(detect(), library, settings, given["steps"], given["seed"])
+    return listed.plan_listed(detect(), library, settings, given["steps"], given["seed"])
 
 
 def answer_plan(library: Library, given: Mapping[str, Any]) -> JSONResponse:
     """The command line's ``plan --json``, with the report."""
     _, pair, plan = plan_request(library, given)
     steps = given["steps"]
-    told = describe_plan(plan, steps, [*pair.content.notes, *pair.style.notes, *plan.notes])
+    told = describe.describe_plan(plan, steps, [*pair.content.notes, *pair.style.notes, *plan.notes])
     return JSONResponse({**told, "report": library.explain(pair, plan, steps).as_json()})
 
 
 def answer_map(library: Library, given: Mapping[str, Any]) -> Response:
-    from ..map import draw_plan, draw_svg
-    from ..map.told import tell_plan
-
     plan = plan_request(library, given).plan
     table = plan.table(given["steps"])
     names = [unit.name for unit in plan.units]
-    picture = tell_plan(plan)
+    picture = told.tell_plan(plan)
     if given["format"] == "png":
         buffer = io.BytesIO()
-        draw_plan(table, *picture).save(buffer, "PNG")
+        drawings.draw_plan(table, *picture).save(buffer, "PNG")
         return Response(buffer.getvalue(), media_type="image/png")
     if given["format"] == "svg":
-        return Response(draw_svg(table, *picture), media_type="image/svg+xml")
-    layers = [{"name": name, "selection": format_row(row)} for name, row in zip(names, table)]
+        return Response(svg.draw_svg(table, *picture), media_type="image/svg+xml")
+    layers = [{"name": name, "selection": plans.format_row(row)} for name, row in zip(names, table)]
     return JSONResponse({"gamma": plan.gamma, "steps": given["steps"], "layers": layers})

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from klora_lib.engine import fit
+from klora_lib.lora import facts as lora_facts
 from klora_lib.lora.facts import Facts
 from klora_lib.webui import facts
 from klora_lib.webui.facts_html import mark_answer, write_facts, write_note, write_trouble
@@ -79,14 +81,14 @@ def test_two_that_do_not_fit_are_told(host: FakeHost) -> None:
 
 def test_so_is_a_pair_that_does_not_fit_the_checkpoint(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a checkpoint is not loaded for it."""
-    wrong = facts.refuse_misfit
+    wrong = fit.refuse_misfit
     asked = []
 
     def refuse(pair: object, sites: object, name: str) -> None:
         asked.append(name)
         wrong(pair, {}, name)
 
-    monkeypatch.setattr(facts, "refuse_misfit", refuse)
+    monkeypatch.setattr(fit, "refuse_misfit", refuse)
     assert "none of the layers that both LoRAs touch is in &#x27;tiny&#x27;" in host.app.check_pair("subject", "style")
     monkeypatch.setattr(host.sd_models.model_data, "sd_model", None)
     assert "klora-trouble" not in host.app.check_pair("subject", "style") and asked == ["tiny"]
@@ -116,8 +118,8 @@ def test_a_file_is_looked_at_again_when_it_changes(loras: Path, tmp_path: Path, 
     path = tmp_path / "some.safetensors"
     shutil.copy(loras / "subject.safetensors", path)
     reads = []
-    read = facts.read_facts
-    monkeypatch.setattr(facts, "read_facts", lambda path, name: reads.append(name) or read(path, name))
+    read = lora_facts.read_facts
+    monkeypatch.setattr(lora_facts, "read_facts", lambda path, name: reads.append(name) or read(path, name))
     shelf = facts.FactCache()
     first = shelf.read(str(path), "some")
     assert shelf.read(str(path), "some") is first and len(reads) == 1
