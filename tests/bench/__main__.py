@@ -9,13 +9,14 @@ import argparse
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 import torch
 
 from klora_lib.errors import format_count
 
-from . import costs, image, plan
+from . import costs, image, plan, start
 
 
 def rows() -> list[str]:
@@ -30,6 +31,11 @@ def rows() -> list[str]:
         f"| plan it with `np` | with `est` | {p['np by est']:.2f} | {p['np']:.2f} / {p['est']:.2f} |",
         f"| the projection of `np`, in a pass's first step | | | {p['projected']:.2f} |",
         f"| explain it (`plan --report`), planned with `est` | | | {p['explained']:.2f} |",
+    ]
+    s = start.measure(os.environ.get("KLORA_A1111_PYTHON", sys.executable))
+    out += [
+        f"| load the script at a WebUI's start | all that the first job loads | {s['start'] / s['job']:.2f} "
+        f"| {s['start'] / 1000:.3f} / {s['job'] / 1000:.3f} |",
     ]
     if image.available():
         i = image.measure()
