@@ -29,8 +29,4 @@ class KLoraScript(scripts.Script):
         APP.finish(p, processed)
 
 
-script_callbacks.on_cfg_denoiser(APP.advance)
-script_callbacks.on_before_ui(lambda: boot.add_axes(APP))
-script_callbacks.on_ui_settings(lambda: boot.make_options(APP))
-script_callbacks.on_app_started(APP.serve)
-script_callbacks.on_script_unloaded(APP.unload)
+boot.register(APP, script_callbacks)

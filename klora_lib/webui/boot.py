@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,24 @@ from .presets import Store
 
 def make_app() -> App:
     return App()
+
+
+def register(app: App, callbacks: Any) -> None:
+    """Give the WebUI what it is to call.  ``callbacks``: its module script_callbacks.
+
+    At each registration it reads the whole call stack, and looks for the source of every frame among all modules that are
+    loaded: 80 ms each while a script is being loaded.  A thread of its own has a stack of a few frames.
+    """
+
+    def act() -> None:
+        callbacks.on_cfg_denoiser(app.advance)
+        callbacks.on_before_ui(lambda: add_axes(app))
+        callbacks.on_ui_settings(lambda: make_options(app))
+        callbacks.on_app_started(app.serve)
+        callbacks.on_script_unloaded(app.unload)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(act).result()
 
 
 def make_panel(script: Any, app: App) -> list[Any]:

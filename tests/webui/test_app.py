@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fastapi import HTTPException
 
+import klora_lib
 from klora_lib.settings import FIELDS, Settings
 
 from ..fakes.a1111 import FakeA1111
@@ -24,6 +27,24 @@ def test_the_script(host: FakeHost) -> None:
     assert {kind: len(found) for kind, found in host.script_callbacks.registered.items()} == {
         "cfg_denoiser": 1, "before_ui": 1, "ui_settings": 1, "app_started": 1, "script_unloaded": 1,
     }  # fmt: skip
+
+
+def test_what_registers_has_a_short_call_stack(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The WebUI reads all of it each time, with the source of each frame; and in it must be a file of ours."""
+    stacks = []
+    for name in [name for name in vars(host.script_callbacks) if name.startswith("on_")]:
+        monkeypatch.setattr(host.script_callbacks, name, lambda _: stacks.append(inspect.stack(0)[1:]))
+    host.load_script()
+    assert len(stacks) == 5
+    for stack in stacks:
+        assert len(stack) < 8 and not any("importlib" in frame.filename for frame in stack)
+        assert Path(stack[0].filename).is_relative_to(Path(klora_lib.__file__).parents[1])
+
+
+def test_a_registration_that_fails_is_not_hidden(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.script_callbacks, "on_app_started", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        host.load_script()
 
 
 def refused(host: FakeHost, p: Processing) -> str:
