@@ -59,12 +59,16 @@ def run_evaluate(args: argparse.Namespace) -> None:
     with files.open_folder(args.out) as out:
         workers: Workers = make_ray_workers(make, args.ray) if args.ray else make_local_workers(make)
         scored: list[ScoredImage] = []
-        for number, images in enumerate(workers(tasks), 1):
-            scored += images
-            task = tasks[number - 1]
-            print(
-                f"{number}/{len(tasks)} {task.method}: {task.content.name} × {task.style.name}", file=sys.stderr, flush=True
-            )
+        try:
+            for number, images in enumerate(workers(tasks), 1):
+                scored += images
+                task = tasks[number - 1]
+                done = f"{number}/{len(tasks)} {task.method}: {task.content.name} × {task.style.name}"
+                print(done, file=sys.stderr, flush=True)
+        except BaseException:  # an interruption too: what is scored is not lost
+            if scored:
+                files.write_file(out / "evaluation.csv", format_csv(scored).encode())
+            raise
         text = format_markdown(make_table(scored))
         try:
             files.write_file(out / "evaluation.md", text.encode())

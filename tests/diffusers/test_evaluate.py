@@ -27,6 +27,8 @@ from klora_lib.cli.main import main
 from klora_lib.drawing import pipelines
 from klora_lib.errors import SettingsError
 from klora_lib.evaluation.metrics import ClipAndDino
+from klora_lib.evaluation.run import Task, Worker
+from klora_lib.evaluation.table import ScoredImage
 
 from ..encoders import write_encoders
 from .pipes import FAMILIES
@@ -118,6 +120,21 @@ def test_a_table_that_cannot_be_written_is_printed(
     assert evaluate(given, tmp_path / "out", methods="klora", count="1", steps="1") == (2, [])
     heard = capsys.readouterr()
     assert "| klora |" in heard.out and heard.err.endswith("cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize("error", [SettingsError("broke off", "model"), KeyboardInterrupt()], ids=["refused", "interrupted"])
+def test_what_is_scored_is_written_when_a_later_task_fails(
+    given: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def run(worker: Worker, task: Task) -> list[ScoredImage]:
+        if task.method == "direct":
+            raise error
+        return [ScoredImage(task.method, "a", "b", seed, {"Style Sim": 0.5}) for seed in task.seeds]
+
+    monkeypatch.setattr(Worker, "run", run)
+    status, rows = evaluate(given, tmp_path / "out", count="2", methods="klora|direct")
+    assert status != 0 and [row["method"] for row in rows] == ["klora", "klora"]
+    assert not (tmp_path / "out" / "evaluation.md").exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray, an optional extra, is not installed")
