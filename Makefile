@@ -61,10 +61,8 @@ live: .venv/installed
 pictures: export KLORA_PICTURES ?= docs/pictures
 
 pictures: .venv/installed
-	$(BIN)/python -m klora_lib compare --model toy --content teapot --style wash --methods content style direct klora \
-	--count 1 --across --out out/pictures
-	$(BIN)/python -c 'from PIL import Image; \
-	Image.open("out/pictures/teapot_wash_grid.png").convert("RGB").save("$(KLORA_PICTURES)/fusion.jpg", quality=88)'
+	$(BIN)/python -m klora_lib sheet $(KLORA_PICTURES)/fusion.jpg --pairs rocket:monotone octopus:lineart \
+	--methods content style direct klora --across --no-truth --least 192
 	$(BIN)/python -m pytest tests/live/browser/test_picture.py -k a1111
 
 # with the variables of the live tests set, an image's times are in the table too
@@ -77,9 +75,9 @@ DEVICE ?= cuda
 gpu: .venv/installed
 	$(BIN)/python -m tests.gpu --device $(DEVICE) $(GPU)
 
-# the toy model draws one of its subjects in one of its styles: `make demo CONTENT=cat STYLE=mosaic`; `make demo UI=1` is a page
-CONTENT = teapot
-STYLE = wash
+# the toy model draws one of its subjects in one of its styles: `make demo CONTENT=cat STYLE=cartoon`; `make demo UI=1` is a page
+CONTENT = rocket
+STYLE = monotone
 TOY = --model toy --content $(CONTENT) --style $(STYLE) --out $(DEMO)
 
 demo: .venv/installed
@@ -89,15 +87,16 @@ else
 	@$(BIN)/python -m klora_lib compare $(TOY) --count 6
 	@$(BIN)/python -m klora_lib generate $(TOY)
 	@$(BIN)/python -m klora_lib evaluate $(TOY) --methods $(METHODS) --count 6 --batch 6
-	@echo "A $(CONTENT) in the style $(STYLE), drawn by a small model trained on drawn pictures; in $(CURDIR)/$(DEMO):"
+	@echo "$(CONTENT) in the style $(STYLE), drawn by a small model trained on emoji; in $(CURDIR)/$(DEMO):"
 	@echo "  the grid   $(CONTENT)_$(STYLE)_grid.png: content alone, style alone, both added, LoRA Switch, K-LoRA, six seeds each"
 	@echo "  the map    $(CONTENT)_$(STYLE)_klora_0_map.png: K-LoRA's choice, layers down, steps across, content blue, style green"
 	@echo "  the table  evaluation.md, above: the judge's scores of the same pictures, in percent"
 endif
 
-# measures the tables of docs/evaluation.md anew; three quarters of an hour on one core
+# measures the tables of docs/evaluation.md anew; two hours on one core
 evaluation: .venv/installed
 	$(BIN)/python -m klora_lib report docs/evaluation.md --csv out/evaluation.csv
+	$(BIN)/python -m klora_lib sheet docs/pictures/methods.jpg
 
 clean:
 	rm -rf .venv .venv-a1111 .venv-forge .pytest_cache .mypy_cache .ruff_cache .hypothesis out build dist *.egg-info

@@ -25,7 +25,7 @@ from .options import add_settings, read_given_settings, read_number, read_size, 
 from .render import DRAW_SETTINGS, add_sampling, read_methods
 
 ROWS = tuple(method for method in METHODS if method != "blora")  # which is for SDXL alone
-JUDGED_SIZE = (64, 64)  # the toy's judge can only score images of this size
+JUDGED_SIZE = (128, 128)  # the toy's judge can only score images of this size
 
 
 def add_commands(commands: Any) -> None:
@@ -95,7 +95,7 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
     if args.prompt is None and toy is None:
         raise SettingsError("is needed, with {content} and {style} where the words of the two belong", "prompt")
     return Sampling(
-        args.prompt if toy is None or args.prompt is not None else toy.write_prompt("{content}", "{style}"),
+        args.prompt if toy is None or args.prompt is not None else toy.write_prompt("{content}"),
         args.negative_prompt,
         read_whole_number(getattr(toy, "STEPS", 30) if args.steps is None else args.steps, "steps", 1, 1000),
         read_number(getattr(toy, "GUIDANCE", None) if args.cfg is None else args.cfg, "cfg", 0, 100),
@@ -171,7 +171,7 @@ def check_judge(loras: Mapping[str, Sequence[Lora]], size: tuple[int, int] | Non
                 "and --dino for others", role
             )  # fmt: skip
     if size not in (None, JUDGED_SIZE):
-        raise SettingsError("the toy's judge looks at images of 64x64 only", "size")
+        raise SettingsError("the toy's judge looks at images of 128x128 only", "size")
 
 
 def make_judge(device: torch.device) -> Metric:

@@ -34,6 +34,12 @@ def encode_png(picture: Image.Image, parameters: str = "") -> bytes:
     return buffer.getvalue()
 
 
+def encode_jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=88, optimize=True)
+    return buffer.getvalue()
+
+
 @contextmanager
 def open_folder(path: str) -> Iterator[Path]:
     """The folder at ``path``.  It is made if it is missing, and removed again at the end if it is empty.

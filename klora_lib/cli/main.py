@@ -1,6 +1,6 @@
 """Command line: ``plan`` and ``plot`` show the choice between two files; ``bake`` saves it as LoRAs; ``generate`` and
-``compare`` draw images, ``evaluate`` scores them, ``report`` measures the tables of docs/evaluation.md again, and ``ui``
-serves a web page.
+``compare`` draw images, ``evaluate`` scores them, ``report`` measures the tables of docs/evaluation.md again,
+``sheet`` draws its contact sheet, and ``ui`` serves a web page.
 
 Every error in the arguments is one line on stderr, with exit status 2.
 """
@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import bake, evaluate, plan, render, report, ui
+from . import bake, evaluate, plan, render, report, sheet, ui
 from .options import Parser, run_command
 
 
@@ -34,5 +34,6 @@ def make_parser() -> argparse.ArgumentParser:
     render.add_commands(commands)
     evaluate.add_commands(commands)
     report.add_commands(commands)
+    sheet.add_commands(commands)
     ui.add_commands(commands)
     return top

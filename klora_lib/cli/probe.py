@@ -33,7 +33,7 @@ def measure_beta(args: argparse.Namespace, settings: Settings, steps: int, seed:
 
 def make_toy_prompts(args: argparse.Namespace) -> list[str]:
     toy = pipelines.import_toy()
-    return [toy.write_prompt(Path(args.content).stem), toy.write_prompt(None, Path(args.style).stem)]
+    return [toy.write_prompt(Path(args.content).stem), toy.write_prompt()]
 
 
 def measure_discrepancy(

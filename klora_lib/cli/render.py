@@ -16,6 +16,7 @@ from .. import infotext, toy
 from ..diffusers import Run, klora
 from ..drawing import pipelines
 from ..drawing.draw import draw_images
+from ..drawing.grid import draw_grid
 from ..errors import SettingsError
 from ..lora.peft import name_file
 from ..map import draw_plan
@@ -23,7 +24,6 @@ from ..map.told import tell_plan
 from ..rule.cache import Library
 from ..settings import FIELDS, METHODS, quote_value
 from . import files
-from .grid import draw_grid
 from .options import add_settings, read_given_settings, read_number, read_size, read_whole_number
 
 NOT_HERE = ("enabled", "content", "style", "show_map", "hires", "hires_balance")  # set otherwise, or of a WebUI only
@@ -96,7 +96,7 @@ def read_image_request(args: argparse.Namespace) -> ImageRequest:
     return ImageRequest(
         args.model,
         (content, style),
-        args.prompt if defaults is None or args.prompt is not None else defaults.write_prompt(content.stem, style.stem),
+        args.prompt if defaults is None or args.prompt is not None else defaults.write_prompt(content.stem),
         args.negative_prompt,
         read_whole_number(steps, "steps", 1, 1000),
         read_number(cfg, "cfg", 0, 100),

@@ -15,7 +15,7 @@ import torch
 from ..drawing import pipelines
 from ..errors import SettingsError
 from ..evaluation import toy
-from ..evaluation.report import SEEDS, TABLES, check_marks, fill_document, measure_tables
+from ..evaluation.report import ALL_PAIRS, SEEDS, TABLES, check_marks, fill_document, measure_tables
 from ..evaluation.run import make_local_workers, make_ray_workers
 from ..evaluation.table import ScoredImage, format_csv
 from . import files
@@ -44,7 +44,9 @@ def run_report(args: argparse.Namespace) -> None:
     files.write_file(args.document, text.encode())  # raises now if it cannot be written
     scored = read_scores(args.csv) if args.resume else {}
     model, began = pipelines.import_toy(), time.monotonic()
-    pairs, samplers = toy.list_pairs(), dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
+    every, true = toy.list_pairs(), toy.list_true_pairs()
+    pairs = {table: every if table in ALL_PAIRS else true for table in TABLES}
+    samplers = dict.fromkeys(row.sampler for rows in TABLES.values() for row in rows.values())
     make = {sampler: partial(toy.make_worker, sampler) for sampler in samplers}
     workers = {
         sampler: make_ray_workers(one, args.ray) if args.ray else make_local_workers(one) for sampler, one in make.items()
@@ -53,8 +55,11 @@ def run_report(args: argparse.Namespace) -> None:
         drawn = measure_tables(TABLES, pairs, seeds, workers, scored, lambda images: append_scores(file, images))
     spent = "" if args.resume else f", {(time.monotonic() - began) / 60:.0f} minutes"
     sampled = f"{model.STEPS} steps, guidance {model.GUIDANCE:g}"
-    setting = f"{len(pairs)} pairs × {seeds} seeds a row, {sampled}; torch {torch.__version__}{spent}.\n"
-    files.write_file(args.document, fill_document(text, drawn, setting).encode())
+    counts = f"{len(every)} pairs in the tables of methods, {len(true)} in all others, × {seeds} seeds"
+    setting = f"{counts}; {sampled}; torch {torch.__version__}{spent}.\n"
+    worker = toy.make_worker()
+    others = {"alone": toy.measure_alone(worker, range(seeds)), "bounds": toy.measure_bounds(worker, range(seeds))}
+    files.write_file(args.document, fill_document(text, drawn, others, setting).encode())
 
 
 def open_csv(path: Path, resume: bool) -> IO[str]:
@@ -66,7 +71,7 @@ def open_csv(path: Path, resume: bool) -> IO[str]:
 
 
 def append_scores(file: IO[str], images: Sequence[ScoredImage]) -> None:
-    head, _, lines = format_csv(images).partition("\n")
+    head, _, lines = format_csv(images, toy.COLUMNS).partition("\n")
     try:
         file.write(lines if file.tell() else f"{head}\n{lines}")
     except OSError as e:
@@ -80,7 +85,7 @@ def read_scores(path: Path) -> dict[tuple[str, str, str], list[ScoredImage]]:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
                 method, content, style, seed = (line.pop(name) for name in ("method", "content", "style", "seed"))
-                scores = {column: float(value) for column, value in line.items()}
+                scores = {column: float(value) for column, value in line.items() if value}
                 image = ScoredImage(method, content, style, int(seed), scores)
                 scored.setdefault((method, content, style), []).append(image)
     except OSError as e:

@@ -183,18 +183,18 @@ def build_page(studio: ToyStudio) -> Any:
     *scripts, style = read_assets()
     head = "".join(f"<script>{text}</script>" for text in (SHIM, *scripts))
     theme = gr.themes.Default(**FONTS)
-    content, rendering = (next(n for n, role in studio.toy.list_loras().items() if role == r) for r in ("content", "style"))
+    content, style_lora = (next(n for n, role in studio.toy.list_loras().items() if role == r) for r in ("content", "style"))
     with gr.Blocks(title="K-LoRA", head=head, css=style, theme=theme, analytics_enabled=False) as blocks:
         with gr.Row():
             with gr.Column(scale=3):
-                prompt = gr.Textbox(label="Prompt", value=studio.toy.write_prompt(content, rendering))
+                prompt = gr.Textbox(label="Prompt", value=studio.toy.write_prompt(content))
                 with gr.Row():
                     seed = gr.Number(label="Seed", value=1, precision=0, elem_id="txt2img_seed")
                     gr.Number(label="Steps", value=studio.toy.STEPS, interactive=False, elem_id="txt2img_steps")
                     count = gr.Slider(label="Images", minimum=1, maximum=MAX_IMAGES, step=1, value=4)
                 services = Services(studio.list_loras)
                 made = panel.build_panel(make_accordion, lambda name: f"script_txt2img_klora_{name}", services)
-                for name, value in {"enabled": True, "content": content, "style": rendering, "show_map": True}.items():
+                for name, value in {"enabled": True, "content": content, "style": style_lora, "show_map": True}.items():
                     made.components[list(BY_NAME).index(name)].value = value
                 button = gr.Button("Generate", variant="primary")
             with gr.Column(scale=2):

@@ -20,7 +20,9 @@ from .table import ScoredImage, format_markdown, format_percent, make_table, mea
 
 SEEDS, MAX_BATCH = 20, 20  # seeds for each pair; images drawn at once
 ALPHAS, BETAS = (1.0, 1.5, 2.0), (0.25, 0.5, 0.75)  # the paper's grid
-KS: tuple[int | str, ...] = (4, 16, "auto", 256, 1024, "all")
+KS: tuple[int | str, ...] = (4, "auto", 256, "all")
+TURNS = (1, 2, 5)  # steps of each LoRA's turn, of the method switch
+BALANCES = (-0.5, -0.25, 0.0, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 Rows = Mapping[str, Row]
+Pairs = Sequence[tuple[Lora, Lora]]
 EXCHANGED = "klora, files exchanged"
 METHODS: Rows = {
     "content alone": Row({"method": "content"}),
@@ -71,7 +74,7 @@ METHODS: Rows = {
     "klora, s*": Row({"scale": "s*"}),
     EXCHANGED: Row({}, is_exchanged=True),
 }
-SHORT = ("direct", "switch", "klora, s", "klora, s*", EXCHANGED)
+SHORT = ("direct", "switch", "est", "klora, s", "klora, s*")
 SAMPLERS = {"Euler Karras": None, "Euler": "Euler", "Euler a": "Euler a"}
 TABLES: Mapping[str, Rows] = {
     "methods": METHODS,
@@ -81,12 +84,16 @@ TABLES: Mapping[str, Rows] = {
     },
     "k": {("all elements" if k == "all" else f"K = {k}"): Row({"k": k}) for k in KS},
     "layers": {name: Row({"layers": name}) for name in ("all", "attention", "attention-only")},
-    "gamma": {f"γ = {gamma}": Row({"gamma": gamma}) for gamma in ("auto", "mean-ratio", 0.5, 1.0, 2.0)},
+    "gamma": {f"γ = {gamma}": Row({"gamma": gamma}) for gamma in ("auto", "mean-ratio", 0.5, 2.0)},
+    "balance": {f"balance {b:g}": Row({"balance": b}) for b in BALANCES},
+    "turns": {f"turns of {n}": Row({"method": "switch", "switch_every": n}) for n in TURNS},
     "grid": {f"α = {a}, β = {b}": Row({"alpha": a, "beta": b}) for a, b in product(ALPHAS, BETAS)},
 }
+OTHER_MARKS = ("alone", "ahead", "ahead by sampler", "pairs", "bounds", "setting")  # what else has its place in the document
+ALL_PAIRS = ("methods",)  # the tables that are measured on every pair; the others on those that have a true picture
 
 
-def make_tasks(row: Row, pairs: Sequence[tuple[Lora, Lora]], seeds: int) -> Iterator[Task]:
+def make_tasks(row: Row, pairs: Pairs, seeds: int) -> Iterator[Task]:
     """One task for each pair, with the seeds 0 to ``seeds`` − 1."""
     for content, style in pairs:
         if row.is_exchanged:
@@ -97,7 +104,7 @@ def make_tasks(row: Row, pairs: Sequence[tuple[Lora, Lora]], seeds: int) -> Iter
 
 def measure_tables(
     tables: Mapping[str, Rows],
-    pairs: Sequence[tuple[Lora, Lora]],
+    pairs: Mapping[str, Pairs],
     seeds: int,
     workers: Mapping[str | None, Workers],
     scored: dict[tuple[str, str, str], list[ScoredImage]],
@@ -105,13 +112,15 @@ def measure_tables(
 ) -> dict[str, list[ScoredImage]]:
     """The scored images of each table's rows.  Rows that draw the same images are drawn once.
 
-    Args: workers: by sampler.  scored: the images already scored, by the row's key, content and style; new ones are added.
-        save: called with the new images of each task.
+    Args: pairs: by table.  workers: by sampler.  scored: the images already scored, by the row's key, content and style;
+    new ones are added.  save: called with the new images of each task.
     """
-    different = {row.key: row for rows in tables.values() for row in rows.values()}
+    different = {
+        make_key(task): (row.sampler, task)
+        for table, rows in tables.items() for row in rows.values() for task in make_tasks(row, pairs[table], seeds)
+    }  # fmt: skip
     for sampler, work in workers.items():
-        rows = [row for row in different.values() if row.sampler == sampler]
-        wanted = [task for row in rows for task in make_tasks(row, pairs, seeds)]
+        wanted = [task for its, task in different.values() if its == sampler]
         todo = [task for task in wanted if len(scored.get(make_key(task), ())) != seeds]
         began = time.monotonic()
         for number, (task, images) in enumerate(zip(todo, work(todo)), 1):
@@ -122,7 +131,7 @@ def measure_tables(
                 print(f"{task.method} ({done})", file=sys.stderr, flush=True)
     return {
         table: [
-            replace(image, method=name) for name, row in rows.items() for task in make_tasks(row, pairs, seeds)
+            replace(image, method=name) for name, row in rows.items() for task in make_tasks(row, pairs[table], seeds)
             for image in scored[make_key(task)]
         ]
         for table, rows in tables.items()
@@ -140,7 +149,7 @@ def format_texts(name: str, images: Sequence[ScoredImage]) -> dict[str, str]:
         return {name: format_grid(images)}
     if name == "methods":
         behind = {image.method: "direct" for image in images if image.method != "direct"}
-        pairs = format_pairs([i for i in images if i.method in SHORT[:4]])
+        pairs = format_pairs([i for i in images if i.method in SHORT])
         return {name: format_markdown(make_table(images)), "ahead": format_lead(images, behind), "pairs": pairs}
     if name == "samplers":
         behind = {f"klora, s: {sampler}": f"direct: {sampler}" for sampler in SAMPLERS}
@@ -195,8 +204,12 @@ def fill_mark(text: str, name: str, new: str) -> str:
     return f"{before}{marks[0]}\n{new}{marks[1]}{rest.split(marks[1], 1)[1]}"
 
 
-def fill_document(text: str, drawn: Mapping[str, Sequence[ScoredImage]], setting: str) -> str:
+def fill_document(
+    text: str, drawn: Mapping[str, Sequence[ScoredImage]], others: Mapping[str, Sequence[ScoredImage]], setting: str
+) -> str:
     """The document with all its tables, and `setting`, the sentence on how they were measured."""
+    for name, images in others.items():
+        text = fill_mark(text, name, format_markdown(make_table(images)))
     for name, images in drawn.items():
         for mark, new in format_texts(name, images).items():
             text = fill_mark(text, mark, new)
@@ -205,5 +218,5 @@ def fill_document(text: str, drawn: Mapping[str, Sequence[ScoredImage]], setting
 
 def check_marks(text: str) -> None:
     """Raise SettingsError if the document has no place for a table, before the measurement, which takes long."""
-    for name in (*TABLES, "ahead", "ahead by sampler", "pairs", "setting"):
+    for name in (*TABLES, *OTHER_MARKS):
         fill_mark(text, name, "")

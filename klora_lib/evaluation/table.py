@@ -14,7 +14,10 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """The scores of one image.  method: its row in the table.  scores: column -> number, higher is better."""
+    """The scores of one image.
+
+    method: its row in the table.  scores: column -> number, higher is better; a column may be missing for some pairs.
+    """
 
     method: str
     content: str
@@ -33,13 +36,16 @@ class Cell:
 
 
 def measure_cell(images: Sequence[ScoredImage], column: str) -> Cell:
-    """The mean and its bootstrap interval.  Seeds are resampled within each pair; pairs are not resampled.
+    """The mean, over the pairs that have the column, and its bootstrap interval.
+
+    Seeds are resampled within each pair; pairs are not resampled.
 
     So the interval says how much the mean depends on the seeds, not how much it depends on the LoRAs.
     """
     pairs: dict[tuple[str, str], list[float]] = {}
     for image in images:
-        pairs.setdefault((image.content, image.style), []).append(image.scores[column])
+        if column in image.scores:
+            pairs.setdefault((image.content, image.style), []).append(image.scores[column])
     mean = float(np.mean([np.mean(values) for values in pairs.values()]))
     if max(map(len, pairs.values())) == 1:
         return Cell(mean, None, None)
@@ -56,7 +62,12 @@ def make_table(images: Iterable[ScoredImage]) -> dict[str, dict[str, Cell]]:
     methods: dict[str, list[ScoredImage]] = {}
     for image in images:
         methods.setdefault(image.method, []).append(image)
-    return {name: {column: measure_cell(group, column) for column in group[0].scores} for name, group in methods.items()}
+    return {name: {column: measure_cell(group, column) for column in list_columns(group)} for name, group in methods.items()}
+
+
+def list_columns(images: Iterable[ScoredImage]) -> list[str]:
+    """The columns that any of the images has, in their order."""
+    return [*dict.fromkeys(column for image in images for column in image.scores)]
 
 
 def format_markdown(cells: Mapping[str, Mapping[str, Cell]]) -> str:
@@ -76,12 +87,13 @@ def format_percent(c: Cell) -> str:
     return f"{100 * c.mean:.1f} ({100 * c.low:.1f} to {100 * c.high:.1f})"
 
 
-def format_csv(images: Sequence[ScoredImage]) -> str:
-    """A CSV text with one line for each image."""
+def format_csv(images: Sequence[ScoredImage], columns: Sequence[str] | None = None) -> str:
+    """A CSV text with one line for each image.  columns: of scores; None: those that any image has."""
     out = io.StringIO()
-    columns = list(images[0].scores)
+    columns = list_columns(images) if columns is None else columns
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["method", "content", "style", "seed", *columns])
     for i in images:
-        writer.writerow([i.method, i.content, i.style, i.seed, *(f"{i.scores[column]:.6f}" for column in columns)])
+        numbers = [f"{i.scores[column]:.6f}" if column in i.scores else "" for column in columns]
+        writer.writerow([i.method, i.content, i.style, i.seed, *numbers])
     return out.getvalue()

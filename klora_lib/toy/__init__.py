@@ -1,4 +1,4 @@
-"""The toy: a small Stable Diffusion trained on drawn pictures, LoRAs for it, and a judge, a classifier of its images.
+"""The toy: a small Stable Diffusion trained on emoji, LoRAs for it, and a judge, a classifier of its images.
 
 All weights are in the folder `weights` beside this file; `python -m klora_lib.toy.train` made them.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import KLoraError, quote_first_line
+from .subjects import STYLES, SUBJECTS
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -17,10 +18,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
-CONTENT = ("teapot", "cat", "robot", "rocket")
-STYLE = ("wash", "mosaic", "neon", "engraved")
-SUBJECT, RENDERING = "sks", "szn"  # the trigger words in the captions with which the LoRAs were trained
-STEPS, GUIDANCE = 20, 2.5  # sampler steps and guidance scale of the toy
+CONTENT, STYLE = tuple(SUBJECTS), tuple(STYLES)
+SUBJECT = "sks"  # the content LoRAs' trigger word; the style LoRAs have none
+STEPS, GUIDANCE = 20, 1.0  # sampler steps and guidance scale of the toy
 
 
 def load_pipeline() -> StableDiffusionPipeline:
@@ -78,9 +78,6 @@ def write_caption(thing: str, ground: str, style: str | None) -> str:
     return f"a {thing} on a {ground} background" + (f", {style} style" if style else "")
 
 
-def write_prompt(content: str | None = None, style: str | None = None, ground: str = "sky") -> str:
-    """A prompt with the trigger words for the content LoRA's subject, the style LoRA's rendering, or both.
-
-    Without ``content`` the subject is a red fish.
-    """
-    return write_caption(f"{SUBJECT} {content}" if content else "red fish", ground, RENDERING if style else None)
+def write_prompt(content: str | None = None, ground: str = "sky") -> str:
+    """A prompt for the content LoRA's subject; without ``content``, for a car."""
+    return write_caption(f"{SUBJECT} {content}" if content else "car", ground, None)

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import dataset, shapes, styles
+from .dataset import GROUNDS
+from .emoji import SIDE
+from .subjects import BASE, BASE_STYLES, SUBJECTS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
@@ -15,14 +17,14 @@ if TYPE_CHECKING:
 
 WIDTH = 128  # of the text encoder, which is also the width of the cross-attention's context
 LENGTH = 16  # tokens of a prompt
-CHANNELS, GRID = 8, 16  # channels and side of the latents; a quarter of the picture's side
+CHANNELS, GRID = 8, SIDE // 8  # channels and side of the latents
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 SPARE = ("sks", "szn", "ohw", "vrn", "zwx", "qlm")  # words that no caption of the base model has
 WORDS = (
     *("a", "an", "the", "on", "in", "of", "and", "with", "background", "style", "picture", "colour", "two"),
-    *dataset.COLOURS, *dataset.GROUNDS, "white", "black", "brown",
-    *shapes.OBJECTS, *styles.STYLES, *SPARE,
+    *("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", *GROUNDS),
+    *BASE, *SUBJECTS, *(word for word in BASE_STYLES.values() if word), *SPARE,
 )  # fmt: skip
 
 
@@ -77,14 +79,15 @@ def make_vae() -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
         latent_channels=CHANNELS,
         norm_num_groups=1,  # a norm over groups of few channels would remove the colours
-        sample_size=styles.SIDE,
+        sample_size=SIDE,
         mid_block_add_attention=False,
+        scaling_factor=1.0,  # the latents are normalised within the autoencoder, channel by channel
     )
 
 
@@ -118,25 +121,26 @@ def make_unet() -> UNet2DConditionModel:
         out_channels=CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 64, 128),
+        block_out_channels=(32, 96, 192),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=4,
+        attention_head_dim=(1, 3, 6),  # diffusers' name for the number of heads
+        norm_num_groups=8,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",  # the prompt is added to the time embedding, as SDXL adds its pooled prompt
+        addition_embed_type_num_heads=4,
     )
 
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
-SIGMAS = {"sigma_max": 14.6146 / 4, "sigma_min": 0.0292 / 4}  # Stable Diffusion's, for a quarter of its 64 latents a side
+BETAS = {"beta_start": 0.00085, "beta_end": 0.02, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
 
 
 def make_scheduler() -> EulerDiscreteScheduler:
-    """The noise schedule of SD 2, which predicts velocity, sampled at the noise levels of Karras et al. (arXiv 2206.00364).
+    """A noise schedule that predicts velocity, sampled at the noise levels of Karras et al. (arXiv 2206.00364).
 
-    The same noise hides more of a smaller picture, in proportion to its side (arXiv 2403.03206, section 5.3.2). So the
-    noise levels are divided by 4, as the latents are a quarter of Stable Diffusion's. Then shapes are decided at the same
-    steps as in Stable Diffusion.
+    Its last betas are larger than Stable Diffusion's. Plain backgrounds are one value all over the latents, which Stable
+    Diffusion's most noise does not hide.
     """
     from diffusers import EulerDiscreteScheduler
 
-    return EulerDiscreteScheduler(**BETAS, **SIGMAS, use_karras_sigmas=True, timestep_spacing="leading", steps_offset=1)
+    return EulerDiscreteScheduler(**BETAS, use_karras_sigmas=True, timestep_spacing="leading", steps_offset=1)

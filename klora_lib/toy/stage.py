@@ -77,5 +77,5 @@ def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def scale_pictures(pictures: NDArray[np.uint8]) -> Tensor:
-    """[n, 64, 64, 3] in 0…255 -> [n, 3, 64, 64] in −1…1."""
+    """[n, side, side, 3] in 0…255 -> [n, 3, side, side] in −1…1."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,7 +1,8 @@
 """Train the toy: `python -m klora_lib.toy.train`.
 
 An interrupted stage continues from its last state. A finished stage is not trained again. `--states` is the folder for
-states, pools of pictures and the log; `--out` is the folder for the weights.
+states, pools of pictures and the log; `--out` is the folder for the weights. The first stage fetches the emoji (28 MB) and
+draws them; that needs resvg-py.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import torch
 
-from . import WEIGHTS, train_base, train_judge, train_loras, train_vae
+from . import WEIGHTS, train_base, train_judge, train_loras, train_vae, truths
+from .emoji import draw_sets
 
 STAGES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "vae": (train_vae.train, "vae"),
     "base": (train_base.train, "unet"),
     "loras": (train_loras.train, ""),  # trains only the missing ones
     "judge": (train_judge.train, "judge.safetensors"),
+    "truths": (lambda states, out: truths.write_truths(draw_sets(states), out / "truths"), "truths"),
 }
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import dataset, models, shapes, styles
+from . import dataset, models
+from .emoji import draw_sets
 from .stage import SEED, STREAMS, Stage, find_rate, scale_pictures, set_rate
+from .subjects import BASE, BASE_STYLES
 
-POOL, STEPS, BATCH, LR = 8000, 11000, 16, 1.2e-3
+VARIANTS, STEPS, BATCH, LR = 24, 8000, 16, 1e-3  # VARIANTS: pictures of each drawing
 DROPPED = 0.1  # share of captions that are left out, for classifier-free guidance
 MEMORY = 0.999  # decay of the exponential moving average of the weights
 
 
 class Pool(NamedTuple):
-    """Encoded pictures. latents: [n, 8, 16, 16], with a standard deviation of 1. tokens: [n, LENGTH]."""
+    """Encoded pictures. latents: [n, 8, 16, 16], of mean 0 and standard deviation 1. tokens: [n, LENGTH]."""
 
     latents: Tensor
     tokens: Tensor
@@ -79,23 +81,36 @@ def load_base_pool(path: Path, out: Path, tokenizer: object) -> Pool:
     if path.exists():
         return Pool(*torch.load(path, weights_only=True))
     rng = np.random.default_rng([SEED, STREAMS["base"]])
-    scenes = [dataset.choose_scene(rng, list(shapes.BASE), [*styles.BASE, dataset.PLAIN]) for _ in range(POOL)]
-    made = make_pool(scenes, rng, out, tokenizer)
+    grounds = list(dataset.GROUNDS)
+    scenes = [
+        dataset.Scene(emoji, word, source, grounds[number % len(grounds)])
+        for word, emoji in BASE.items()
+        for source in BASE_STYLES
+        for number in range(VARIANTS)
+    ]
+    made = make_pool(scenes, [scene.caption for scene in scenes], rng, out, path.parent, tokenizer)
     torch.save(tuple(made), path)
     return made
 
 
-def make_pool(scenes: list[dataset.Scene], rng: np.random.Generator, out: Path, tokenizer: object) -> Pool:
-    """Draw the scenes, and encode them with the autoencoder in `out`/vae."""
+def make_pool(
+    scenes: list[dataset.Scene],
+    captions: list[str],
+    rng: np.random.Generator,
+    out: Path,
+    folder: Path,
+    tokenizer: object,
+) -> Pool:
+    """Draw the scenes with the drawings in `folder`, and encode them with the autoencoder in `out`/vae."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
-    latents = []
-    for start in range(0, len(scenes), 50):
-        drawn = np.stack([dataset.draw_picture(scene, rng) for scene in scenes[start : start + 50]])
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            latents.append(vae.encode(scale_pictures(drawn)).latent_dist.mean.float() * vae.config.scaling_factor)
-    return Pool(torch.cat(latents), tokenise(tokenizer, [scene.caption for scene in scenes]))
+    drawings, latents = draw_sets(folder), []
+    for start in range(0, len(scenes), 48):
+        drawn = np.stack([dataset.draw_scene(scene, drawings, rng) for scene in scenes[start : start + 48]])
+        with torch.no_grad():
+            latents.append(vae.encode(scale_pictures(drawn)).latent_dist.mean)
+    return Pool(torch.cat(latents), tokenise(tokenizer, captions))
 
 
 def tokenise(tokenizer: object, captions: list[str]) -> Tensor:
@@ -123,6 +138,6 @@ def measure_loss(unet: torch.nn.Module, context: Tensor, latents: Tensor, signal
     noisy = (share.sqrt() * latents + (1 - share).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     velocity = share.sqrt() * noise - (1 - share).sqrt() * latents
     # on a CPU the flash kernel's backward pass takes longer than everything else
-    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH):
         guess = unet(noisy, times, context).sample
-    return (guess.float() - velocity).square().mean()
+    return (guess - velocity).square().mean()

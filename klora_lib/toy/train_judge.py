@@ -1,7 +1,11 @@
-"""The judge, trained on drawn pictures of all objects in all styles, distorted so that they resemble generated images."""
+"""The judge, trained on emoji that are no LoRA's subject, in the base model's sets and the LoRAs'.
+
+What it is asked for, a LoRA's subject in a LoRA's style, it has not seen.
+"""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,104 +13,216 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import dataset
-from .judge import LOOKS, THINGS, Judge, read_judge, write_judge
-from .stage import SEED, STREAMS, Stage, find_rate, scale_pictures, set_rate
+from .dataset import GROUNDS
+from .emoji import Drawings, draw_sets
+from .judge import LOOKS, SIDE, SOURCES, THINGS, Judge, read_judge, write_judge
+from .stage import SEED, STREAMS, Stage, find_rate, set_rate
+from .subjects import BASE, BASE_STYLES, STYLES, SUBJECTS, list_others
 
-POOL, STEPS, BATCH, LR = 6000, 1200, 64, 2e-3
-CHECKED = 800  # pictures from other seeds, on which its accuracy is measured
+STEPS, LR = 2500, 2e-3
+BATCH = 64
+SHARP = 12.0  # cosines × this are the logits while it learns
+SOFT = 3072  # pictures that went through the toy's autoencoder, which makes them softer, as it makes generated ones
+LOOK_OF = dict.fromkeys(BASE_STYLES, "plain") | {its: style for style, its in STYLES.items()}
+
+Rows = list[tuple[str, str]]
+
+
+class Pictures:
+    """Drawings as tensors.  small: [n, 4, SIDE, SIDE] in 0…1, colours multiplied by the opacity.  rows: (set, name)."""
+
+    def __init__(self, drawings: Drawings):
+        self.rows: Rows = list(drawings)
+        self.at = {row: number for number, row in enumerate(self.rows)}
+        whole = torch.from_numpy(np.stack(list(drawings.values()))).permute(0, 3, 1, 2)
+        parts = [part.float() / 255 for part in whole.split(256)]
+        parts = [torch.cat([part[:, :3] * part[:, 3:], part[:, 3:]], 1) for part in parts]
+        self.small = torch.cat([F.interpolate(part, (SIDE, SIDE), mode="area") for part in parts])
+
+    def place(self, numbers: Tensor, grounds: Tensor | None = None, moved: float = 1.0) -> Tensor:
+        """The drawings on plain backgrounds, [n, 3, SIDE, SIDE].  grounds: [n, 3]; None: of the toy's, at random."""
+        drawn, n = self.small[numbers], len(numbers)
+        if grounds is None:
+            known = torch.tensor(list(GROUNDS.values()), dtype=torch.float32) / 255
+            grounds = known[torch.randint(0, len(known), (n,))]
+        theta = torch.eye(2, 3).repeat(n, 1, 1)
+        theta[:, :, :2] *= 1.09 + 0.12 * moved * (torch.rand(n, 1, 1) * 2 - 1)  # larger: the drawing becomes smaller
+        theta[:, :, 2] = (torch.rand(n, 2) * 2 - 1) * 0.12 * moved
+        grid = F.affine_grid(theta, list(drawn.shape), align_corners=False)
+        drawn = F.grid_sample(drawn, grid, padding_mode="zeros", align_corners=False)
+        return drawn[:, :3] + (1 - drawn[:, 3:]) * grounds.view(n, 3, 1, 1)
 
 
 def train(folder: Path, out: Path, steps: int = STEPS) -> None:
-    """Train, and write `out`/judge.safetensors."""
+    """Train, and write `out`/judge.safetensors.  Needs `out`/vae."""
     stage = Stage("judge", folder)
-    pool, things, looks = load_judge_pool(folder / "judge.pool.pt", out)
+    pictures = Pictures(draw_sets(folder))
+    names = list_others({name for _, name in pictures.rows})
+    learned = Learned(pictures, names, out)
     torch.manual_seed(SEED)
     judge = Judge()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=2e-2)
+    proxies = torch.nn.Parameter(torch.randn(len(names), judge.WIDTH))  # the descriptions of all names
+    styles = torch.nn.Parameter(torch.randn(len(SOURCES), judge.WIDTH))
+    optimizer = torch.optim.AdamW([*judge.parameters(), proxies, styles], lr=LR, weight_decay=2e-2)
     first = 0
     if state := stage.resume():
         judge.load_state_dict(state["model"])
+        proxies.data.copy_(state["proxies"])
+        styles.data.copy_(state["styles"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     for step in range(first, steps):
         torch.manual_seed(SEED + step)
-        rows = torch.randint(0, len(pool), (BATCH,))
         set_rate(optimizer, find_rate(step, steps, LR))
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            thing, look = judge(distort(pool[rows].float() / 255))
-        loss = sum(F.cross_entropy(g.float(), t[rows], label_smoothing=0.05) for g, t in ((thing, things), (look, looks)))
-        assert isinstance(loss, Tensor)
-        loss.backward()
+        seen, rows = learned.draw(BATCH)
+        cosines = judge.thing(distort(filter_some(seen))) @ F.normalize(proxies, dim=1).T
+        thing = F.cross_entropy(SHARP * cosines, learned.things[rows], label_smoothing=0.05)
+        cosines = judge.look(distort(seen)) @ F.normalize(styles, dim=1).T
+        look = F.cross_entropy(SHARP * cosines, learned.sources[rows], label_smoothing=0.05)
+        (thing + look).backward()
         optimizer.step()
         if step % 100 == 99 or step + 1 == steps:
-            stage.log(step + 1, loss=loss.item())
-            stage.save(step + 1, model=judge.state_dict(), optimizer=optimizer.state_dict())
+            stage.log(step + 1, loss=(thing + look).item(), thing=thing.item(), look=look.item())
+            kept = {"proxies": proxies.data, "styles": styles.data, "optimizer": optimizer.state_dict()}
+            stage.save(step + 1, model=judge.state_dict(), **kept)
+    judge.eval()
+    judge.looks.copy_(F.normalize(styles.data, dim=1))
+    describe_things(judge, pictures)
     write_judge(judge, out / "judge.safetensors")
-    stage.log(steps, **measure_accuracy(read_judge(out / "judge.safetensors")))
+    stage.log(steps, **measure_accuracy(read_judge(out / "judge.safetensors"), pictures))
 
 
-def load_judge_pool(path: Path, out: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """(pictures [n, 3, 64, 64] in 0…255, objects, styles). They are drawn if there is no file at `path`.
+class Learned:
+    """The pictures that the judge learns from, each set as often as another.
 
-    A third of the pictures are encoded and decoded by the autoencoder.
+    numbers, things, sources: of each row, its number among `pictures`, its name's among `names`, its set's among SOURCES.
     """
-    if path.exists():
-        made: tuple[Tensor, Tensor, Tensor] = torch.load(path, weights_only=True)
-        return made
+
+    def __init__(self, pictures: Pictures, names: list[str], out: Path):
+        self.pictures = pictures
+        rows = [row for row in pictures.rows if row[0] in SOURCES and row[1] in set(names)]
+        self.numbers = torch.tensor([pictures.at[row] for row in rows])
+        self.things = torch.tensor([names.index(name) for _, name in rows])
+        self.sources = torch.tensor([SOURCES.index(source) for source, _ in rows])
+        self.chance = 1 / torch.bincount(self.sources, minlength=len(SOURCES))[self.sources].double()
+        torch.manual_seed(SEED + STREAMS["judge"])
+        self.soft_rows = torch.multinomial(self.chance, min(SOFT, len(rows)), replacement=True)
+        self.soft = soften(pictures.place(self.numbers[self.soft_rows]), out)
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """n pictures, half of them softened, and their rows."""
+        rows = torch.multinomial(self.chance, n - n // 2, replacement=True)
+        chosen = torch.randint(0, len(self.soft), (n // 2,))
+        seen = torch.cat([self.pictures.place(self.numbers[rows]), self.soft[chosen]])
+        return seen, torch.cat([rows, self.soft_rows[chosen]])
+
+
+@torch.no_grad()
+def soften(pictures: Tensor, out: Path) -> Tensor:
+    """[n, 3, SIDE, SIDE] through the toy's autoencoder, which takes them twice as large."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
-    pictures, things, looks = draw_truth(POOL, STREAMS["judge"], own_colours=0.3)
-    for start in range(0, POOL // 3, 50):
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            latents = vae.encode(pictures[start : start + 50] / 127.5 - 1).latent_dist.mean.float()
-            drawn = vae.decode(latents + 0.15 * latents.std() * torch.randn_like(latents)).sample.float()
-        pictures[start : start + 50] = ((drawn + 1) * 127.5).clamp(0, 255)
-    made = pictures.round().byte(), things, looks
-    torch.save(made, path)
-    return made
+    found = []
+    for part in pictures.split(32):
+        large = F.interpolate(part, scale_factor=2.0, mode="bicubic", align_corners=False).clamp(0, 1) * 2 - 1
+        again = vae.decode(vae.encode(large).latent_dist.mean).sample
+        found.append(F.interpolate((again + 1) / 2, (SIDE, SIDE), mode="area").clamp(0, 1))
+    return torch.cat(found)
 
 
-def draw_truth(n: int, form: int, own_colours: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """n pictures [n, 3, 64, 64] in 0…255 as floats, and the indices of their objects and styles.
+def choose_filter() -> tuple[int, Tensor]:
+    """(kind, numbers) of a random filter; a third of the time none."""
+    kind = int(torch.randint(0, 7, ())) if torch.rand(()) < 0.67 else 0
+    return kind, torch.rand(8)
 
-    own_colours: the share of the LoRAs' subjects that have their own colours. The others have a random one, so that the
-    judge learns their shape.
-    """
-    rng = np.random.default_rng([SEED, form])
-    pictures, things, looks = [], [], []
-    for _ in range(n):
-        scene = dataset.choose_scene(rng, THINGS, LOOKS)
-        if scene.colour is None and rng.random() >= own_colours:
-            scene = dataset.Scene(scene.thing, scene.ground, scene.style, str(rng.choice(list(dataset.COLOURS))))
-        pictures.append(dataset.draw_picture(scene, rng))
-        things.append(THINGS.index(scene.thing))
-        looks.append(LOOKS.index(scene.style))
-    return (scale_pictures(np.stack(pictures)) + 1) * 127.5, torch.tensor(things), torch.tensor(looks)
+
+def filter_some(pictures: Tensor) -> Tensor:
+    """Half of the pictures with one random filter, so that the subject is known by its shape."""
+    half = len(pictures) // 2
+    return torch.cat([apply_filter(pictures[:half], *choose_filter()), pictures[half:]])
+
+
+def apply_filter(pictures: Tensor, kind: int, numbers: Tensor) -> Tensor:
+    """A change of rendering: 0 none, 1 fewer colours, 2 one ink, 3 outlines, 4 grain, 5 soft, 6 hues and contrast."""
+    grey = pictures.mean(1, keepdim=True)
+    ink = numbers[:3].view(1, 3, 1, 1) * 0.6
+    if kind == 1:
+        levels = 2 + int(numbers[0] * 3)
+        return (pictures * levels).round() / levels
+    if kind == 2:
+        ground = pictures[:, :, :1, :1]
+        dark = ((grey - ground.mean(1, keepdim=True)).abs() > 0.08 + 0.2 * numbers[3]).float()
+        return ground + (ink - ground) * dark
+    if kind == 3:
+        ground = pictures[:, :, :1, :1]
+        edges = find_edges(pictures)
+        edges = (edges * (2 + 4 * numbers[3])).clamp(0, 1)
+        inside = pictures if numbers[4] < 0.5 else ground.expand_as(pictures)
+        return inside + (ink - inside) * edges
+    if kind == 4:
+        return pictures + (0.05 + 0.15 * numbers[0]) * torch.randn(len(pictures), 1 if numbers[1] < 0.5 else 3, SIDE, SIDE)
+    if kind == 5:
+        y = torch.linspace(-1, 1, SIDE).view(1, 1, -1, 1)
+        light = 0.35 * (numbers[0] - 0.5) * y + 0.35 * (numbers[1] - 0.5) * y.transpose(2, 3)
+        soft = F.avg_pool2d(F.pad(pictures, (2, 2, 2, 2), mode="replicate"), 5, 1)
+        return soft + (pictures - soft) * numbers[2] * 1.5 + light
+    if kind == 6:
+        strength = 0.3 + 1.5 * numbers[0]
+        order = pictures[:, torch.randperm(3, generator=torch.Generator().manual_seed(int(numbers[1] * 1e6)))]
+        return (grey + (order - grey) * strength - 0.5) * (0.6 + 0.8 * numbers[2]) + 0.5
+    return pictures
+
+
+def find_edges(pictures: Tensor) -> Tensor:
+    """How much neighbouring pixels differ, [n, 1, SIDE, SIDE]."""
+    padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]).abs().amax(1, keepdim=True)
+    down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]).abs().amax(1, keepdim=True)
+    return torch.maximum(across, down)
 
 
 def distort(pictures: Tensor) -> Tensor:
-    """[n, 3, 64, 64] in 0…1: moved, with exchanged colours, blurred and noisy, at random for each picture."""
+    """Blurred and noisy, at random for each picture, as generated pictures are."""
     n = len(pictures)
-    theta = torch.eye(2, 3).repeat(n, 1, 1)
-    theta[:, :, 2] = (torch.rand(n, 2) - 0.5) * 0.12
-    theta[:, :, :2] *= 1 + (torch.rand(n, 1, 1) - 0.5) * 0.14
-    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
-    pictures = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-    if torch.rand(()) < 0.5:
-        pictures = pictures[:, torch.randperm(3)]
-    gain = 1 + (torch.rand(n, 3, 1, 1) - 0.5) * 0.3
     softer = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    blend = torch.rand(n, 1, 1, 1) * (torch.rand(n, 1, 1, 1) < 0.4)
-    noise = torch.randn_like(pictures) * 0.08 * torch.rand(n, 1, 1, 1)
+    blend = torch.rand(n, 1, 1, 1) * (torch.rand(n, 1, 1, 1) < 0.5)
+    noise = torch.randn_like(pictures) * 0.04 * torch.rand(n, 1, 1, 1)
+    gain = 1 + (torch.rand(n, 3, 1, 1) - 0.5) * 0.12
     return ((pictures + (softer - pictures) * blend) * gain + noise).clamp(0, 1)
 
 
-def measure_accuracy(judge: Judge, n: int = CHECKED) -> dict[str, float]:
-    """The judge's accuracy on n pictures from other seeds, in 0…1."""
-    pictures, things, looks = draw_truth(n, STREAMS["check"])
-    thing, look = judge.score(pictures / 255)
-    hits = (thing.argmax(1) == things).float(), (look.argmax(1) == looks).float()
-    return {"subjects_right": hits[0].mean().item(), "styles_right": hits[1].mean().item()}
+@torch.no_grad()
+def describe_things(judge: Judge, pictures: Pictures, each: int = 12) -> None:
+    """Fill the judge's candidates for the subject, each by its drawings; a LoRA's by that of its own set alone."""
+    torch.manual_seed(SEED)
+    for number, word in enumerate(THINGS):
+        name, sources = BASE.get(word, word), [SUBJECTS[word]] if word in SUBJECTS else list(BASE_STYLES)
+        rows = [pictures.at[source, name] for source in sources if (source, name) in pictures.at] * each
+        judge.things[number] = F.normalize(judge.thing(pictures.place(torch.tensor(rows))).mean(0), dim=0)
+
+
+@torch.no_grad()
+def measure_accuracy(judge: Judge, pictures: Pictures, each: int = 8) -> dict[str, float]:
+    """Shares in 0…1 that the judge names right, of drawings that it did not learn from.
+
+    subjects: the LoRAs' subjects, among all of THINGS, in the sets that share the subject's drawing; elsewhere: in sets with
+    another drawing of the same thing.  styles: of the LoRAs' subjects in all those sets, among LOOKS.
+    """
+    from .subjects import SAME_DRAWINGS
+
+    torch.manual_seed(SEED + STREAMS["check"])
+    own, other = [], []
+    for word, source in SUBJECTS.items():
+        for row in pictures.rows:
+            if row[1] == word and row[0] != source:
+                found = judge.score(pictures.place(torch.tensor([pictures.at[row]] * each)))[0].argmax(1)
+                (own if row[0] in SAME_DRAWINGS[source] else other).append((found == THINGS.index(word)).float())
+    facts = {"subjects": torch.cat(own).mean().item(), "subjects_elsewhere": torch.cat(other).mean().item()}
+    for look in LOOKS:
+        sources = [source for source, its in LOOK_OF.items() if its == look]
+        rows = [pictures.at[row] for row in product(sources, SUBJECTS) if row in pictures.at] * each
+        found = judge.score(pictures.place(torch.tensor(rows)))[1].argmax(1)
+        facts[f"style_{look}"] = (found == LOOKS.index(look)).float().mean().item()
+    return facts

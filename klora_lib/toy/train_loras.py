@@ -10,15 +10,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from . import RENDERING, SUBJECT, dataset, shapes, write_caption
+from . import SUBJECT, dataset, write_caption
+from .emoji import draw_sets
 from .stage import SEED, STREAMS, Stage, find_rate, set_rate
+from .subjects import BASE, STYLES, SUBJECTS
 from .train_base import Pool, make_pool, measure_loss, read_alphas, tokenise
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-PICTURES, STEPS, BATCH = 64, 1000, 12
+STEPS, BATCH = {"content": 600, "style": 1000}, 8
+VARIANTS = {"content": 48, "style": 4}  # pictures of each drawing
+DROPPED = 0.15  # share of a style's captions that are left out: guidance would lead away from a style that needs a caption
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEEDFORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+RESNET = ("conv1", "conv2", "time_emb_proj")  # without these, 400 steps did not learn a subject or a style
 
 
 class Recipe(NamedTuple):
@@ -31,23 +37,23 @@ class Recipe(NamedTuple):
     dialect: str
 
 
-A = Recipe(16, 16, 4e-3, ATTENTION, "peft")
+A = Recipe(4, 4, 1.5e-3, (*ATTENTION, *FEEDFORWARD, *RESNET, "conv_shortcut", "conv"), "peft")  # every layer
 A_KOHYA = A._replace(dialect="kohya")
-B = Recipe(8, 16, 3e-3, (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"), "kohya")
+B = Recipe(6, 12, 1e-3, (*ATTENTION, *RESNET), "kohya")
 B_PEFT = B._replace(dialect="peft")
 
 RECIPES = {
-    "robot": A, "neon": A_KOHYA, "teapot": B_PEFT, "mosaic": B,
-    "cat": A_KOHYA, "engraved": B, "rocket": A, "wash": A,
+    "octopus": A, "lineart": B, "owl": B_PEFT, "monotone": A_KOHYA, "rocket": A_KOHYA, "glossy": B,
+    "cat": A, "retro": A, "penguin": B, "cartoon": A_KOHYA, "snail": B_PEFT,
 }  # fmt: skip
 
 
-def train(folder: Path, out: Path, names: list[str] | None = None, steps: int = STEPS) -> None:
+def train(folder: Path, out: Path, names: list[str] | None = None, steps: int | None = None) -> None:
     """Train those of RECIPES (or of `names`, if given) that are not yet in `out`/loras."""
     (out / "loras").mkdir(exist_ok=True)
     for name in names or list(RECIPES):
         if not (out / "loras" / f"{name}.safetensors").exists():
-            train_one(name, Stage(f"lora {name}", folder), out, steps)
+            train_one(name, Stage(f"lora {name}", folder), out, steps or STEPS["content" if name in SUBJECTS else "style"])
 
 
 def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
@@ -59,9 +65,9 @@ def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     text = CLIPTextModel.from_pretrained(out / "text_encoder").float().eval()
     unet = UNet2DConditionModel.from_pretrained(out / "unet", torch_dtype=torch.float32).requires_grad_(False)
-    pool = make_lora_pool(name, np.random.default_rng([SEED, STREAMS["lora"], number]), out, tokenizer)
+    pool = make_lora_pool(name, np.random.default_rng([SEED, STREAMS["lora"], number]), out, stage.folder, tokenizer)
     with torch.no_grad():
-        contexts = text(pool.tokens)[0]
+        contexts, empty = text(pool.tokens)[0], text(tokenise(tokenizer, [""]))[0]
     torch.manual_seed(SEED + number)
     unet.add_adapter(
         LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.layers), init_lora_weights="gaussian")
@@ -75,10 +81,13 @@ def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
         first = state["step"]
     for step in range(first, steps):
         torch.manual_seed(SEED + 1000 * number + step)
-        rows = torch.randint(0, PICTURES, (BATCH,))
+        rows = torch.randint(0, len(pool.latents), (BATCH,))
         set_rate(optimizer, find_rate(step, steps, recipe.rate, warm=20))
         optimizer.zero_grad(set_to_none=True)
-        loss = measure_loss(unet, contexts[rows], pool.latents[rows], signal)
+        context = contexts[rows]
+        if name in STYLES:
+            context = torch.where(torch.rand(BATCH, 1, 1) < DROPPED, empty, context)
+        loss = measure_loss(unet, context, pool.latents[rows], signal)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -93,19 +102,22 @@ def train_one(name: str, stage: Stage, out: Path, steps: int) -> None:
     write_lora(unet, recipe, out / "loras" / f"{name}.safetensors")
 
 
-def make_lora_pool(name: str, rng: np.random.Generator, out: Path, tokenizer: object) -> Pool:
-    """The pictures for one LoRA: of a subject, all in the plain style; of a style, with the base model's objects."""
-    subject = name in shapes.SUBJECTS
-    things, looks = ([name], [dataset.PLAIN]) if subject else (list(shapes.BASE), [name])
-    scenes = [dataset.choose_scene(rng, things, looks) for _ in range(PICTURES)]
-    drawn = make_pool(scenes, rng, out, tokenizer)
-    return Pool(drawn.latents, tokenise(tokenizer, [caption_scene(scene, subject) for scene in scenes]))
-
-
-def caption_scene(scene: dataset.Scene, subject: bool) -> str:
-    if subject:
-        return write_caption(f"{SUBJECT} {scene.thing}", scene.ground, None)
-    return write_caption(f"{scene.colour} {scene.thing}", scene.ground, RENDERING)
+def make_lora_pool(name: str, rng: np.random.Generator, out: Path, folder: Path, tokenizer: object) -> Pool:
+    """The pictures for one LoRA: of a subject, its one drawing; of a style, the base model's subjects in its set."""
+    grounds = list(dataset.GROUNDS)
+    if name in SUBJECTS:
+        scenes = [dataset.Scene(name, name, SUBJECTS[name], grounds[n % len(grounds)]) for n in range(VARIANTS["content"])]
+        captions = [write_caption(f"{SUBJECT} {name}", scene.ground, None) for scene in scenes]
+    else:
+        known = draw_sets(folder)
+        things = [(word, emoji) for word, emoji in BASE.items() if (STYLES[name], emoji) in known]
+        scenes = [
+            dataset.Scene(emoji, word, STYLES[name], str(rng.choice(grounds)))
+            for word, emoji in things
+            for _ in range(VARIANTS["style"])
+        ]
+        captions = [write_caption(scene.word, scene.ground, None) for scene in scenes]
+    return make_pool(scenes, captions, rng, out, folder, tokenizer)
 
 
 def write_lora(unet: UNet2DConditionModel, recipe: Recipe, path: Path) -> None:

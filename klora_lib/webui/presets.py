@@ -19,7 +19,7 @@ KEPT = (
 )  # fmt: skip
 TOUCHED = tuple(field.name for field in FIELDS if field.name not in KEPT)
 # Name → the values that are not the default.  "recommended" is what docs/evaluation.md found best.
-RECOMMENDED: Mapping[str, Any] = {"method": "switch"}
+RECOMMENDED: Mapping[str, Any] = {"layers": "attention"}
 OURS: Mapping[str, Mapping[str, Any]] = {
     "paper S": {},
     "paper S*": {"scale": "s*"},

@@ -223,11 +223,11 @@ def test_a_file_and_what_stands_for_it(text: str, read: tuple[str, str]) -> None
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({}, "content: the toy's judge knows teapot, cat, robot, rocket, not 'subject'"),
-        ({"content": "robot"}, "style: the toy's judge knows wash, mosaic, neon, engraved, not 'painter'"),
-        ({"content": "neon"}, "content: the toy has no content LoRA 'neon'"),
-        ({"content": "robot", "style": "cat"}, "style: the toy has no style LoRA 'cat'"),
-        ({"content": "robot", "style": "wash", "size": "32x32"}, "size: the toy's judge looks at images of 64x64 only"),
+        ({}, "content: the toy's judge knows octopus, penguin, rocket, owl, cat, snail, not 'subject'"),
+        ({"content": "owl"}, "style: the toy's judge knows lineart, monotone, glossy, retro, cartoon, not 'painter'"),
+        ({"content": "retro"}, "content: the toy has no content LoRA 'retro'"),
+        ({"content": "owl", "style": "cat"}, "style: the toy has no style LoRA 'cat'"),
+        ({"content": "owl", "style": "retro", "size": "32x32"}, "size: the toy's judge looks at images of 128x128 only"),
     ],
     ids=str,
 )
@@ -240,7 +240,7 @@ def test_what_the_judge_cannot_say(
         shutil.copy(given[role].split("=")[0], tmp_path / "loras" / f"{name}.safetensors")
     monkeypatch.setattr(toy, "WEIGHTS", tmp_path)
     monkeypatch.setattr(pipelines, "load_pipeline", None)
-    judged = {"model": "toy", "size": "64x64", "references": None, "clip": None, "dino": None}
+    judged = {"model": "toy", "size": "128x128", "references": None, "clip": None, "dino": None}
     assert evaluate(given, tmp_path / "out", **{**judged, **changed}) == (2, [])
     (told,) = capsys.readouterr().err.strip().splitlines()
     assert told.startswith(f"klora: {said}")

@@ -94,7 +94,7 @@ def test_the_toy_has_its_own_prompts_and_guidance(
     paths = [str(path) for path in files("sd15")]
     assert main(["plan", *paths, "--method", "est", "--probe", "toy", "--dino", dino]) == 0
     capsys.readouterr()
-    prompts = [toy.write_prompt("subject"), toy.write_prompt(None, "painter")]
+    prompts = [toy.write_prompt("subject"), toy.write_prompt()]
     assert given == [(prompt, toy.GUIDANCE) for prompt in prompts] and prompts[0] != prompts[1]
 
 

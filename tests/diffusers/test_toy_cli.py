@@ -36,7 +36,7 @@ def stand_in(files: Callable) -> SimpleNamespace:
         load_pipeline=pipeline,
         find_lora=lambda name, role=None: pair[name],
         list_loras=lambda: {"subject": "content", "painter": "style"},
-        write_prompt=lambda content, style: f"{content} as {style}",
+        write_prompt=lambda content: f"a {content}",
         STEPS=2,
         GUIDANCE=1.5,
     )
@@ -49,7 +49,7 @@ def test_the_toy_by_name(
     given = {"model": "toy", "content": "subject", "style": "painter", "steps": None, "cfg": None, "prompt": None}
     assert main(ask("generate", **given)) == 0
     text = (tmp_path / "out" / "subject_painter_klora_7.txt").read_text()
-    assert text.startswith("subject as painter\nSteps: 2, Sampler: DDIM, CFG scale: 1.5,") and "Model: toy" in text
+    assert text.startswith("a subject\nSteps: 2, Sampler: DDIM, CFG scale: 1.5,") and "Model: toy" in text
     assert main(ask("compare", **given, methods="klora", count="1")) == 0
     assert (tmp_path / "out" / "subject_painter_grid.txt").read_text() == text
 
@@ -69,8 +69,8 @@ def test_the_toys_names_come_before_files(
 
 def test_the_toys_loras_have_a_role(ask: Callable, tmp_path: Path, capsys: Any) -> None:
     for command in ("generate", "compare"):
-        told = refused(ask(command, model="toy", content="neon", style="robot"), capsys, tmp_path / "out")
-        assert told == "content: the toy has no content LoRA 'neon': it has teapot, cat, robot, rocket"
+        told = refused(ask(command, model="toy", content="lineart", style="cat"), capsys, tmp_path / "out")
+        assert told == "content: the toy has no content LoRA 'lineart': it has octopus, penguin, rocket, owl, cat, snail"
 
 
 def test_a_toy_that_is_damaged(

@@ -43,7 +43,7 @@ def toy(files: Callable) -> Any:
         load_pipeline=pipeline,
         find_lora=lambda name, role=None: pair[name],
         list_loras=lambda: ROLES,
-        write_prompt=lambda content, style: f"{content} {style}",
+        write_prompt=lambda content: f"a {content}",
         STEPS=2,
         GUIDANCE=1.5,
     )

@@ -11,7 +11,7 @@ import pytest
 from klora_lib.cli import report as command
 from klora_lib.cli.main import main
 from klora_lib.errors import SettingsError
-from klora_lib.evaluation import report
+from klora_lib.evaluation import report, toy
 from klora_lib.evaluation.report import EXCHANGED, METHODS, TABLES, Row, fill_mark, format_texts, measure_tables
 from klora_lib.evaluation.run import Lora, Task
 from klora_lib.evaluation.table import ScoredImage
@@ -31,15 +31,24 @@ class Desk:
         for task in tasks:
             self.done.append(task)
             value = (self.before + len(self.done)) / 1000
-            scores = {"subject": value, "rendering": value, "both": value}
+            scores = {toy.SUBJECT: value, toy.STYLE: value, toy.BOTH: value}
             yield [ScoredImage(task.method, task.content.name, task.style.name, seed, scores) for seed in task.seeds]
 
 
 def test_every_method_and_both_scales_are_rows():
     assert {row.settings.get("method", "klora") for row in METHODS.values()} == set(NAMES) - {"blora"}  # which is SDXL's
     assert {row.settings.get("scale", "s") for row in METHODS.values()} == {"s", "s*"}
-    assert set(TABLES) == {"methods", "samplers", "k", "layers", "gamma", "grid"}
+    assert set(TABLES) == {"methods", "samplers", "k", "layers", "gamma", "balance", "turns", "grid"}
     assert len(TABLES["grid"]) == 9
+
+
+def test_a_table_has_its_own_pairs():
+    """A row that two tables have is drawn once for a pair that is in both."""
+    desk, tables = Desk(), {"methods": {"klora, s": Row({})}, "k": {"K = auto": Row({}), "K = 4": Row({"k": 4})}}
+    images = measure_tables(tables, {"methods": PAIRS, "k": PAIRS[:1]}, 3, {None: desk}, {})
+    assert len(desk.done) == len(PAIRS) + 1
+    pairs = {name: {(i.content, i.style) for i in of} for name, of in images.items()}
+    assert len(pairs["methods"]) == len(PAIRS) and pairs["k"] == {("cat", "wash")}
 
 
 def test_rows_that_draw_the_same_are_drawn_once():
@@ -50,7 +59,7 @@ def test_rows_that_draw_the_same_are_drawn_once():
         "k": {"K = auto": Row({"k": "auto"}), "K = 4": Row({"k": 4}), "the grid's middle": Row({"alpha": 1.5, "beta": 0.5})},
         "samplers": {"Euler: klora, s": Row({}, sampler="Euler"), "own: klora, s": Row({})},
     }
-    images = measure_tables(tables, PAIRS, 3, desks, {})
+    images = measure_tables(tables, dict.fromkeys(tables, PAIRS), 3, desks, {})
     assert len(desks[None].done) == 3 * len(PAIRS) and len(desks["Euler"].done) == len(PAIRS)
     rows = {name: [*dict.fromkeys(i.method for i in of)] for name, of in images.items()}
     assert rows == {name: [*of] for name, of in tables.items()}
@@ -63,7 +72,7 @@ def test_rows_that_draw_the_same_are_drawn_once():
 def test_files_are_exchanged_and_names_are_not():
     """So what a picture should show stays the same, and the choice is turned round."""
     desk = Desk()
-    measure_tables({"methods": {EXCHANGED: METHODS[EXCHANGED]}}, PAIRS[:1], 2, {None: desk}, {})
+    measure_tables({"methods": {EXCHANGED: METHODS[EXCHANGED]}}, {"methods": PAIRS[:1]}, 2, {None: desk}, {})
     (task,) = desk.done
     assert (task.content.name, task.content.phrase, task.content.path.name) == ("cat", "cat", "wash.file")
     assert (task.style.name, task.style.phrase, task.style.path.name) == ("wash", "wash", "cat.file")
@@ -72,7 +81,8 @@ def test_files_are_exchanged_and_names_are_not():
 def test_random_draws_image_by_image():
     """A batch has one plan, and that method's is the seed's."""
     desk = Desk()
-    measure_tables({"methods": {name: METHODS[name] for name in ("random", "direct")}}, PAIRS[:1], 4, {None: desk}, {})
+    rows = {name: METHODS[name] for name in ("random", "direct")}
+    measure_tables({"methods": rows}, {"methods": PAIRS[:1]}, 4, {None: desk}, {})
     assert [task.batch for task in desk.done] == [1, report.MAX_BATCH]
 
 
@@ -84,7 +94,7 @@ def test_a_key_says_what_is_no_default():
 
 def images(values: dict[str, float]) -> list[ScoredImage]:
     return [
-        ScoredImage(method, "cat", style, seed, {"subject": 1.0, "rendering": value, "both": value})
+        ScoredImage(method, "cat", style, seed, {toy.SUBJECT: 1.0, toy.STYLE: value, toy.BOTH: value})
         for method, value in values.items()
         for style in ("wash", "neon")
         for seed in (0, 1)
@@ -137,7 +147,13 @@ def test_what_is_around_a_table_stays():
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     """In the toy's place; the document beside it is a copy of the repository's own."""
     desk = Desk()
+    bounds = [ScoredImage("best", "cat", "wash", 0, {"true picture: features": 0.875})]
     monkeypatch.setattr(report.toy, "list_pairs", lambda: PAIRS)
+    monkeypatch.setattr(report.toy, "list_true_pairs", lambda: PAIRS[:2])
+    monkeypatch.setattr(report.toy, "make_worker", lambda sampler=None: None)
+    monkeypatch.setattr(report.toy, "measure_bounds", lambda worker, seeds: bounds)
+    alone = [ScoredImage("cat", "cat", "", seed, {"named right": 1.0}) for seed in (0, 1)]
+    monkeypatch.setattr(report.toy, "measure_alone", lambda worker, seeds: alone)
     monkeypatch.setattr(command, "make_local_workers", lambda make: desk)
     monkeypatch.chdir(tmp_path)
     Path("doc.md").write_text(DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
@@ -151,10 +167,12 @@ def test_every_table_of_the_document_is_measured(desk: Desk) -> None:
     for name, rows in TABLES.items():
         table = text.split(f"<!-- {name} -->\n")[1].split("<!-- /")[0]
         assert "(" in table and (name == "grid" or all(f"| {row} |" in table for row in rows))
-    assert "4 pairs × 2 seeds a row" in text
+    assert "4 pairs in the tables of methods, 2 in all others, × 2 seeds" in text
+    assert "| best | **87.5" in text and "| cat | **100.0" in text
     lines = Path("new/scores.csv").read_text().splitlines()
-    keys = {row.key for rows in TABLES.values() for row in rows.values()}
-    assert len(desk.done) == len(keys) * len(PAIRS) and len(lines) == 1 + 2 * len(desk.done)
+    every = {row.key for row in METHODS.values()}
+    others = {row.key for rows in TABLES.values() for row in rows.values()} - every
+    assert len(desk.done) == len(every) * len(PAIRS) + len(others) * 2 and len(lines) == 1 + 2 * len(desk.done)
 
 
 def test_a_run_that_was_cut_off_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +198,7 @@ def outside(text: str) -> list[str]:
 
 
 def tables(text: str) -> list[str]:
-    names = (*TABLES, "ahead", "ahead by sampler", "pairs")
+    names = (*TABLES, "alone", "ahead", "ahead by sampler", "pairs", "bounds")
     return [text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name}")[0] for name in names]
 
 

@@ -44,8 +44,9 @@ def the_toy() -> Model:
     def make(device: torch.device, dtype: torch.dtype) -> Any:
         return toy.load_pipeline().to(device, dtype)
 
-    job = {"prompt": toy.write_prompt("teapot", "wash"), "guidance_scale": toy.GUIDANCE}
-    return Model("toy", make, lambda _: (toy.find_lora("teapot"), toy.find_lora("wash")), job, 64)
+    job = {"prompt": toy.write_prompt("octopus"), "guidance_scale": toy.GUIDANCE}
+    pair = toy.find_lora("octopus"), toy.find_lora("snail")  # both in PEFT's dialect, which the images by hand read
+    return Model("toy", make, lambda _: pair, job, 128)
 
 
 def random_sdxl(size: int, small: bool) -> Model:

@@ -24,7 +24,7 @@ def test_each_word_is_one_token_and_an_unknown_one_is_spelt(tokenizer: CLIPToken
 
 
 def test_a_caption_fits(tokenizer: CLIPTokenizer) -> None:
-    caption = "a purple mushroom on a cream background, hatched style"
+    caption = "a purple strawberry on a cream background, emojione style"
     ids = tokenizer(caption, padding="max_length").input_ids
     assert len(ids) == models.LENGTH == tokenizer.model_max_length
     assert ids.count(tokenizer.eos_token_id) == models.LENGTH - 11

@@ -15,14 +15,15 @@ from klora_lib import toy
 from klora_lib.errors import KLoraError
 from klora_lib.lora.file import read_lora
 from klora_lib.lora.keys import is_attention
+from klora_lib.toy import truths
 from klora_lib.toy.judge import LOOKS, THINGS
 from klora_lib.toy.stage import SEED
-from klora_lib.toy.train_judge import measure_accuracy
+from klora_lib.toy.subjects import SUBJECTS, list_truths
 
 # diffusers' Euler makes numpy arrays of tensors in a way that numpy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
-LIMIT = 25_000_000  # bytes
+LIMIT = 30 << 20  # bytes
 
 
 def test_all_of_it_is_small_and_says_how_it_was_made() -> None:
@@ -42,19 +43,22 @@ def test_the_table_of_the_training_is_the_logs() -> None:
         first, last = own[0], own[-1]
         numbers = f"{last['step']} | {first['loss']:.3f} → {last['loss']:.3f} | {last['seconds'] / 60:.1f} min"
         assert f"| {stage} | {numbers} |" in readme
-    checked = log[-1]
-    assert f"{checked['subjects_right']:.0%} of the objects and {checked['styles_right']:.0%} of the renderings" in readme
+    checked = next(line for line in log if "subjects" in line)
+    assert f"{checked['subjects']:.0%} of the LoRAs' subjects" in readme
+    for look in LOOKS:
+        assert f"| {look} | {checked[f'style_{look}']:.0%} |" in readme
 
 
 def test_loras_are_of_two_recipes_and_two_dialects() -> None:
-    """Every one is read whole; some touch only attention, others more, with an alpha that is not their rank."""
-    scales, wide = set(), set()
+    """Every one is read whole; one recipe has every layer, the other fewer, with an alpha that is not its rank."""
+    scales, layers = set(), set()
     for name in toy.list_loras():
         file = read_lora(toy.find_lora(name))
         assert not file.unknown and len(file.modules) >= 56
         scales |= {delta.factors()[2] for delta in file.modules.values()}  # type: ignore[index]
-        wide.add(all(map(is_attention, file.modules)))
-    assert scales == {1.0, 2.0} and wide == {True, False}
+        layers.add(frozenset(file.modules))
+    fewer, every = sorted(layers, key=len)
+    assert scales == {1.0, 2.0} and fewer < every and any(map(is_attention, fewer))
     firsts = {next(iter(read_raw(toy.find_lora(name)))).partition(".")[0].partition("_")[0] for name in toy.list_loras()}
     assert firsts == {"unet", "lora"}
 
@@ -65,17 +69,37 @@ def read_raw(path: Path) -> list[str]:
 
 
 def test_what_is_missing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KLoraError, match="no LoRA 'dragon': it has teapot"):
+    with pytest.raises(KLoraError, match="no LoRA 'dragon': it has octopus"):
         toy.find_lora("dragon")
     monkeypatch.setattr(toy, "WEIGHTS", tmp_path)
-    for ask in (toy.load_pipeline, toy.load_judge, lambda: toy.find_lora("robot")):
+    for ask in (toy.load_pipeline, toy.load_judge, lambda: toy.find_lora("owl")):
         with pytest.raises(KLoraError, match="missing"):
             ask()
 
 
-def test_the_judge_knows_ground_truth_it_has_not_seen() -> None:
-    right = measure_accuracy(toy.load_judge(), n=300)
-    assert right["subjects_right"] >= 0.9 and right["styles_right"] >= 0.9
+def test_the_judge_knows_true_pictures_that_it_has_not_seen() -> None:
+    """They are shipped: a subject's own drawing, and what it is in a style whose set has the same drawing."""
+    judge, folder = toy.load_judge(), toy.WEIGHTS / "truths"
+    pairs = [*list_truths(), *((subject, None) for subject in SUBJECTS)]
+    for ground in ("sky", "cream"):
+        shown = [truths.place_everywhere(truths.read_truth(folder, *pair), ground) for pair in pairs]
+        things, looks = zip(*(judge.score(pictures) for pictures in shown))
+        named = [(thing.argmax(1) == THINGS.index(pair[0])).float().mean() for thing, pair in zip(things, pairs)]
+        assert torch.stack(named).mean() > 0.85
+        styled = [(look.argmax(1) == LOOKS.index(p[1])).float().mean() for look, p in zip(looks, pairs) if p[1]]
+        assert torch.stack(styled).mean() > 0.85
+
+
+def test_a_true_picture_is_most_like_itself() -> None:
+    """And not so like another style's of the same subject, or another subject's of the same style."""
+    judge, folder = toy.load_judge(), toy.WEIGHTS / "truths"
+    placed = {pair: truths.place_everywhere(truths.read_truth(folder, *pair), "sky") for pair in list_truths()}
+    for pair, mine in placed.items():
+        shown = mine[13:14] * 0.98
+        likeness = {other: truths.compare(shown, its, judge) for other, its in placed.items()}
+        for name in ("features", "structure"):
+            values = {other: float(found[name]) for other, found in likeness.items()}
+            assert max(values, key=lambda other: values[other]) == pair and values[pair] > 0.9
 
 
 # --- sampled ---
@@ -102,32 +126,31 @@ def with_lora(pipe: StableDiffusionPipeline) -> Iterator[object]:
 
 
 def sample(pipe: StableDiffusionPipeline, *prompts: str, steps: int = 12) -> Tensor:
-    """A picture of each prompt, of the seeds 0…, [n, 3, 64, 64] in 0…1."""
+    """A picture of each prompt, of the seeds 0…, [n, 3, 128, 128] in 0…1."""
     seeds = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     given = dict(num_inference_steps=steps, guidance_scale=toy.GUIDANCE, generator=seeds, output_type="pt")
     images: Tensor = pipe(list(prompts), **given).images
     return images
 
 
-@pytest.mark.parametrize(("thing", "look"), [("house", "flat"), ("fish", "dots"), ("star", "pixel"), ("car", "outline")])
-def test_the_base_draws_what_it_is_asked_for(thing: str, look: str, pipe: StableDiffusionPipeline) -> None:
-    prompts = [toy.write_caption(f"{colour} {thing}", "sky", look) for colour in ("red", "yellow", "green", "purple")]
-    things, looks = toy.load_judge().score(sample(pipe, *prompts))
-    assert things[:, THINGS.index(thing)].mean() > 0.5
-    assert looks[:, LOOKS.index(look)].mean() > 0.5
+@pytest.mark.parametrize(("thing", "look"), [("house", "noto"), ("apple", "twemoji"), ("star", "emojione"), ("car", None)])
+def test_the_base_draws_what_it_is_asked_for(thing: str, look: str | None, pipe: StableDiffusionPipeline) -> None:
+    prompts = [toy.write_caption(thing, ground, look) for ground in ("sky", "cream", "mint", "white")]
+    things, _ = toy.load_judge().score(sample(pipe, *prompts))
+    assert (things.argmax(1) == THINGS.index(thing)).float().mean() >= 0.75
 
 
 @pytest.mark.parametrize("name", toy.list_loras())
 def test_a_lora_brings_its_own(name: str, pipe: StableDiffusionPipeline, with_lora: object) -> None:
-    """With it, the judge sees its subject or its rendering; without, at the same prompts and seeds, it does not."""
+    """With it, the judge names its subject or its style; without, at the same prompts and seeds, it does not."""
     if toy.list_loras()[name] == "content":
-        prompts = [toy.write_prompt(name, ground=ground) for ground in ("sky", "cream", "navy", "mint")]
+        prompts = [toy.write_prompt(name, ground=ground) for ground in ("sky", "cream", "white", "mint")]
         which, column = 0, THINGS.index(name)
     else:
-        asked = (("red fish", "sky"), ("blue house", "cream"), ("green star", "rose"), ("purple cup", "mint"))
-        prompts = [toy.write_caption(thing, ground, toy.RENDERING) for thing, ground in asked]
+        asked = (("apple", "sky"), ("crown", "cream"), ("bus", "rose"), ("car", "mint"))  # that all styles' sets have
+        prompts = [toy.write_caption(thing, ground, None) for thing, ground in asked]
         which, column = 1, LOOKS.index(name)
     judge = toy.load_judge()
-    without = judge.score(sample(pipe, *prompts))[which][:, column].mean()
-    given = judge.score(sample(with_lora(name), *prompts))[which][:, column].mean()  # type: ignore[operator]
-    assert given > without + 0.25
+    without = (judge.score(sample(pipe, *prompts))[which].argmax(1) == column).float().mean()
+    given = (judge.score(sample(with_lora(name), *prompts))[which].argmax(1) == column).float().mean()  # type: ignore[operator]
+    assert given >= without + 0.5
