@@ -171,7 +171,7 @@ def check_judge(loras: Mapping[str, Sequence[Lora]], size: tuple[int, int] | Non
                 "and --dino for others", role
             )  # fmt: skip
     if size not in (None, JUDGED_SIZE):
-        raise SettingsError("the toy's judge looks at images of 128x128 only", "size")
+        raise SettingsError(f"the toy's judge looks at images of {'x'.join(map(str, JUDGED_SIZE))} only", "size")
 
 
 def make_judge(device: torch.device) -> Metric:

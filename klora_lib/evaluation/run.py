@@ -96,9 +96,12 @@ class Worker:
             for i, seed in enumerate(task.seeds)
         ]
 
-    def draw_images(self, task: Task, seeds: Sequence[int]) -> list[Any]:
-        """One batch of images, one for each seed.  The noise is from the CPU's generator: the same on every device."""
-        s = self.sampling
+    def draw_images(self, task: Task, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Any]:
+        """One batch of images, one for each seed.  The noise is from the CPU's generator: the same on every device.
+
+        sampling: None for the worker's own.
+        """
+        s = sampling or self.sampling
         given = make_arguments(s.fill_prompt(task), s.negative, s.steps, s.cfg, s.size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         block = klora(

@@ -98,15 +98,14 @@ def measure_alone(worker: Worker, seeds: Sequence[int]) -> list[ScoredImage]:
     """Whether the judge names what a LoRA was trained for where it acts alone: a subject, or the style of known things."""
     judge, found = toy.load_judge(), []
     for content, style in [(find_lora(name), find_lora(toy.STYLE[0])) for name in toy.CONTENT]:
-        worker.sampling = make_sampling()
         images = worker.draw_images(Task(content.name, {"method": "content"}, content, style, tuple(seeds)), seeds)
         right = judge.score(read_pixels(images))[0].argmax(1) == THINGS.index(content.name)
         found += [make_named(content, seed, value) for seed, value in zip(seeds, right.tolist())]
     for content, style in [(find_lora(toy.CONTENT[0]), find_lora(name)) for name in toy.STYLE]:
         for n, thing in enumerate(KNOWN):
-            worker.sampling = make_sampling(toy.write_caption(thing, GROUND, None))
             if own := [seed for seed in seeds if seed % len(KNOWN) == n]:
-                images = worker.draw_images(Task(style.name, {"method": "style"}, content, style, tuple(own)), own)
+                asked = make_sampling(toy.write_caption(thing, GROUND, None))
+                images = worker.draw_images(Task(style.name, {"method": "style"}, content, style, tuple(own)), own, asked)
                 right = judge.score(read_pixels(images))[1].argmax(1) == LOOKS.index(style.name)
                 found += [make_named(style, seed, value) for seed, value in zip(own, right.tolist())]
     return found
@@ -131,8 +130,8 @@ def measure_bounds(worker: Worker, seeds: Sequence[int]) -> list[ScoredImage]:
             (OWN, "content", toy.write_prompt(content.name, GROUND), (content.name, None)),
             (OTHER, "style", toy.write_prompt(None, GROUND), (content.name, style.name)),
         ):
-            worker.sampling = make_sampling(prompt)
-            images = worker.draw_images(Task(name, {"method": method}, content, style, tuple(seeds)), seeds)
+            task = Task(name, {"method": method}, content, style, tuple(seeds))
+            images = worker.draw_images(task, seeds, make_sampling(prompt))
             likeness = truths.compare(read_pixels(images), metric.find_truth(*pair), metric.judge)
             found += [
                 ScoredImage(name, content.name, style.name, seed, {LIKENESS[k]: float(v[n]) for k, v in likeness.items()})
@@ -161,8 +160,9 @@ def draw_sheet(
     """
     rows: list[list[Image.Image | None]] = []
     for method in methods:
-        worker.sampling = make_sampling(toy.write_prompt(None, GROUND) if method == "style" else None)
-        rows.append([worker.draw_images(Task(method, {"method": method}, *pair, (seed,)), (seed,))[0] for pair in pairs])
+        asked = make_sampling(toy.write_prompt(None, GROUND)) if method == "style" else None
+        tasks = [Task(method, {"method": method}, *pair, (seed,)) for pair in pairs]
+        rows.append([worker.draw_images(task, task.seeds, asked)[0] for task in tasks])
     labels = [LABELS.get(method, method) for method in methods]
     known = list_truths()
     if has_truth and any((content.name, style.name) in known for content, style in pairs):

@@ -13,7 +13,7 @@ from PIL import Image
 from klora_lib import toy
 from klora_lib.cli.main import main
 from klora_lib.evaluation import toy as evaluation
-from klora_lib.evaluation.run import Task
+from klora_lib.evaluation.run import Sampling, Task
 from klora_lib.toy.judge import LOOKS, THINGS
 
 SIDE = 128
@@ -23,11 +23,12 @@ class Desk:
     """Draws plain pictures, and remembers what it was asked for."""
 
     def __init__(self) -> None:
-        self.sampling: Any = None
+        self.sampling = evaluation.make_sampling()
         self.asked: list[tuple[str, str, str]] = []
 
-    def draw_images(self, task: Task, seeds: Sequence[int]) -> list[Image.Image]:
-        self.asked.append((task.method, f"{task.content.name}:{task.style.name}", self.sampling.fill_prompt(task)))
+    def draw_images(self, task: Task, seeds: Sequence[int], sampling: Sampling | None = None) -> list[Image.Image]:
+        prompt = (sampling or self.sampling).fill_prompt(task)
+        self.asked.append((task.method, f"{task.content.name}:{task.style.name}", prompt))
         return [Image.new("RGB", (SIDE, SIDE), (200, 30, 40)) for _ in seeds]
 
 

@@ -23,7 +23,7 @@ from klora_lib.toy.subjects import SUBJECTS, list_truths
 # diffusers' Euler makes numpy arrays of tensors in a way that numpy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
-LIMIT = 30 << 20  # bytes
+LIMIT = 30 << 20  # bytes: 30 MiB
 
 
 def test_all_of_it_is_small_and_says_how_it_was_made() -> None:
