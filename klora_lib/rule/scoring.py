@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,14 +12,20 @@ from torch import Tensor
 
 from ..devices import find_tensors, is_out_of_memory, move
 from ..errors import LoraFileError, PairError
-from ..lora.deltas import Delta, widen
+from ..lora.deltas import Delta, Dora, Fused, count_columns, widen
 from ..numerics import exact_math
+from .largest import keep_largest
 from .pairing import Unit
 from .watch import Watch, ignore
 
 T = TypeVar("T")
 # (unit, device) -> the model's weight of it, fp32 [out, in·kh·kw] on that device; None where the model has none
 Weights = Callable[[Unit, torch.device], "Tensor | None"]
+Sum = Tensor | float  # a sum that a GPU still computes is a tensor there
+CACHED = 1 << 21  # elements of a part of a product: 8 MB, which a processor's cache holds
+ON_DEVICE = 1 << 24  # the same on a GPU
+
+
 @dataclass(frozen=True)
 class Scores:
     """Columns over units, float64 ``[units]``; a LoRA that is absent from a unit has rank and sums 0 there.
@@ -55,56 +61,48 @@ def choose_k(unit: Unit, k: str | int, base: Tensor | None = None) -> int:
     return max(1, min(wanted, elements))
 
 
-def sum_topk(x: Tensor, k: int) -> Tensor:
-    """Sum of the ``k`` largest of the non-negative ``x``, exactly, without ordering all of it.
+def compute_sums(delta: Delta, k: int | None, scratch: Tensor, base: Tensor | None = None) -> tuple[Sum, Sum]:
+    """(sum of the k largest |ΔW|, sum of all |ΔW|), in fp32 from ΔW = scale·up @ down, on the device of ``scratch``.
 
-    Among the maxima of blocks of x, the k-th largest is a lower bound of the k-th largest element, so everything that
-    counts is in the k blocks with the largest maxima, and is at least that bound: little more than k elements are left.
-    The block size balances the search among n/B maxima with the pass over k·B candidates (measured: about 2.5·√(n/k)).
+    k: None is all.
     """
-    x = x.reshape(-1)
-    n = x.numel()
-    if k >= n:
-        return x.sum()
-    size = 1 << round(math.log2(2.5 * math.sqrt(n / k)))
-    whole = n // size * size
-    if k > whole // size:
-        return torch.topk(x, k, sorted=False).values.sum()
-    blocks = x[:whole].view(-1, size)
-    best = torch.topk(blocks.amax(1), k, sorted=False)
-    candidates = torch.cat([blocks[best.indices].reshape(-1), x[whole:]])
-    candidates = candidates[candidates >= best.values.min()]
-    return torch.topk(candidates, k, sorted=False).values.sum()
+    largest = None if k is None else keep_largest(k, scratch.device)
+    total: Sum = 0.0
+    for part in list_parts(delta, scratch, base):
+        total = total + part.sum()
+        if largest is not None:
+            largest.add(part)
+    return total if largest is None else largest.sum(), total
 
 
-def compute_absolute(delta: Delta, scratch: Tensor, base: Tensor | None) -> Tensor:
-    """|ΔW|, fp32 [out, in·kh·kw], on the device of ``scratch`` (fp32, flat).  A product of factors is made inside it.
+def list_parts(delta: Delta, scratch: Tensor, base: Tensor | None) -> Iterator[Tensor]:
+    """|ΔW| without its rows of zeros, in parts: fp32, flat, on the device of ``scratch`` (fp32, flat).
 
-    New memory for every product would cost as much time again in page faults.
+    A product of factors is made inside it, as many rows at a time as go into it: new memory for every product would cost as
+    much time again in page faults, and a part of this size stays in the processor's cache.
     """
     if delta.relative:
         assert base is not None
-        return delta.update(base).abs_()
+        yield delta.update(base).abs_().view(-1)
+        return
+    if isinstance(delta, Dora):  # its low-rank product is what the rule looks at
+        delta = delta.inner
+    if isinstance(delta, Fused):
+        for part in delta.known:
+            yield from list_parts(part, scratch, base)
+        return
     low_rank = delta.factors()
     if low_rank is None:
-        return delta.dense(scratch.device).abs_()
+        yield from delta.dense(scratch.device).abs_().view(-1).split(scratch.numel())
+        return
     up, down, scale = low_rank  # up: [out, rank], down: [rank, in·kh·kw]
-    product = scratch[: up.shape[0] * down.shape[1]].view(up.shape[0], down.shape[1])
     up, down = (move(t, scratch.device, torch.float32) for t in (up, down))
-    torch.mm(up * scale, down, out=product)
-    return product.abs_()
-
-
-def compute_sums(delta: Delta, k: int, scratch: Tensor, base: Tensor | None = None) -> tuple[float, float]:
-    """(sum of the k largest |ΔW|, sum of all |ΔW|), in fp32 from ΔW = scale·up @ down.
-
-    Raises LoraFileError where ΔW, or the sum, is too large for fp32.
-    """
-    size = compute_absolute(delta, scratch, base)
-    total = float(size.sum())
-    if not math.isfinite(total):
-        raise LoraFileError(f"its update is too large for fp32, with numbers up to {find_largest(delta):.3g}")
-    return float(sum_topk(size, k)), total
+    up = up * scale
+    parts = math.ceil(up.shape[0] / (scratch.numel() // down.shape[1]))
+    for rows in up.tensor_split(parts):
+        product = scratch[: rows.shape[0] * down.shape[1]].view(rows.shape[0], down.shape[1])
+        torch.mm(rows, down, out=product)
+        yield product.view(-1).abs_()
 
 
 def find_largest(delta: Delta) -> float:
@@ -162,29 +160,51 @@ PRODUCTS = 4  # the most copies of one ΔW in fp32 that are alive at a time: scr
 def score_units_on(
     units: Sequence[Unit], k: str | int, device: torch.device, weights: Weights | None, watch: Watch
 ) -> Scores:
-    ks, rows = [], []
+    ks: list[int] = []
+    sums: list[Sum] = []  # of each unit: Top-K of content and style, then all of content and style
     with exact_math(device):
-        scratch = torch.empty(max((unit.elements for unit in units), default=0), device=device)
+        scratch = make_scratch(units, device)
         for unit in units:
             watch()
             base = weights(unit, device) if unit.relative and weights is not None else None
             n = choose_k(unit, k, base)
-            pair = [
-                score_update(role, unit, delta, n, scratch, base)
-                for role, delta in (("content", unit.content), ("style", unit.style))
-            ]
+            pair = [score_update(unit, delta, n, scratch, base) for delta in (unit.content, unit.style)]
             ks.append(n)
-            rows.append([pair[0][0], pair[1][0], pair[0][1], pair[1][1]])
-    content, style, content_abs, style_abs = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).unbind(1)
+            sums += [*(topk for topk, _ in pair), *(total for _, total in pair)]
+        rows = read_sums(sums, device).reshape(-1, 4)
+    refuse_too_large(units, rows[:, 2:])
+    content, style, content_abs, style_abs = rows.unbind(1)
     return Scores(tuple(ks), content, style, content_abs, style_abs)
 
 
+def make_scratch(units: Sequence[Unit], device: torch.device) -> Tensor:
+    """Memory for a part of a product: whole rows of the widest unit."""
+    most = CACHED if device.type == "cpu" else ON_DEVICE
+    sizes = [(unit.elements, count_columns(unit.shape)) for unit in units]
+    return torch.empty(max((min(n, max(most, columns)) for n, columns in sizes), default=0), device=device)
+
+
 def score_update(
-    role: str, unit: Unit, delta: Delta | None, k: int, scratch: Tensor, base: Tensor | None
-) -> tuple[float, float]:
+    unit: Unit, delta: Delta | None, k: int, scratch: Tensor, base: Tensor | None
+) -> tuple[Sum, Sum]:
     if delta is None or (unit.relative and base is None):
         return 0.0, 0.0
-    try:
-        return compute_sums(delta, k, scratch, base)
-    except LoraFileError as e:
-        raise LoraFileError(f"{unit.name} cannot be used: {e.message}", role) from None
+    elements = unit.elements if base is None else base.numel()
+    return compute_sums(delta, k if k < elements else None, scratch, base)
+
+
+def read_sums(sums: Sequence[Sum], device: torch.device) -> Tensor:
+    """fp64, in host memory.  A GPU is waited for once, here."""
+    there = [x.reshape(()) for x in sums if isinstance(x, Tensor)]
+    found = iter(torch.stack(there).cpu().double().tolist() if there else ())
+    return torch.tensor([next(found) if isinstance(x, Tensor) else x for x in sums], dtype=torch.float64)
+
+
+def refuse_too_large(units: Sequence[Unit], totals: Tensor) -> None:
+    """Raise LoraFileError where an update, or the sum of its elements, is too large for fp32.  totals: [units, 2]"""
+    if bool(totals.isfinite().all()):
+        return
+    i, column = (~totals.isfinite()).nonzero()[0].tolist()
+    role = ("content", "style")[column]
+    said = f"its update is too large for fp32, with numbers up to {find_largest(getattr(units[i], role)):.3g}"
+    raise LoraFileError(f"{units[i].name} cannot be used: {said}", role)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from klora_lib.lora.deltas import Dora, Full, Fused, Lora
+from klora_lib.rule import scoring
+from klora_lib.rule.largest import (
+    SAMPLE,
+    Largest,
+    LargestInHost,
+    LargestOnDevice,
+    choose_block,
+    cut_blocks,
+    guess_least,
+    sum_topk,
+)
 from klora_lib.rule.pairing import Unit
-from klora_lib.rule.scoring import choose_k, score_units, sum_topk
+from klora_lib.rule.scoring import choose_k, score_units
 
 from ..pairs import SHAPES, Layers, as_pair, dense, random_layers
 
@@ -67,6 +81,39 @@ def test_topk_sum_leaves_its_argument_alone() -> None:
     before = x.clone()
     sum_topk(x, 5)
     assert torch.equal(x, before)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 2000), min_size=1, max_size=5),
+    k=st.integers(1, 3000),
+    values=st.sampled_from([1, 2, 50, 10**6]),
+    seed=st.integers(0, 2**16),
+)
+@pytest.mark.parametrize("kind", [LargestInHost, LargestOnDevice])
+def test_the_largest_of_parts_are_the_largest_of_all(
+    kind: Callable[[int], Largest], sizes: list[int], k: int, values: int, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    parts = [torch.randint(values, (n,), generator=g).double() for n in sizes]
+    largest = kind(k)
+    for part in parts:
+        shown = part.clone()
+        largest.add(shown)
+        shown.fill_(1e9)  # its memory is used for the next part
+    assert float(largest.sum()) == by_sorting(torch.cat(parts), k)
+
+
+def test_topk_sum_where_a_sample_of_the_blocks_leads_astray() -> None:
+    """Every block in the sample has a large number, and no other block: the bound from it is too high."""
+    k, n = 300, 1 << 20
+    x = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    size = choose_block(n, k)
+    blocks, _ = cut_blocks(x, size)
+    step = blocks.shape[1] // SAMPLE
+    assert size > 1 and step > 1
+    blocks[0, ::step][: k - 1] += torch.arange(k - 1) + 1.0
+    assert guess_least(blocks.amax(0).numpy(), k) > float(x.sort(descending=True).values[k - 1])
+    assert float(sum_topk(x, k)) == pytest.approx(by_sorting(x.double(), k), rel=1e-7)
 
 
 # --- K ---
@@ -151,3 +198,23 @@ def test_scoring_changes_neither_lora() -> None:
     before = [u.content.dense().clone() for u in pair.units if u.content]
     score_units(pair.units, "auto", CPU)
     assert all(torch.equal(b, u.content.dense()) for b, u in zip(before, pair.units) if u.content)
+
+
+@pytest.mark.parametrize("part", [40, 41, 100, 1 << 20])
+@pytest.mark.parametrize("kind", ["product", "dense", "fused", "dora"])
+def test_scores_do_not_depend_on_the_size_of_the_parts(kind: str, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large product is made some rows at a time."""
+    g = torch.Generator().manual_seed(3)
+    up, down = torch.randn(30, 4, generator=g), torch.randn(4, 40, generator=g)
+    lora = Lora(up, down, 0.5, (30, 40))
+    delta = {
+        "product": lora,
+        "dense": Full(up @ down, 0.5, (30, 40)),
+        "fused": Fused((None, lora, lora), (10, 30, 30)),
+        "dora": Dora(lora, torch.rand(30, 1, generator=g)),
+    }[kind]
+    monkeypatch.setattr(scoring, "CACHED", part)
+    scores = score_units([Unit("x", delta, delta)], 70, CPU)
+    size = delta.dense().abs()
+    assert float(scores.content_topk[0]) == pytest.approx(by_sorting(size, 70), rel=1e-6)
+    assert float(scores.style_abs[0]) == pytest.approx(float(size.sum()), rel=1e-6)
