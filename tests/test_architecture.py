@@ -18,6 +18,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PURE = (  # need no WebUI, and draw no picture
     "rule", "lora", "engine", "export", "numerics", "devices", "patching", "settings", "infotext", "errors", "late",
+    "writing",
 )  # fmt: skip
 HOSTS_OWN = (
     "modules", "modules_forge", "backend", "ldm_patched", "comfy", "networks", "network", "lora", "gradio", "fastapi",
@@ -36,7 +37,7 @@ KNOWS = {  # room: the rooms it may import, from the lowest floor up
     "settings": {"errors"},
     "infotext": FLOOR,
     "lora": {"lora", "numerics", "devices", "errors"},
-    "rule": {"rule", *PLAIN},
+    "rule": {"rule", "writing", *PLAIN},
     "engine": {"engine", *PLAIN},
     "map": {"map", *PLAIN},
     "export": {"export", *PLAIN},

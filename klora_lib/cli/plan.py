@@ -25,6 +25,7 @@ from .files import encode_png, write_file
 from .options import add_settings, read_given_settings, read_whole_number
 
 RULE = ("method", "alpha", "beta", "gamma", "scale", "k", "layers", "switch_every", "balance", "mu", "density")
+KEPT = "KLORA_CACHE"  # in the environment: the folder in which scores are kept; by default nothing is written
 
 
 def add_commands(commands: Any) -> None:
@@ -80,7 +81,7 @@ def read_plan(args: argparse.Namespace, names: Sequence[str] = RULE) -> Planned:
     for name in ("dino", "prompt"):
         if getattr(args, name, None) is not None and args.probe is None:
             raise SettingsError("is for a measurement, which needs --probe as well", name)
-    library = Library()
+    library = Library(kept_in=os.environ.get(KEPT))
     if os.path.realpath(find_weights(args.content)) == os.path.realpath(find_weights(args.style)):
         raise SettingsError(f"must be another LoRA than content, both are {args.content!r}", "style")
     files = library.read_both(*((path, name_file(path)) for path in (args.content, args.style)))

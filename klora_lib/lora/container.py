@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,16 +26,27 @@ DTYPES = {
 }  # fmt: skip
 
 
-def read_bytes(path: Path) -> bytearray:
-    """The file's bytes, once: the tensors are views of them."""
+Bytes = bytearray | mmap.mmap  # that can be written, as torch asks for
+PRIVATE = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}  # Windows needs no word for it
+
+
+def read_bytes(path: Path) -> Bytes:
+    """The file's bytes, once: the tensors are views of them.
+
+    A bytearray would first be filled with zeros, which takes as long as reading.  The file itself is not mapped: whoever
+    overwrites it would change our numbers.
+    """
     with open(path, "rb") as file:
-        data = bytearray(os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return bytearray()
+        data = mmap.mmap(-1, size, **PRIVATE)
         with memoryview(data) as view:
             filled = file.readinto(view)
-    return data[:filled] if filled < len(data) else data
+    return bytearray(data[:filled]) if filled < size else data
 
 
-def parse_tensors(path: Path, data: bytearray, name: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def parse_tensors(path: Path, data: Bytes, name: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     """The tensors, as views of ``data``, and the metadata of a safetensors file.  Raises LoraFileError if it is none."""
     if not data:
         raise LoraFileError(f"{name!r} is an empty file")
@@ -58,19 +70,19 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     first: int  # byte of the file
 
-    def view(self, data: bytearray) -> Tensor:
+    def view(self, data: Bytes) -> Tensor:
         """The tensor: a view of ``data`` if its numbers are aligned there, else a copy."""
         if self.dtype not in DTYPES:
             raise ValueError(f"numbers of type {self.dtype}")
         dtype, numel = DTYPES[self.dtype], math.prod(self.shape)
         if self.first % dtype.itemsize:
-            data, first = data[self.first : self.first + numel * dtype.itemsize], 0
+            data, first = bytearray(data[self.first : self.first + numel * dtype.itemsize]), 0
         else:
             first = self.first
         return torch.frombuffer(data, dtype=dtype, count=numel, offset=first).view(self.shape)
 
 
-def read_header(data: bytearray, name: str) -> tuple[dict[str, Entry], Mapping[str, str]]:
+def read_header(data: Bytes, name: str) -> tuple[dict[str, Entry], Mapping[str, str]]:
     """(tensor name -> its entry, metadata), from the JSON at the beginning of a safetensors file."""
     length = int.from_bytes(data[:8], "little")
     try:
@@ -80,7 +92,7 @@ def read_header(data: bytearray, name: str) -> tuple[dict[str, Entry], Mapping[s
     except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
         # only now: a sound file may begin with any of these bytes, they are its header's length
         for start, what in DISGUISES.items():
-            if data.startswith(start):
+            if data[: len(start)] == start:
                 raise LoraFileError(
                     f"{name!r} is {what} under the name .safetensors: convert or download it again"
                 ) from None

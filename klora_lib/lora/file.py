@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -79,13 +80,17 @@ def read_lora(path: os.PathLike[str] | str, name: str | None = None) -> LoraFile
         raise LoraFileError(f"{name!r} does not exist") from None
     except OSError as error:
         raise LoraFileError(f"{name!r} cannot be opened ({error.strerror})") from None
-    tensors, metadata = parse_tensors(path, data, name)
-    digest = hashlib.blake2b(data)
-    config = read_config_beside(path, tensors, name)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(hashlib.blake2b, data)  # of the time of reading a third, beside what follows
+        tensors, metadata = parse_tensors(path, data, name)
+        config = read_config_beside(path, tensors, name)
+        if config is not None:
+            metadata = {**metadata, CONFIG: config.decode(errors="replace")}
+        file = lora_file(tensors, name, "", metadata)
+        whole = digest.result()
     if config is not None:
-        digest.update(config)
-        metadata = {**metadata, CONFIG: config.decode(errors="replace")}
-    return lora_file(tensors, name, digest.hexdigest(), metadata)
+        whole.update(config)
+    return replace(file, digest=whole.hexdigest())
 
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")

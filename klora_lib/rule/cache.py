@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from ..lora.file import LoraFile
     from . import combiners, energies, pairing, scoring, selectors
     from . import explain as explaining
+    from . import kept as keeping
     from .explain import Closeness, Explained
+    from .kept import ScoreFolder
     from .pairing import Pair
     from .plan import Plan
     from .scoring import Scores, Weights
@@ -35,6 +39,7 @@ else:
     combiners = Late("klora_lib.rule.combiners")
     energies = Late("klora_lib.rule.energies")
     explaining = Late("klora_lib.rule.explain")
+    keeping = Late("klora_lib.rule.kept")
     pairing = Late("klora_lib.rule.pairing")
     scoring = Late("klora_lib.rule.scoring")
     selectors = Late("klora_lib.rule.selectors")
@@ -49,11 +54,13 @@ class Library:
     """A cache of LoRA files (by their state on disk) and of scores (by file content and K).  Nothing is kept on a GPU.
 
     Threads may share it: what two of them want at once is made once, and only who wants the same waits for it.
-    Args: most: bytes of files to keep.
+    Args: most: bytes of files to keep.  kept_in: the folder with scores on disk, which outlive the program; None: nowhere.
     """
 
-    def __init__(self, most: int = FILES) -> None:
-        self.most = most
+    def __init__(self, most: int = FILES, kept_in: str | os.PathLike[str] | None = None) -> None:
+        self.most, self.kept_in = most, kept_in
+        self.made = time.time()
+        self.kept: ScoreFolder | None = None  # that folder, once it was used
         self.files: OrderedDict[Hashable, LoraFile] = OrderedDict()
         self.sizes: dict[Hashable, int] = {}  # bytes of each of these files
         self.pairs: OrderedDict[Hashable, Pair] = OrderedDict()
@@ -136,12 +143,7 @@ class Library:
         self, pair: Pair, device: torch.device, free: float = math.inf, watch: Watch = ignore
     ) -> Scores:
         """Of a pair that is not ``relative``."""
-        key = pair.content.digest, pair.style.digest, "energies"
-
-        def make() -> Scores:
-            return energies.compute_energies(pair.units, device, free, None, watch)
-
-        return self.get_or_make(self.scores, key, SCORES, make)
+        return self.find_scores(pair, "energies", lambda: energies.compute_energies(pair.units, device, free, None, watch))
 
     def score(
         self, pair: Pair, k: str | int, device: torch.device, free: float = math.inf, weights: Weights | None = None,
@@ -156,12 +158,30 @@ class Library:
             if weights is None:
                 raise make_model_needed_error(pair)
             return scoring.score_units(pair.units, k, device, free, weights)
-        key = pair.content.digest, pair.style.digest, k
+        return self.find_scores(pair, k, lambda: scoring.score_units(pair.units, k, device, free, None, watch))
+
+    def find_scores(self, pair: Pair, what: str | int, compute: Callable[[], Scores]) -> Scores:
+        """From memory, else from disk, else computed.  ``what``: K, or "energies".  The pair is not ``relative``."""
+        key = pair.content.digest, pair.style.digest, what
 
         def make() -> Scores:
-            return scoring.score_units(pair.units, k, device, free, None, watch)
+            kept = self.find_folder()
+            found = kept.find(key, len(pair.units)) if kept else None
+            if found is None:
+                found = compute()
+                if kept:
+                    kept.keep(key, found)
+            return found
 
         return self.get_or_make(self.scores, key, SCORES, make)
+
+    def find_folder(self) -> ScoreFolder | None:
+        """Where scores are kept now."""
+        if not self.kept_in:
+            return None
+        if self.kept is None or self.kept.path != Path(self.kept_in):
+            self.kept = keeping.ScoreFolder(self.kept_in, self.made)
+        return self.kept
 
     def explain(self, pair: Pair, plan: Plan, steps: int) -> Explained:
         """``explain`` of a plan of ``pair``, computed on the CPU.  What it needs of the pair is kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -58,7 +59,7 @@ def make_panel(script: Any, app: App) -> list[Any]:
 
 def make_options(app: App) -> None:
     """``on_ui_settings``"""
-    options.add_options(app.library, find_store())
+    options.add_options(app.library, find_store(), find_cache_folder())
 
 
 def find_store() -> Store:
@@ -67,6 +68,14 @@ def find_store() -> Store:
 
     frozen = getattr(shared.cmd_opts, "freeze_settings", False)
     return Store(None if frozen else paths_internal.data_path)
+
+
+def find_cache_folder() -> str:
+    """For scores: in the WebUI's own cache, which SD_WEBUI_CACHE_DIR moves; where it has none, in its data folder."""
+    from modules import paths_internal
+
+    host = getattr(sys.modules.get("modules.cache"), "cache_dir", None)
+    return os.path.join(host or os.path.join(paths_internal.data_path, "cache"), "klora")
 
 
 def describe_trouble() -> str:

@@ -14,23 +14,26 @@ from .presets import NO_PRESET, Store, fill
 
 SECTION = ("klora", "K-LoRA")
 PRESET, ENGINE, CACHE, COLOURS = "klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours"
+KEPT = "klora_keep_scores"
 GIGABYTE = 1 << 30
 LABELS = {
     PRESET: "Preset that the panel begins with",
     ENGINE: "Engine that the panel begins with",
     CACHE: "Memory for LoRA files that were read, in GB",
     COLOURS: "Colours of the selection map",
+    KEPT: "Keep the scores of pairs on disk",
 }
 HINTS = {
     PRESET: "None: the defaults, or what is saved under Defaults; needs Reload UI",
     ENGINE: "needs Reload UI",
     CACHE: "the two last used are always kept",
     COLOURS: "blue and orange can be told apart by the colour-blind too",
+    KEPT: "a few kB each, so that a pair is not compared again after a restart",
 }
 
 
-def add_options(library: Library, store: Store) -> None:
-    """``on_ui_settings``: add the section to the settings page."""
+def add_options(library: Library, store: Store, folder: str) -> None:
+    """``on_ui_settings``: add the section to the settings page.  ``folder``: where scores are kept, if they are."""
     import gradio as gr
 
     from modules import shared
@@ -47,7 +50,9 @@ def add_options(library: Library, store: Store) -> None:
     cache = {"minimum": 0.5, "maximum": 16, "step": 0.5}
     add(CACHE, FILES / GIGABYTE, gr.Slider, cache, onchange=lambda: set_cache(library))
     add(COLOURS, DEFAULT, gr.Dropdown, {"choices": list(PALETTES)})
+    add(KEPT, True, gr.Checkbox, None, onchange=lambda: set_kept(library, folder))
     set_cache(library)
+    set_kept(library, folder)
 
 
 def read_option(key: str, default: Any) -> Any:
@@ -61,6 +66,11 @@ def set_cache(library: Library) -> None:
     """Let ``library`` keep as many bytes of files as the option says."""
     value = read_option(CACHE, FILES / GIGABYTE)
     library.most = int(value * GIGABYTE) if isinstance(value, (int, float)) else FILES
+
+
+def set_kept(library: Library, folder: str) -> None:
+    """Let ``library`` keep scores in ``folder``, or nowhere, as the option says."""
+    library.kept_in = folder if read_option(KEPT, True) else None
 
 
 def find_start(store: Store) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from statistics import median
@@ -88,7 +89,8 @@ def measure_methods(pair: Pair, runs: int = 5) -> dict[str, float]:
 
 
 def measure(runs: int = 5) -> dict[str, float]:
-    """Medians: ``bare`` and ``scored`` seconds in turn, their ratio pair by pair, and ``cached`` planning seconds."""
+    """Medians: ``bare`` and ``scored`` seconds in turn, their ratio pair by pair, and the seconds of planning with
+    scores in memory (``cached``), and on disk, as after a new start, the files being read (``kept``)."""
     pair = random_pair()
     assert len(pair.units) == 560
 
@@ -108,10 +110,18 @@ def measure(runs: int = 5) -> dict[str, float]:
         make_plan(pair, library.score(pair, "auto", CPU), Settings(), 30).table(30)
 
     cached = [seconds(again) for _ in range(runs)]
+    with tempfile.TemporaryDirectory() as folder:
+        Library(kept_in=folder).score(pair, "auto", CPU)
+
+        def restart() -> None:
+            make_plan(pair, Library(kept_in=folder).score(pair, "auto", CPU), Settings(), 30).table(30)
+
+        kept = [seconds(restart) for _ in range(runs)]
     return {
         "bare": median(b for b, _ in rounds),
         "scored": median(s for _, s in rounds),
         "ratio": median(s / b for b, s in rounds),
         "cached": median(cached),
+        "kept": median(kept),
         **measure_methods(pair, runs),
     }

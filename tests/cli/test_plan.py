@@ -117,3 +117,18 @@ def test_a_report_is_text_and_in_the_json_where_asked_for(files: tuple[str, str]
     assert json.loads(capsys.readouterr().out) == told
     assert main(["plan", *files, "--steps", "7"]) == 0
     assert json.loads(capsys.readouterr().out) == {key: value for key, value in told.items() if key != "report"}
+
+
+def test_scores_are_kept_where_the_environment_says_and_only_there(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.delenv("KLORA_CACHE", raising=False)
+    before = sorted(tmp_path.iterdir())
+    assert main(["plan", *files]) == 0
+    alone = capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.setenv("KLORA_CACHE", str(tmp_path / "kept"))
+    assert main(["plan", *files]) == 0 and capsys.readouterr().out == alone
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    monkeypatch.setattr("klora_lib.rule.scoring.score_units", None)
+    assert main(["plan", *files]) == 0 and capsys.readouterr().out == alone

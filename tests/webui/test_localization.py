@@ -121,11 +121,16 @@ def test_the_settings_page_has_these_options(a1111: FakeHost, monkeypatch: pytes
     shared.opts.data = {options.CACHE: 1.5}
     for callback in a1111.script_callbacks.registered["ui_settings"]:
         callback()
-    assert list(added) == ["klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours"]
+    assert list(added) == ["klora_preset", "klora_engine", "klora_cache_gb", "klora_map_colours", "klora_keep_scores"]
     assert {option.section for option in added.values()} == {("klora", "K-LoRA")}
     assert added["klora_preset"].component_args()["choices"][0] == "None"
     assert a1111.app.library.most == 1.5 * 2**30
     shared.opts.data[options.CACHE] = 4
     added["klora_cache_gb"].onchange()
     assert a1111.app.library.most == 4 * 2**30
+    folder = Path(a1111.paths_internal.data_path) / "cache" / "klora"
+    assert a1111.app.library.kept_in == str(folder)
+    shared.opts.data[options.KEPT] = False
+    added["klora_keep_scores"].onchange()
+    assert a1111.app.library.kept_in is None and a1111.app.library.find_folder() is None
     assert sys.modules["modules.shared"] is shared
