@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from ..devices import is_out_of_memory, measure_free_bytes
+from ..devices import is_out_of_memory, is_same_device, measure_free_bytes
 from ..errors import HostError
 
 BASE, PER_PIXEL = 1 << 30, 64 << 10  # bytes that a denoiser's forward needs: at all, and for a pixel of the latent image
@@ -23,11 +25,33 @@ class MemoryBudget:
     def __init__(self, free: float, pinned: float = 0):
         self.free = free
         self.pinned = pinned
+        self.scratch: Tensor | None = None  # bytes, lent for one computation at a time
 
     @classmethod
     def on(cls, device: torch.device, reserve: float) -> MemoryBudget:
         """The free memory of ``device`` now, minus ``reserve`` bytes for sampling.  Host memory is not limited."""
         return cls(measure_free_bytes(device) - reserve, PINNED if device.type == "cuda" else 0)
+
+    def lend(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory to compute in, until the next call: fresh memory for every switch would take longer than the switch.
+
+        It is kept and counted.  Where it does not fit, it is of the memory that is left to the sampling, and is not kept.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        if self.scratch is not None and (self.scratch.nbytes < size or not is_same_device(self.scratch.device, device)):
+            self.drop_scratch()
+        if self.scratch is None:
+            fresh = torch.empty(size, dtype=torch.uint8, device=device)
+            if size > self.free:
+                return fresh.view(dtype).view(shape)
+            self.free -= size
+            self.scratch = fresh
+        return self.scratch[:size].view(dtype).view(shape)
+
+    def drop_scratch(self) -> None:
+        if self.scratch is not None:
+            self.free += self.scratch.nbytes
+        self.scratch = None
 
 
 class Claims:

@@ -10,6 +10,8 @@ from ..lora.deltas import count_columns
 from .memory import Claims, MemoryBudget
 from .site import Site, SiteDeltas, WeightedDelta
 
+CACHED = 8 << 20  # bytes of a weight's rows in fp32 that are computed at once: they stay in the processor's cache
+ON_DEVICE = 64 << 20  # the same on a GPU, where every part is one more launch
 PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -33,15 +35,20 @@ class Factors:
             parts = map_tensors(parts, copy_to_pinned)
         self.delta, self.low_rank, self.bias, self.bias_factor = parts
 
+    def read_product(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
+        """up [out, rank] and down [rank, in·kh·kw] on the compute device, and what their product is multiplied by."""
+        assert self.low_rank is not None
+        up, down, scale = self.low_rank
+        return move(up, self.device, dtype), move(down, self.device, dtype), scale * self.weighted.weight
+
     def add_to(self, total: Tensor, base: Tensor, out: Tensor) -> None:
         """out ← total + w·ΔW(base), all [out, in·kh·kw] in fp32 or fp64; the three may be the same tensor."""
         if self.low_rank is None:
             assert self.delta is not None
             torch.add(total, self.delta.update(base.float()), alpha=self.weighted.weight, out=out)
             return
-        up, down, scale = self.low_rank  # up: [out, rank], down: [rank, in·kh·kw]
-        up, down = move(up, self.device, base.dtype), move(down, self.device, base.dtype)
-        torch.addmm(total, up, down, alpha=scale * self.weighted.weight, out=out)
+        up, down, scale = self.read_product(base.dtype)
+        torch.addmm(total, up, down, alpha=scale, out=out)
 
 
 class Merged:
@@ -71,28 +78,59 @@ class Merged:
             self.write_bias(chosen, self.bias)
 
     def write_weight(self, chosen: list[WeightedDelta], backup: Tensor) -> None:
-        """Computes the sum in the weight itself if that is fp32 or fp64, else in one wider copy.
-
-        Updates that depend on W are added first.  Only if there are two of them is a second copy of W needed.
-        """
         target, source = self.site.take_part(self.site.module.weight.detach()), backup
         here = is_same_device(target.device, self.device)
         if here and not is_same_device(backup.device, target.device):
             put_back(target, backup)  # which needs no memory of the device's beside it
             source = target
+        factors = [self.make_ready(weighted) for weighted in chosen]
+        if all(each.low_rank is not None for each in factors):
+            self.add_products(factors, target, source)
+        else:
+            self.add_updates(factors, target, source)
+
+    def add_products(self, factors: list[Factors], target: Tensor, source: Tensor) -> None:
+        """target ← source + Σ w·scale·up @ down, some rows after the others, which are fp32 only while they are computed.
+
+        ``target`` may be ``source``.  A weight that is fp32 or fp64 itself needs no copy.
+        """
+        dtype, columns = choose_wide_type(target), source[0].numel()
+        products = [each.read_product(dtype) for each in factors]
+        if target.dtype == dtype and target.is_contiguous() and is_same_device(target.device, self.device):
+            if target is not source:
+                target.copy_(source)
+            add_rows(target.view(-1, columns), products, slice(None))
+            return
+        most = CACHED if self.device.type == "cpu" else ON_DEVICE
+        count = min(len(target), max(1, most // (columns * dtype.itemsize)))
+        near = is_same_device(source.device, self.device)
+        wide = self.claims.budget.lend((count, *source.shape[1:]), dtype, self.device) if near else None
+        for first in range(0, len(target), count):
+            rows = slice(first, min(first + count, len(target)))
+            part = source[rows]
+            part = move(part.contiguous(), self.device, dtype) if wide is None else wide[: len(part)].copy_(part)
+            add_rows(part.view(len(part), columns), products, rows)
+            put(target[rows], part)
+
+    def add_updates(self, factors: list[Factors], target: Tensor, source: Tensor) -> None:
+        """The same for any updates: in the weight itself if that is fp32 or fp64, else in one wider copy.
+
+        Updates that depend on W are added first.  Only if there are two of them is a second copy of W needed.
+        """
+        here = is_same_device(target.device, self.device)
         wide = move(source.contiguous(), self.device, choose_wide_type(target))
         base = wide.view(target.shape[0], -1)
-        columns = {id(weighted): count_columns(weighted.delta.shape) or base.shape[1] for weighted in chosen}
+        columns = {id(each): count_columns(each.weighted.delta.shape) or base.shape[1] for each in factors}
         whole = all(n == base.shape[1] for n in columns.values())
         in_place = here and target.dtype == base.dtype and target.is_contiguous() and whole
         out = target.view(base.shape) if in_place else base if wide is not source else base.clone()
-        chosen = sorted(chosen, key=lambda weighted: not weighted.delta.asks_base)
-        if (out is base or wide is target) and sum(weighted.delta.asks_base for weighted in chosen) > 1:
+        factors = sorted(factors, key=lambda each: not each.weighted.delta.asks_base)
+        if (out is base or wide is target) and sum(each.weighted.delta.asks_base for each in factors) > 1:
             base = base.clone()
         total = base if whole else out  # where an update is narrower, ``out`` has W in the other columns
-        for weighted in chosen:
-            n = columns[id(weighted)]
-            self.make_ready(weighted).add_to(total[:, :n], base[:, :n], out[:, :n])
+        for each in factors:
+            n = columns[id(each)]
+            each.add_to(total[:, :n], base[:, :n], out[:, :n])
             total = out
         if not in_place:
             put(target, out.view(target.shape))
@@ -160,6 +198,13 @@ class Merged:
 
     def is_attached(self) -> bool:
         return True  # a written weight needs nothing else
+
+
+def add_rows(wide: Tensor, products: list[tuple[Tensor, Tensor, float]], rows: slice) -> None:
+    """wide ← wide + Σ scale·up @ down, of these rows.  A first layer may be wider than the updates."""
+    for up, down, scale in products:
+        part = wide[:, : down.shape[1]]
+        torch.addmm(part, up[rows], down, alpha=scale, out=part)
 
 
 def put(target: Tensor, result: Tensor) -> None:

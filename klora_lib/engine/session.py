@@ -154,6 +154,7 @@ class Session:
         with exact_math(self.device):
             errors = list(close_all(self.actors[i] for i in reversed(which)))
             self.masks[list(which)] = 0
+        self.budget.drop_scratch()
         raise_first(errors)
 
     @contextmanager

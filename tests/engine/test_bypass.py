@@ -148,6 +148,41 @@ def test_autocast_has_the_final_say_in_the_outputs_type() -> None:
     assert torch.allclose(out.float(), exact, atol=0.1, rtol=0.02)
 
 
+@pytest.mark.parametrize("dtype", without_half([torch.bfloat16, torch.float16]))
+@pytest.mark.parametrize("layer", ["linear", "conv 3×3", "conv 1×1", "rows of a fused linear"])
+@pytest.mark.parametrize("mask", [1, 2, 3])
+def test_on_the_cpu_what_is_added_in_half_precision_is_rounded_once(layer: str, mask: int, dtype: torch.dtype) -> None:
+    """Its products are in fp32, as most CPUs have none in half precision: between down and up nothing is lost."""
+    module = make_layer(layer, dtype)
+    site, x, two = site_of(layer, module), rand(*LAYERS[layer].x, seed=7).to(dtype), duo(layer, "lora", "fused")
+    plain = module(x)
+    moved = two.weight(site, module.weight, mask) - module.weight.double()
+    want = plain.double() + answer(module, moved, None, x)
+    actor = Bypassed(site, two.deltas)
+    actor.show(mask)
+    slack = 32 * torch.finfo(torch.float32).eps * float(want.abs().max())
+    assert ((module(x).double() - want).abs() <= torch.finfo(dtype).eps / 2 * want.abs() * 1.001 + slack).all()
+    actor.close()
+
+
+@pytest.mark.parametrize("layer", ["linear", "conv 3×3", "inpainting", "wider linear"])
+@pytest.mark.parametrize(
+    ("kinds", "ranks"), [(("lora", "fused"), [6]), (("lora", "full"), [3, None]), (("full", "lora"), [3, None])]
+)
+def test_two_updates_with_factors_are_one_pair_of_factors(
+    layer: str, kinds: tuple[str, str], ranks: list[int | None]
+) -> None:
+    """Ranks side by side: two products for both LoRAs.  A whole matrix stays by itself."""
+    module, two = make_layer(layer), duo(layer, *kinds)
+    actor = Bypassed(site_of(layer, module), two.deltas)
+    for mask in (3, 1, 3):
+        actor.show(mask)
+        check_output(module, site_of(layer, module), two, mask, rand(*LAYERS[layer].x, seed=7))
+    assert [len(ready.weights[0]) if len(ready.weights) == 2 else None for ready in actor.made] == ranks
+    actor.close()
+    assert not actor.made
+
+
 def test_two_row_sites_of_one_weight_do_not_meet() -> None:
     module = nn.Linear(6, 12).requires_grad_(False)
     two, x = duo("rows of a fused linear", "lora with bias", "full"), rand(5, 6, seed=7)
