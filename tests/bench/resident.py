@@ -50,7 +50,7 @@ def measure_peak(act: Callable[[], object], device: torch.device) -> int:
 
 def run_fresh(module: str, *args: str) -> Any:
     """The JSON that ``python -m module args`` prints last.  Freed memory goes back to the system at once."""
-    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_MMAP_THRESHOLD_": "1048576"}
     command = [sys.executable, "-m", module, *args]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -128,7 +128,7 @@ class Weights:
     def add_both(self) -> None:
         """The additive merge: W + ΔW_c + ΔW_s, in fp32, rounded once."""
         for layer, own in zip(self.layers, self.own):
-            total = own.float()
+            total = own.to(torch.float32, copy=True)
             for up, down in (layer.content, layer.style):
                 total.addmm_(up.float(), down.float())
             layer.module.weight.copy_(total)

@@ -43,6 +43,7 @@ class Sampler:
 
     def __init__(self, unet: nn.Module, config: dict[str, Any], size: int, batch: int = 1):
         self.unet = unet
+        self.dtype = next(unet.parameters()).dtype  # it computes in; its weights may become narrower
         self.scheduler = EulerDiscreteScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
         )
@@ -59,7 +60,7 @@ class Sampler:
 
     def make_inputs(self, seed: int) -> tuple[Tensor, dict[str, Any]]:
         """Noise fp32 [batch, 4, size, size], and the words: of random numbers, as the weights are."""
-        g, dtype = torch.Generator().manual_seed(seed), next(self.unet.parameters()).dtype
+        g, dtype = torch.Generator().manual_seed(seed), self.dtype
         batch = self.shape[0]
         shapes = self.shape, (batch, 77, self.widths[0]), (batch, self.pooled)
         noise, words, pooled = (torch.randn(shape, generator=g) for shape in shapes)
@@ -74,11 +75,10 @@ class Sampler:
         self.scheduler.set_timesteps(steps)
         latents, words = self.make_inputs(seed)
         latents = latents * self.scheduler.init_noise_sigma
-        dtype = next(self.unet.parameters()).dtype
         for i, t in enumerate(self.scheduler.timesteps[:stop]):
             for see in self.seen:
                 see(i)
-            x = self.scheduler.scale_model_input(latents, t).to(dtype)
+            x = self.scheduler.scale_model_input(latents, t).to(self.dtype)
             noise = self.unet(x, t, **words, return_dict=False)[0]
             latents = self.scheduler.step(noise.float(), t, latents, return_dict=False)[0]
             self.trail.append(latents.cpu())

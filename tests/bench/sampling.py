@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -67,8 +67,8 @@ class Scene:
     def draw_ours(self, engine: str, steps: int = STEPS, count: int = 1) -> None:
         """One job of ``count`` images: planning again, opening, sampling, giving the model back."""
         with klora(self.sampler, *self.files, engine=engine, library=self.library):
-            for _ in range(count):
-                self.draw(engine, steps)
+            for i in range(count):
+                self.draw(engine if i == 0 else f"{engine} {i}", steps)
 
     def draw_in_parts(self, engine: str, steps: int = STEPS) -> Parts:
         """The same, with clocks before K-LoRA's own hook and behind it."""
@@ -120,7 +120,7 @@ def draw_references(scene: Scene, weights: rivals.Weights, steps: int = STEPS) -
         scene.draw("beside", steps)
 
 
-def check_images(scene: Scene) -> str:
+def check_images(scene: Scene, names: Sequence[str] = ("merge", "bypass", "remerge", "topk")) -> str:
     """A sentence with the differences.  Raises AssertionError if an image is not the one by force.
 
     What rounding alone changes is seen where nothing else differs: ΔW in the weights, and beside them.
@@ -128,7 +128,7 @@ def check_images(scene: Scene) -> str:
     for name, trail in scene.trails.items():
         assert bool(trail[-1].isfinite().all()), f"the image {name} is not finite"
     told = []
-    for name in ("merge", "bypass", "remerge", "topk"):
+    for name in names:
         step = len(scene.trails[name]) - 1
         found, rounding = scene.apart(name, step), scene.apart("beside", step)
         others = min(scene.apart(other, step) for other in ("plain", "merged"))
@@ -137,8 +137,8 @@ def check_images(scene: Scene) -> str:
         told.append(f"{name} {found:.1e} after {format_count(step + 1, 'step')}")
     last = len(scene.trails["merge"]) - 1
     beside, plain, merged = (f"{scene.apart(name, last):.1e}" for name in ("beside", "plain", "merged"))
-    return (f"Apart from brute force (W + ΔW in fp64, rounded once), as a part of the image: {', '.join(told)}. ΔW beside the "
-            f"weights instead of in them, by hand: {beside}. The plain image and the additive one: {plain}, {merged}.")
+    return (f"Apart from brute force (W + ΔW in fp64, rounded once), as a part of the image: {', '.join(told)}. ΔW beside "
+            f"the weights instead of in them, by hand: {beside}. The plain image and the additive one: {plain}, {merged}.")
 
 
 def measure_rounds(scene: Scene, weights: rivals.Weights, rounds: int) -> Times:
