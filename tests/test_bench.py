@@ -63,7 +63,7 @@ def our_table() -> list[list[bool]]:
 
 
 def test_choice_by_force_is_our_plan(layers):
-    table = rivals.choose_by_force(layers, STEPS)
+    table = rivals.choose_by_force(rivals.sum_by_force(layers), rivals.find_gamma(layers), STEPS)
     assert table == our_table()
     assert len({sum(row) for row in table}) > 2  # layers that switch at different steps
 

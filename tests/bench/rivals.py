@@ -61,13 +61,15 @@ def compute_scale(step: int, steps: int) -> float:
     return ALPHA * step / steps + BETA
 
 
-def choose_by_force(layers: Sequence[Layer], steps: int) -> list[list[bool]]:
-    """Whether content acts: layers × steps, from products in fp64 and a search through all of each."""
-    gamma, table = find_gamma(layers), []
-    for layer in layers:
-        content, style = (float(sum_topk(layer.update(side, torch.float64), layer.k)) for side in (True, False))
-        table.append([content >= gamma * compute_scale(t, steps) * style for t in range(steps)])
-    return table
+def sum_by_force(layers: Sequence[Layer]) -> list[tuple[float, float]]:
+    """Of each layer the Top-K sums of content and style: every product whole, and a search through all of it."""
+    content, style = ([float(sum_topk(layer.update(side), layer.k)) for layer in layers] for side in (True, False))
+    return list(zip(content, style))
+
+
+def choose_by_force(sums: Sequence[tuple[float, float]], gamma: float, steps: int) -> list[list[bool]]:
+    """Whether content acts: layers × steps."""
+    return [[content >= gamma * compute_scale(t, steps) * style for t in range(steps)] for content, style in sums]
 
 
 # --- what acts beside the weight ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -56,6 +56,14 @@ class Scene:
         self.library = Library()
         self.trails: dict[str, list[Tensor]] = {}
 
+    @cached_property
+    def gamma(self) -> float:
+        return rivals.find_gamma(self.layers)
+
+    @cached_property
+    def sums(self) -> list[tuple[float, float]]:
+        return rivals.sum_by_force(self.layers)
+
     def draw(self, name: str, steps: int = STEPS, stop: int | None = None) -> None:
         self.trails[name] = self.sampler(steps=steps, stop=stop)
 
@@ -99,7 +107,7 @@ class Scene:
 def draw_references(scene: Scene, weights: rivals.Weights, steps: int = STEPS) -> None:
     """K-LoRA by brute force: every layer's weight from scratch in fp64 and rounded once (``reference``), and beside the
     weights in the model's type (``beside``).  The table is by force too."""
-    table = rivals.choose_by_force(scene.layers, steps)
+    table = rivals.choose_by_force(scene.sums, scene.gamma, steps)
     now: list[list[bool]] = []
 
     def write(step: int) -> None:
@@ -107,15 +115,14 @@ def draw_references(scene: Scene, weights: rivals.Weights, steps: int = STEPS) -
         weights.write(wanted, torch.float64, now[-1] if now else None)
         now.append(wanted)
 
+    def add(layer: rivals.Layer, x: Tensor) -> Tensor:
+        return rivals.add_online(layer, x, rows[id(layer)][at_step[0]])
+
     with scene.sampler.watched(write):
         scene.draw("reference", steps)
     weights.restore()
     rows = {id(layer): row for layer, row in zip(scene.layers, table)}
     at_step = [0]
-
-    def add(layer: rivals.Layer, x: Tensor) -> Tensor:
-        return rivals.add_online(layer, x, rows[id(layer)][at_step[0]])
-
     with scene.sampler.watched(partial(at_step.__setitem__, 0)), rivals.hooked(scene.layers, add):
         scene.draw("beside", steps)
 
@@ -164,11 +171,11 @@ def measure_rivals(scene: Scene, weights: rivals.Weights) -> dict[str, float]:
     """Seconds of one step, from a few of them: re-merging everything, and Top-K at every forward."""
     now = [0]
     follow = partial(now.__setitem__, 0)
-    table = rivals.choose_by_force(scene.layers, STEPS)
+    table = rivals.choose_by_force(scene.sums, scene.gamma, STEPS)
     with scene.sampler.watched(lambda step: weights.write([row[step] for row in table], torch.float32)):
         remerged = measure_seconds(lambda: scene.draw("remerge", stop=REMERGED), scene.device) / REMERGED
     weights.restore()
-    add = rivals.choose_at_every_forward(rivals.find_gamma(scene.layers), lambda: now[0] / STEPS)
+    add = rivals.choose_at_every_forward(scene.gamma, lambda: now[0] / STEPS)
     with scene.sampler.watched(follow), rivals.hooked(scene.layers, add):
         topk = measure_seconds(lambda: scene.draw("topk", stop=1), scene.device)
     return {"remerge": remerged, "topk": topk}

@@ -26,6 +26,12 @@ PASSES = (5, 10, 20, 30, 60)  # steps
 SIZES, BATCHES = (16, 24, 32, 48), (1, 2, 4)  # latent pixels a side, images
 
 
+def take_part(pair: Pair, count: int) -> Pair:
+    """The same pair with ``count`` of its layers, at equal distances so that all kinds are in it."""
+    n = len(pair.units)
+    return Pair(pair.content, pair.style, tuple(pair.units[i * n // count] for i in range(count)), ())
+
+
 def measure_scoring(pair: Pair, device: torch.device) -> tuple[float, float]:
     """Medians of (scoring, the bare products), in turns."""
     scratch = torch.empty(max(unit.elements for unit in pair.units), device=device)
@@ -57,10 +63,10 @@ def measure_forward(scene: Scene, size: int, batch: int) -> float:
 
 def measure(device: torch.device, quick: bool = False, picture: Path | None = None) -> list[str]:
     """The table; the charts are written to ``picture``."""
-    ranks, sizes = (RANKS[:2], SIZES[:2]) if quick else (RANKS, SIZES)
+    ranks, sizes, layers_most = (RANKS[:2], SIZES[:2], 40) if quick else (RANKS, SIZES, 560)
     whole = make_sdxl_pair((32, 64))
-    scored = {rank: measure_scoring(make_sdxl_pair((rank, rank)), device) for rank in ranks}
-    parts = [Pair(whole.content, whole.style, whole.units[: round(share * len(whole.units))], ()) for share in SHARES]
+    scored = {rank: measure_scoring(take_part(make_sdxl_pair((rank, rank)), layers_most), device) for rank in ranks}
+    parts = [take_part(whole, round(share * layers_most)) for share in SHARES]
     layers = {len(part.units): measure_scoring(part, device) for part in parts}
     with tempfile.TemporaryDirectory(prefix="klora-bench-") as folder:
         scene = Scene(device, Path(folder), quick)
