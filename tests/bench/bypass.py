@@ -16,7 +16,7 @@ from klora_lib.engine.session import Session
 from klora_lib.settings import Settings
 
 from . import rivals
-from .sampling import STEPS, Scene
+from .sampling import STEPS, Scene, name_type
 from .tables import make_table
 from .turns import find_ratios, format_spread, take_turns
 
@@ -65,8 +65,9 @@ def measure(device: torch.device, quick: bool = False) -> list[str]:
     rounds = 2 if quick else 4
     with tempfile.TemporaryDirectory(prefix="klora-bench-") as folder:
         scene = Scene(device, Path(folder), quick)
-        rows = measure_weights(scene, "bf16", rounds)
+        rows = measure_weights(scene, name_type(scene.dtype), rounds)
         if FP8 is not None:
-            scene.unet.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=torch.bfloat16)
-            rows += measure_weights(scene, "fp8, cast to bf16 at every forward", rounds)
+            scene.unet.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=scene.dtype)
+            title = f"fp8, cast to {name_type(scene.dtype)} at every forward"
+            rows += measure_weights(scene, title, rounds)
     return make_table(HEAD, rows)

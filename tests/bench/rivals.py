@@ -114,12 +114,18 @@ def add_online(layer: Layer, x: Tensor, content: bool = True) -> Tensor:
 # --- what is written into the weight ---
 
 
+def keep(weight: Tensor) -> Tensor:
+    """A copy, in bf16 where nothing is lost by that."""
+    narrow = weight.to(torch.bfloat16, copy=True)
+    return narrow if torch.equal(narrow.to(weight.dtype), weight) else weight.clone()
+
+
 class Weights:
     """The layers' own weights, kept aside, and writing into those of the model."""
 
     def __init__(self, layers: Sequence[Layer]):
         self.layers = layers
-        self.own = [layer.module.weight.detach().clone() for layer in layers]
+        self.own = [keep(layer.module.weight.detach()) for layer in layers]
 
     @torch.no_grad()
     def restore(self) -> None:

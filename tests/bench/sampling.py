@@ -18,7 +18,7 @@ from klora_lib.errors import format_count
 
 from . import rivals
 from .pairs import list_attention_shapes, make_factors, write_pair
-from .sampler import FULL, NARROW, Sampler, make_unet
+from .sampler import FULL, NARROW, Sampler, choose_type, make_unet
 from .tables import make_table
 from .turns import Times, find_ratios, format_spread, measure_seconds, read_clock, take_turns
 
@@ -31,6 +31,10 @@ PARTS_HEAD = (
     "share of the image",
 )  # fmt: skip
 NEAR = 3  # times what rounding alone changes
+
+
+def name_type(dtype: torch.dtype) -> str:
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
 class Parts(NamedTuple):
@@ -46,8 +50,8 @@ class Scene:
     def __init__(self, device: torch.device, folder: Path, quick: bool = False):
         self.device = device
         self.config = NARROW if quick else FULL
-        dtype = torch.bfloat16
-        self.unet = make_unet(self.config, device, dtype)
+        self.dtype = choose_type(device)
+        self.unet = make_unet(self.config, device, self.dtype)
         self.sampler = Sampler(self.unet, self.config, 128 if device.type == "cuda" else 16)
         shapes = list_attention_shapes(self.unet)
         factors = make_factors(shapes, RANKS[0], 1), make_factors(shapes, RANKS[1], 2)
@@ -222,7 +226,7 @@ def measure(device: torch.device, quick: bool = False) -> list[str]:
         extrapolate("remerge", f"everything merged anew at every step ({format_count(REMERGED, 'step')} measured)"),
         extrapolate("topk", "both products and Top-K at every forward, as published (1 step measured)"),
     ]  # fmt: skip
-    title = f"{STEPS}-step image, {'narrow' if quick else 'full-size'} SDXL in bf16, {8 * scene.sampler.shape[2]}²"
+    title = f"{STEPS}-step image, {'narrow' if quick else 'full-size'} SDXL in {name_type(scene.dtype)}, {8 * scene.sampler.shape[2]}²"
     return [
         *make_table((title, "÷ merged plainly", "seconds"), rows), "",
         *make_table(PARTS_HEAD, [describe_parts(name, each, median(times[name])) for name, each in parts.items()]), "", said,
