@@ -18,7 +18,7 @@ FULL, NARROW = dict(SDXL), dict(SMALL)
 
 
 def choose_type(device: torch.device) -> torch.dtype:
-    """bf16 where the device multiplies it; fp32 on a processor that does not: its convolutions are 100 times slower in bf16."""
+    """bf16 where the device multiplies it; fp32 on a processor that does not, where a convolution takes 100 times longer."""
     if device.type != "cpu":
         return torch.bfloat16
     try:

@@ -226,7 +226,8 @@ def measure(device: torch.device, quick: bool = False) -> list[str]:
         extrapolate("remerge", f"everything merged anew at every step ({format_count(REMERGED, 'step')} measured)"),
         extrapolate("topk", "both products and Top-K at every forward, as published (1 step measured)"),
     ]  # fmt: skip
-    title = f"{STEPS}-step image, {'narrow' if quick else 'full-size'} SDXL in {name_type(scene.dtype)}, {8 * scene.sampler.shape[2]}²"
+    model = f"{'narrow' if quick else 'full-size'} SDXL in {name_type(scene.dtype)}"
+    title = f"{STEPS}-step image, {model}, {8 * scene.sampler.shape[2]}²"
     return [
         *make_table((title, "÷ merged plainly", "seconds"), rows), "",
         *make_table(PARTS_HEAD, [describe_parts(name, each, median(times[name])) for name, each in parts.items()]), "", said,
