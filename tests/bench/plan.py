@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -17,6 +16,8 @@ from klora_lib.rule.pairing import Pair, make_pair
 from klora_lib.rule.plan import Plan, make_plan
 from klora_lib.rule.scoring import score_units
 from klora_lib.settings import Settings
+
+from .turns import measure_seconds
 
 CPU = torch.device("cpu")
 CONTEXT = 2048
@@ -56,9 +57,7 @@ def random_pair(ranks: tuple[int, int] = (32, 64)) -> Pair:
 
 
 def seconds(act: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
+    return measure_seconds(act)
 
 
 def measure_methods(pair: Pair, runs: int = 5) -> dict[str, float]:
