@@ -171,9 +171,9 @@ class Device:
         options = {**dict(zip(("non_blocking", "copy"), rest)), **kwargs}
         away, dtype = isinstance(tensor, Away), dtype or tensor.dtype
         target = tensor.device if device is None else self.named(device)
+        non_blocking = options.get("non_blocking", False)
         if target == tensor.device:
             return Tensor.to(tensor, dtype=dtype, **options)
-        non_blocking = options.get("non_blocking", False)
         if not away and target == self.device:
             made = self.wrap(tensor.to(dtype=dtype, copy=True))
             self.count(dtype, tensor, non_blocking, to_device=True)
@@ -200,7 +200,6 @@ class Device:
 
 class Operations(TorchDispatchMode):
     _should_skip_dynamo = classmethod(lambda cls: False)  # a guard against compiling takes as long as an operation
-
     def __init__(self, machine: Device):
         super().__init__()
         self.machine = machine
