@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,9 @@ def interpreter(libraries: str) -> subprocess.Popen[str]:
 
 def python(libraries: str, code: str, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in an interpreter that has nothing but ``libraries`` in it, and finds the package in ``folder``."""
+    if not hasattr(os, "fork"):  # on Windows
+        command = [sys.executable, "-B", "-c", f"{libraries}\n{code}", str(folder), *args]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     with tempfile.TemporaryDirectory() as outputs:
         out, err = Path(outputs, "out"), Path(outputs, "err")
         running = interpreter(libraries)
