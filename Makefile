@@ -7,7 +7,13 @@ METHODS = content style direct switch klora
 
 .PHONY: test test-hosts test-a1111 test-forge lint types js unit live pictures bench gpu demo evaluation clean
 
-test: lint types js unit
+# the types are checked beside the tests, so that two cores are enough for both
+test: lint js
+	@$(MAKE) --no-print-directory --jobs=2 types unit
+
+# of tests: how many at a time, and no file's in two, as its tests share what takes long to make
+WORKERS ?= auto
+PYTEST = -m pytest --quiet --numprocesses=$(WORKERS) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 # the same on the versions that the WebUIs pin; an environment of 5 GB each, as PyPI's torch for Linux brings CUDA with it
 test-hosts: test-a1111 test-forge
@@ -30,7 +36,7 @@ HOSTS_TESTS = tests/rule tests/lora tests/map tests/export tests/engine tests/de
 	touch $@
 
 test-a1111 test-forge: test-%: .venv-%/installed
-	.venv-$*/bin/python -m pytest --quiet $(HOSTS_TESTS)
+	.venv-$*/bin/python $(PYTEST) $(HOSTS_TESTS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -51,7 +57,7 @@ js:
 unit test-a1111 test-forge live pictures demo evaluation: export OMP_NUM_THREADS = 1
 
 unit: .venv/installed
-	$(BIN)/python -m pytest --quiet --ignore=tests/live
+	$(BIN)/python $(PYTEST) --ignore=tests/live
 
 # needs an installed WebUI: see tests/live/kinds.py for the variables that say where it is
 live: .venv/installed

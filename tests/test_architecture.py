@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ast
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from .interpreter import LIBRARIES, TORCH, python
 
 REPOSITORY = Path(__file__).parents[1]
 PURE = (  # need no WebUI, and draw no picture
@@ -58,12 +60,6 @@ ALSO = {("rule", "numpy")}  # searches in host memory, where torch's are slow
 LONGEST = 300  # lines
 
 
-def python(code: str, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a fresh interpreter that finds the package in ``folder``."""
-    command = [sys.executable, "-B", "-c", code, str(folder), *args]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-
-
 WITHOUT_A_HOST = """
 import importlib, pkgutil, sys
 
@@ -93,7 +89,7 @@ sys.exit("asked for " + ", ".join(asked) if asked else 0)
 
 def imported_without_a_host(folder: Path) -> set[str]:
     """Every module of the pure rooms, each imported where no host's package can be; AssertionError where one asks."""
-    run = python(WITHOUT_A_HOST, folder, " ".join(PURE), " ".join(HOSTS_OWN))
+    run = python(TORCH, WITHOUT_A_HOST, folder, " ".join(PURE), " ".join(HOSTS_OWN))
     assert run.returncode == 0, run.stderr[-2000:]
     return set(run.stdout.split())
 
@@ -102,7 +98,13 @@ def sources(folder: Path) -> Iterator[tuple[str, Path, ast.Module]]:
     """(room, path, syntax tree) of every file of the package in ``folder``."""
     package = folder / "klora_lib"
     for path in sorted(package.rglob("*.py")):
-        yield path.relative_to(package).parts[0].removesuffix(".py"), path, ast.parse(path.read_text(encoding="utf-8"))
+        yield path.relative_to(package).parts[0].removesuffix(".py"), path, parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def parse(text: str) -> ast.Module:
+    """The same file is parsed once, in however many copies of the package it is."""
+    return ast.parse(text)
 
 
 def imports(tree: ast.Module, path: Path, folder: Path) -> Iterator[str]:
@@ -182,7 +184,7 @@ print("\\n".join(seen), end="")
 
 def effects(folder: Path) -> str:
     """What importing every module does that another program could notice; "" when nothing."""
-    run = python(EFFECTS, folder)
+    run = python(LIBRARIES, EFFECTS, folder)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "klora_lib.rule.plan" in run.stderr.split()
     return run.stdout

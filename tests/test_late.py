@@ -15,7 +15,8 @@ import pytest
 from klora_lib.errors import HostError, LoadError
 from klora_lib.late import Late
 
-from .test_architecture import REPOSITORY, python, sources, spoil
+from .interpreter import LIBRARIES, python
+from .test_architecture import REPOSITORY, sources, spoil
 
 SLOW = """
 import time
@@ -113,7 +114,7 @@ def test_what_cannot_be_imported_is_a_sentence_at_each_use(tmp_path: Path, name:
 
 def find_imports(folder: Path) -> tuple[set[str], set[str]]:
     """What loading our script imports, and what of ours a whole start of a WebUI does."""
-    run = python(START, folder, str(REPOSITORY))
+    run = python(LIBRARIES, START, folder, str(REPOSITORY))
     assert run.returncode == 0, run.stderr[-2000:]
     script, start = run.stdout.splitlines()
     return set(script.split()), set(start.split())

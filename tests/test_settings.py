@@ -19,7 +19,7 @@ CONTRACT = [
     "alpha", "beta", "gamma", "scale", "k", "layers", "progress", "engine", "show_map", "switch_every",
     "balance", "mu", "density", "hires", "hires_balance",
 ]  # fmt: skip
-WORDS = {"content", "style"}  # fields that take any text
+WORDS = ("content", "style")  # fields that take any text
 
 
 def refusal(given: dict[str, Any]) -> SettingsError:

@@ -25,7 +25,7 @@ from ..engine.stack import CONTENT_ONLY, NAMES, NORM, STYLE_ONLY, Prepared, dens
 from ..engine.test_bypass import answer
 from ..engine.test_merge import check_rounded
 from ..engine.test_session import masks_at
-from .away import Away, numbers
+from .away import Away, numbers, unwatched
 from .pretend import Device, put
 
 STEPS, WEIGHTS = 12, (0.9, 1.2)
@@ -136,20 +136,23 @@ class Job:
 
     def check(self, t: int, merged: bool) -> None:
         """Every weight and every answer is that of the dense reference."""
-        want = dense(self.run, self.before, masks_at(self.run, t), WEIGHTS)
         got = self.forward()
-        for name, module in self.run.stack.items():
-            for key, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                if merged or name == NORM:
-                    check_rounded(numbers(parameter), want[name][key], self.before[name][key])
-                else:
-                    assert torch.equal(bits(numbers(parameter)), self.bits[name][key]), (t, name)
-            if name == NORM:
-                continue
+        parts = ((name, module._parameters.items()) for name, module in self.run.stack.items())
+        held = {(name, key): numbers(p).clone() for name, part in parts for key, p in part if p is not None}
+        with unwatched():
+            self.compare(t, merged, got, held)
+
+    def compare(self, t: int, merged: bool, got: dict[str, Tensor], held: dict[tuple[str, str], Tensor]) -> None:
+        """All in host memory. got: every layer's answer. held: every parameter, by its layer and its name there."""
+        want = dense(self.run, self.before, masks_at(self.run, t), WEIGHTS)
+        for (name, key), parameter in held.items():
+            if merged or name == NORM:
+                check_rounded(parameter, want[name][key], self.before[name][key])
+            else:
+                assert torch.equal(bits(parameter), self.bits[name][key]), (t, name)
+        for name in NAMES:
             x = self.input(name)
-            expected = answer(module, want[name]["weight"], want[name].get("bias"), x)
+            expected = answer(self.run.stack[name], want[name]["weight"], want[name].get("bias"), x)
             room = 2e-5 if x.dtype == torch.float32 else 16 * torch.finfo(x.dtype).eps
             assert got[name].dtype == x.dtype
             assert torch.allclose(got[name].double(), expected, atol=room * float(expected.abs().max())), (t, name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._python_dispatch import _disable_current_modes
 
 if TYPE_CHECKING:
     from .pretend import Device
@@ -52,10 +54,37 @@ class Away(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        here = next(t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Away))
+        here = next(t for t in list_tensors(args, kwargs or {}) if isinstance(t, Away))
         return here.machine.operate(func, args, kwargs or {})
 
 
 def numbers(tensor: Tensor) -> Tensor:
     """What is in it, in host memory, at no cost."""
     return tensor.inner if isinstance(tensor, Away) else tensor
+
+
+def list_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Those that an operation is given: tensors, and lists of tensors; an operation's schema has nothing deeper."""
+    given: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            given.append(value)
+        elif isinstance(value, (list, tuple)):
+            given += [t for t in value if isinstance(t, Tensor)]
+    return given
+
+
+def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """``value`` with every tensor changed: a tensor, or a list or a tuple with tensors in it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (list, tuple):
+        return type(value)(map_tensors(change, each) for each in value)
+    return value
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """For a reference that is computed in host memory alone: it is quicker where the device does not look on."""
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        yield

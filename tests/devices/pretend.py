@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
-from .away import Away, Block, numbers
+from .away import Away, Block, list_tensors, map_tensors, numbers
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.mm.out, aten.addmm.out, aten.convolution.default}
@@ -92,7 +91,7 @@ class Device:
     # --- operations ---
 
     def operate(self, func: Any, args: Any, kwargs: Any) -> Any:
-        given = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        given = list_tensors(args, kwargs)
         away = [t for t in given if isinstance(t, Away)]
         host = [t for t in given if not isinstance(t, Away)]
         if func is aten.copy_.default and away and host:
@@ -107,12 +106,12 @@ class Device:
         if func in WAITING or (indices and any(t is not None and t.dtype == torch.bool for t in args[1])):
             self.wait()
         kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "non_blocking")}
-        inside, inside_kw = tree_map(lambda t: t.inner if isinstance(t, Away) else t, (args, kwargs))
+        inside, inside_kw = map_tensors(numbers, args), {k: map_tensors(numbers, v) for k, v in kwargs.items()}
         if func in PRODUCTS and (coarse := self.coarse()):
             inside = tuple(coarse(t) if isinstance(t, Tensor) and t.dtype == torch.float32 else t for t in inside)
         known = {id(t.inner): t for t in away}
         out = func(*inside, **inside_kw)
-        return tree_map(lambda t: (known[id(t)] if id(t) in known else self.wrap(t)) if isinstance(t, Tensor) else t, out)
+        return map_tensors(lambda t: known[id(t)] if id(t) in known else self.wrap(t), out)
 
     def coarse(self) -> Callable[[Tensor], Tensor] | None:
         """What the device would do to the factors of a product in fp32, as it is set now."""
@@ -172,9 +171,9 @@ class Device:
         options = {**dict(zip(("non_blocking", "copy"), rest)), **kwargs}
         away, dtype = isinstance(tensor, Away), dtype or tensor.dtype
         target = tensor.device if device is None else self.named(device)
+        non_blocking = options.get("non_blocking", False)
         if target == tensor.device:
             return Tensor.to(tensor, dtype=dtype, **options)
-        non_blocking = options.get("non_blocking", False)
         if not away and target == self.device:
             made = self.wrap(tensor.to(dtype=dtype, copy=True))
             self.count(dtype, tensor, non_blocking, to_device=True)
@@ -200,6 +199,7 @@ class Device:
 
 
 class Operations(TorchDispatchMode):
+    _should_skip_dynamo = classmethod(lambda cls: False)  # a guard against compiling takes as long as an operation
     def __init__(self, machine: Device):
         super().__init__()
         self.machine = machine
@@ -227,7 +227,7 @@ class Functions(TorchFunctionMode):
         if func is Tensor.is_pinned:
             return args[0] in machine.pinned
         if "device" in kwargs and not machine.ours(kwargs["device"]):  # one like it, in host memory
-            args = tree_map(numbers, args)
+            args = map_tensors(numbers, args)
         if kwargs.get("pin_memory"):
             return machine.pin(func(*args, **{**kwargs, "pin_memory": False}))
         if machine.ours(kwargs.get("device")):

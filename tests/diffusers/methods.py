@@ -51,10 +51,8 @@ def ties(c: Dense, s: Dense, density: float = 0.2) -> Update:
     total = {}
     for n in c:
         one, two = trimmed(WEIGHTS[0] * c[n], density), trimmed(WEIGHTS[1] * s[n], density)
-        out = torch.zeros_like(one)
-        for i, (a, b) in enumerate(zip(one.flatten().tolist(), two.flatten().tolist())):
-            agree = [x for x in (a, b) if x * (a + b) > 0]
-            out.view(-1)[i] = sum(agree) / len(agree) if agree else 0
+        agree = [x * (x * (one + two) > 0) for x in (one, two)]
+        out = (agree[0] + agree[1]) / sum((x != 0).double() for x in agree).clamp(min=1)
         total[n] = out
     return lambda progress: total
 

@@ -15,7 +15,7 @@ from . import __main__ as program
 from . import rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-QUICK = ["--device", "cpu", "--size", "64", "--quick"]
+QUICK = ["--device", "cpu", "--size", "64", "--quick", "--steps", "3"]
 ONE = "^toy fp32 bypass on the device$"
 
 
@@ -26,6 +26,17 @@ def verbosity() -> Iterator[None]:
     yield
     diffusers.utils.logging.set_verbosity(before)
     diffusers.utils.logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[Any, Any]:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def by_hand_once(known: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images by hand are the same in all tests here: nothing that a test changes is in them."""
+    monkeypatch.setattr(program, "Bench", lambda *given: rows.Bench(*given[:-1], known))
 
 
 def cells(path: Path) -> list[dict[str, str]]:

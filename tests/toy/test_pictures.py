@@ -21,11 +21,14 @@ Means = dict[str, tuple[float, float]]  # row -> the judge's mean probability of
 @pytest.fixture(scope="module")
 def means() -> Means:
     """Over the pairs that have a true picture, and the seeds."""
-    judge, worker, found = toy.load_judge(), evaluation.make_worker(), {}
+    judge, worker, found, known = toy.load_judge(), evaluation.make_worker(), {}, {}
     for row in ROWS:
         subjects, styles = [], []
         for task in make_tasks(METHODS[row], evaluation.list_true_pairs(), SEEDS):
-            things, looks = judge.score(evaluation.read_pixels(worker.draw_images(task, task.seeds)))
+            drawn = row, task.content.name, "" if row == "content alone" else task.style.name  # which is not in the picture
+            if drawn not in known:
+                known[drawn] = judge.score(evaluation.read_pixels(worker.draw_images(task, task.seeds)))
+            things, looks = known[drawn]
             subjects.append(things[:, THINGS.index(task.content.name)])
             styles.append(looks[:, LOOKS.index(task.style.name)])
         found[row] = float(torch.cat(subjects).mean()), float(torch.cat(styles).mean())

@@ -25,9 +25,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         for module, steps in STEPS.items():
             patch.setattr(module.train, "__defaults__", (*module.train.__defaults__[:-1], steps))
         patch.setattr(train_vae, "POOL", 12)
+        patch.setattr(train_judge, "SOFT", 12)
         patch.setattr(train_base, "VARIANTS", 1)
         patch.setattr(train_loras, "VARIANTS", {"content": 4, "style": 1})
         for module in (train_base, train_loras):
+            patch.setattr(module, "BATCH", 2)
             patch.setattr(module, "BASE", {"car": "automobile", "bell": "bell"})
         write_drawings(states)
         train.main(["--out", str(out), "--states", str(states), "--threads", "1"])
