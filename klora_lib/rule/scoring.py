@@ -171,7 +171,7 @@ def score_units_on(
             pair = [score_update(unit, delta, n, scratch, base) for delta in (unit.content, unit.style)]
             ks.append(n)
             sums += [*(topk for topk, _ in pair), *(total for _, total in pair)]
-        rows = read_sums(sums, device).reshape(-1, 4)
+    rows = read_sums(sums).reshape(-1, 4)  # outside: whoever has the scores may write them
     refuse_too_large(units, rows[:, 2:])
     content, style, content_abs, style_abs = rows.unbind(1)
     return Scores(tuple(ks), content, style, content_abs, style_abs)
@@ -193,7 +193,7 @@ def score_update(
     return compute_sums(delta, k if k < elements else None, scratch, base)
 
 
-def read_sums(sums: Sequence[Sum], device: torch.device) -> Tensor:
+def read_sums(sums: Sequence[Sum]) -> Tensor:
     """fp64, in host memory.  A GPU is waited for once, here."""
     there = [x.reshape(()) for x in sums if isinstance(x, Tensor)]
     found = iter(torch.stack(there).cpu().double().tolist() if there else ())
