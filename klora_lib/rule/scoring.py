@@ -69,10 +69,15 @@ def compute_sums(delta: Delta, k: int | None, scratch: Tensor, base: Tensor | No
     largest = None if k is None else keep_largest(k, scratch.device)
     total: Sum = 0.0
     for part in list_parts(delta, scratch, base):
-        total = total + part.sum()
+        total = total + read_number(part.sum())
         if largest is not None:
             largest.add(part)
     return total if largest is None else largest.sum(), total
+
+
+def read_number(x: Tensor) -> Sum:
+    """A GPU is not waited for.  In host memory a tensor that stays, among large ones that go, would leave holes."""
+    return x.item() if x.device.type == "cpu" else x
 
 
 def list_parts(delta: Delta, scratch: Tensor, base: Tensor | None) -> Iterator[Tensor]:
