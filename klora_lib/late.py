@@ -15,10 +15,13 @@ under TYPE_CHECKING alone.
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from typing import Any
 
 from .errors import LoadError, quote_first_line
+
+STARTED = time.time()  # when our code was loaded, or before; Reload UI makes new objects of the same code
 
 
 class Late:

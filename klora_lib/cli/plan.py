@@ -81,7 +81,7 @@ def read_plan(args: argparse.Namespace, names: Sequence[str] = RULE) -> Planned:
     for name in ("dino", "prompt"):
         if getattr(args, name, None) is not None and args.probe is None:
             raise SettingsError("is for a measurement, which needs --probe as well", name)
-    library = Library(kept_in=os.environ.get(KEPT))
+    library = Library(kept_in=os.path.expanduser(os.environ.get(KEPT, "")))
     if os.path.realpath(find_weights(args.content)) == os.path.realpath(find_weights(args.style)):
         raise SettingsError(f"must be another LoRA than content, both are {args.content!r}", "style")
     files = library.read_both(*((path, name_file(path)) for path in (args.content, args.style)))

@@ -106,7 +106,7 @@ class Bypassed:
         if isinstance(self.site.module, nn.Conv2d):
             for weight in first:  # with the layer's stride, padding and padding mode (tiling sets circular)
                 x = self.site.module._conv_forward(x, weight, None)
-            if first and in_place and x.is_contiguous() and x.dtype == part.dtype:
+            if first and in_place and x.dim() == 4 and x.is_contiguous() and x.dtype == part.dtype:
                 up = last.flatten(1).expand(len(x), -1, -1)  # [batch, out, rank]
                 part.flatten(2).baddbmm_(up, x.flatten(2))
             else:

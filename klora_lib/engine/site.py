@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..devices import move
 from ..lora.deltas import Delta
 from ..rule.selectors import CONTENT, STYLE
+from .memory import Claims
 
 
 def read_stored_weight(module: nn.Module) -> Tensor:
@@ -98,6 +99,7 @@ class Actor(Protocol):
     """One site during one pass.  ``show`` may be called with any mask at any time; ``close`` undoes all of it."""
 
     site: Site
+    claims: Claims
 
     def show(self, mask: int) -> None: ...
 

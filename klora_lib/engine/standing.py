@@ -21,6 +21,8 @@ def apply_throughout(actors: Sequence[Actor], device: torch.device) -> Iterator[
         with report_no_memory(device, "for the pair's text encoder parts"), exact_math(device):
             for actor in actors:
                 actor.show(BOTH)
+        for actor in actors:  # nothing more is computed
+            actor.claims.budget.drop_scratch()
         yield
     finally:
         with exact_math(device):

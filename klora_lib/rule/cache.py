@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KLoraError, LoraFileError, PairError, join_errors
-from ..late import Late
+from ..late import STARTED, Late
 from ..settings import Settings
 from .watch import Watch, ignore
 
@@ -59,7 +58,6 @@ class Library:
 
     def __init__(self, most: int = FILES, kept_in: str | os.PathLike[str] | None = None) -> None:
         self.most, self.kept_in = most, kept_in
-        self.made = time.time()
         self.kept: ScoreFolder | None = None  # that folder, once it was used
         self.files: OrderedDict[Hashable, LoraFile] = OrderedDict()
         self.sizes: dict[Hashable, int] = {}  # bytes of each of these files
@@ -180,7 +178,7 @@ class Library:
         if not self.kept_in:
             return None
         if self.kept is None or self.kept.path != Path(self.kept_in):
-            self.kept = keeping.ScoreFolder(self.kept_in, self.made)
+            self.kept = keeping.ScoreFolder(self.kept_in, STARTED)
         return self.kept
 
     def explain(self, pair: Pair, plan: Plan, steps: int) -> Explained:

@@ -46,8 +46,8 @@ class ScoreFolder:
 
     def find(self, question: Question, units: int) -> Scores | None:
         """The scores of ``units`` units that were kept for this question, bit for bit; None where there are none."""
-        path = self.place(question)
         try:
+            path = self.place(question)
             scores = unpack(path.read_bytes(), question, self.read_code(), units)
         except FileNotFoundError:
             return None
@@ -69,7 +69,8 @@ class ScoreFolder:
             self.tell(e)
 
     def place(self, question: Question) -> Path:
-        name = hashlib.blake2b(json.dumps(question).encode(), digest_size=16).hexdigest()
+        """Another version of our code has another place.  Raises OSError as ``read_code``."""
+        name = hashlib.blake2b(json.dumps([question, self.read_code()]).encode(), digest_size=16).hexdigest()
         return self.path / f"{name}{ENDING}"
 
     def drop_old(self) -> None:
@@ -79,7 +80,7 @@ class ScoreFolder:
         whole = sorted(((when, entry.path) for when, entry in ours if entry.name.endswith(ENDING)), reverse=True)
         partial = [entry.path for when, entry in ours if not entry.name.endswith(ENDING) and when < time.time() - STALE]
         for path in [path for _, path in whole[self.most :]] + partial:
-            with suppress(FileNotFoundError):  # another process does the same
+            with suppress(FileNotFoundError, PermissionError):  # another process does the same, or reads it (Windows)
                 os.remove(path)
 
     def read_code(self) -> str:
@@ -93,8 +94,9 @@ class ScoreFolder:
             for room in ROOMS:
                 found = package / room
                 for path in sorted(found.glob("*.py")) if found.is_dir() else [found]:
-                    if path.stat().st_mtime > self.started:
-                        raise OSError("the extension was updated after it was started")
+                    stat = path.stat()
+                    if max(stat.st_mtime, stat.st_ctime) > self.started:  # a copy may keep the older time of its contents
+                        raise OSError(f"{path.name} of the extension has a time after its start")
                     digest.update(f"{path.name}\n".encode() + path.read_bytes())
             self.code = digest.hexdigest()
         return self.code
@@ -106,11 +108,12 @@ class ScoreFolder:
 
 
 def read_time(entry: os.DirEntry[str]) -> float:
-    """When it was last used; 0 if another process has just removed it."""
+    """When it was last used; 0 if another process has just removed it, or if a clock was wrong then."""
     try:
-        return entry.stat().st_mtime
+        when = entry.stat().st_mtime
     except OSError:
         return 0.0
+    return when if when < time.time() + STALE else 0.0
 
 
 def pack(question: Question, code: str, scores: Scores) -> bytes:

@@ -75,7 +75,7 @@ class LargestInHost:
         if most is not None and not least:
             least = guess_least(most, self.k)
         found = take_from(least, blocks.numpy(), most, rest.numpy())
-        if not self.least and least and len(found) + len(self.kept) < self.k:  # the guess was too high
+        if not self.least and least and len(found) < self.k:  # the guess was too high for this part
             found = take_from(0, blocks.numpy(), most, rest.numpy())
         self.kept = np.concatenate([self.kept, found])
         if len(self.kept) >= self.k:

@@ -88,7 +88,7 @@ def list_parts(delta: Delta, scratch: Tensor, base: Tensor | None) -> Iterator[T
     """
     if delta.relative:
         assert base is not None
-        yield delta.update(base).abs_().view(-1)
+        yield delta.update(base).abs_().reshape(-1)
         return
     if isinstance(delta, Dora):  # its low-rank product is what the rule looks at
         delta = delta.inner
@@ -98,7 +98,7 @@ def list_parts(delta: Delta, scratch: Tensor, base: Tensor | None) -> Iterator[T
         return
     low_rank = delta.factors()
     if low_rank is None:
-        yield from delta.dense(scratch.device).abs_().view(-1).split(scratch.numel())
+        yield from delta.dense(scratch.device).abs_().reshape(-1).split(scratch.numel())
         return
     up, down, scale = low_rank  # up: [out, rank], down: [rank, in·kh·kw]
     up, down = (move(t, scratch.device, torch.float32) for t in (up, down))

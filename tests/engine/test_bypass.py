@@ -223,3 +223,13 @@ def test_inference_mode_is_no_obstacle() -> None:
         assert not torch.equal(module(x), plain)
         actor.close()
         assert torch.equal(module(x), plain)
+
+
+@pytest.mark.parametrize("layer", [name for name in LAYERS if name.startswith("conv")])
+def test_a_convolution_of_one_image_without_a_batch(layer: str) -> None:
+    """Channels, rank and height may be equal: then nothing but the result tells."""
+    module, two = make_layer(layer, torch.float32), duo(layer, "lora", "lora")
+    site, x = site_of(layer, module), rand(*LAYERS[layer].x, seed=7)
+    actor = Bypassed(site, two.deltas)
+    actor.show(3)
+    assert torch.allclose(module(x[0]), module(x)[0], atol=1e-5)

@@ -12,6 +12,7 @@ from klora_lib.engine.memory import MemoryBudget
 from klora_lib.engine.merge import Merged
 from klora_lib.engine.session import Placed, Session
 from klora_lib.engine.site import Site
+from klora_lib.engine.standing import apply_throughout
 from klora_lib.numerics import exact_math
 
 from .cases import CPU, LAYERS, Duo, duo, make_layer, same, site_of, snapshot
@@ -119,3 +120,12 @@ def test_a_weight_that_is_wide_itself_borrows_nothing() -> None:
     with exact_math(CPU):
         Merged(Site(module), duo("linear", "lora", "lora").deltas, CPU, budget).show(3)
     assert budget.scratch is None
+
+
+def test_updates_that_stay_throughout_keep_no_memory_to_compute_in() -> None:
+    budget, module = MemoryBudget(1e6), make_layer("linear", HALF)
+    actor, before = Merged(Site(module), duo("linear", "lora", "lora").deltas, CPU, budget), snapshot(module)
+    with apply_throughout([actor], CPU):
+        assert not same(module, before)
+        assert budget.scratch is None and budget.free == 1e6
+    assert same(module, before)

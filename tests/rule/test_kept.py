@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +23,6 @@ from klora_lib.settings import Settings
 from ..pairs import random_layers, write_file
 
 CPU = torch.device("cpu")
-REPOSITORY = Path(__file__).parents[2]
 Q = ("content", "style", "auto")
 
 
@@ -150,14 +147,19 @@ def test_a_sound_file_that_answers_something_else_is_not_taken(tmp_path: Path, c
     assert kept.find(Q, 5) is None
 
 
-def test_the_code_that_scores_is_part_of_the_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "klora_lib"
+def install_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of a package that say they are old, written now."""
     for name in ("rule/kept.py", "rule/scoring.py", "lora/keys.py", "numerics.py", "devices.py"):
-        path = package / name
+        path = folder / "klora_lib" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("one")
         os.utime(path, (1, 1))
-    monkeypatch.setattr(keeping, "__file__", str(package / "rule" / "kept.py"))
+    monkeypatch.setattr(keeping, "__file__", str(folder / "klora_lib" / "rule" / "kept.py"))
+    return folder / "klora_lib"
+
+
+def test_the_code_that_scores_is_part_of_the_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = install_another(tmp_path, monkeypatch)
     codes = {ScoreFolder(tmp_path, time.time()).read_code()}
     for name in ("rule/scoring.py", "lora/keys.py", "numerics.py"):
         package.joinpath(name).write_text("two")
@@ -167,57 +169,14 @@ def test_the_code_that_scores_is_part_of_the_question(tmp_path: Path, monkeypatc
 
 
 def test_code_that_was_updated_under_a_running_program_keeps_nothing(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, paths: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """What runs is then not what is on disk."""
-    kept = ScoreFolder(folder, started=0.0)
-    kept.keep(Q, some(1))
-    assert not entries(folder) and "updated after it was started" in capsys.readouterr().err
-
-
-# --- more than one program at a time ---
-
-WRITER = """
-import sys, time
-from pathlib import Path
-from tests.rule.test_kept import Q, bits, some
-from klora_lib.rule.kept import ScoreFolder
-
-kept, units = ScoreFolder(sys.argv[1], time.time(), most=4), 400
-good = [bits(some(seed, units)) for seed in range(3)]
-print("ready", flush=True)
-sys.stdin.readline()
-found = 0
-for turn in range(120):
-    kept.keep(Q, some(turn % 3, units))
-    kept.keep((str(turn), sys.argv[2], 1), some(turn, 3))
-    scores = kept.find(Q, units)
-    if scores is not None:
-        assert bits(scores) in good
-        found += 1
-print(found, kept.told)
-"""
-
-
-def test_two_processes_that_write_the_same_at_once_leave_whole_files(folder: Path) -> None:
-    """And each takes away what is too much under the other's hands."""
-    command = [sys.executable, "-B", "-c", WRITER, str(folder)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen([*command, name], cwd=REPOSITORY, **pipes) for name in "ab"]
-    for each in both:
-        assert each.stdout is not None and each.stdout.readline() == "ready\n"
-    said = []
-    for each in both:
-        assert each.stdin is not None
-        each.stdin.write("go\n")
-        each.stdin.flush()
-    for each in both:
-        out, error = each.communicate(timeout=300)
-        assert each.returncode == 0, error
-        said.append(out.split())
-    assert all(int(found) > 0 and told == "False" for found, told in said), said
-    left = entries(folder)
-    assert 1 <= len(left) <= 5 and all(path.name.endswith(keeping.ENDING) for path in left)
+    """What runs is then not what is on disk: also where a reload of the page makes a new Library of the code that runs, and
+    where the new files have the times that they had elsewhere."""
+    install_another(tmp_path, monkeypatch)
+    library = Library(kept_in=folder)
+    library.score(library.pair(*library.read_both(*((path, path.stem) for path in paths))), "auto", CPU)
+    assert not entries(folder) and "has a time after its start" in capsys.readouterr().err
 
 
 # --- how much ---
@@ -234,6 +193,15 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(tmp_path: Path) -> N
     kept.keep((3,), some(3))
     there = [i for i in range(4) if kept.find((i,), 5) is not None]
     assert there == [0, 2, 3] and stranger.exists()
+
+
+def test_files_of_a_time_when_the_clock_was_wrong_go_first(tmp_path: Path) -> None:
+    kept = ScoreFolder(tmp_path, time.time(), most=2)
+    for i in range(2):
+        kept.keep((i,), some(i))
+        os.utime(kept.place((i,)), (time.time() + 1e8, time.time() + 1e8))
+    kept.keep(Q, some(7))
+    assert kept.find(Q, 5) is not None and len(entries(tmp_path)) == 2
 
 
 def test_what_a_process_left_half_written_goes_after_a_while(tmp_path: Path) -> None:

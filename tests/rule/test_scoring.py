@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from klora_lib.lora.deltas import Dora, Full, Fused, Lora
-from klora_lib.rule import scoring
+from klora_lib.rule import largest, scoring
 from klora_lib.rule.largest import (
     SAMPLE,
     Largest,
@@ -87,24 +88,31 @@ def test_topk_sum_leaves_its_argument_alone() -> None:
     sizes=st.lists(st.integers(1, 2000), min_size=1, max_size=5),
     k=st.integers(1, 3000),
     values=st.sampled_from([1, 2, 50, 10**6]),
+    sample=st.sampled_from([2, 8, 64, SAMPLE]),
     seed=st.integers(0, 2**16),
 )
 @pytest.mark.parametrize("kind", [LargestInHost, LargestOnDevice])
 def test_the_largest_of_parts_are_the_largest_of_all(
-    kind: Callable[[int], Largest], sizes: list[int], k: int, values: int, seed: int
+    kind: Callable[[int], Largest], sizes: list[int], k: int, values: int, sample: int, seed: int
 ) -> None:
     g = torch.Generator().manual_seed(seed)
     parts = [torch.randint(values, (n,), generator=g).double() for n in sizes]
-    largest = kind(k)
-    for part in parts:
-        shown = part.clone()
-        largest.add(shown)
-        shown.fill_(1e9)  # its memory is used for the next part
-    assert float(largest.sum()) == by_sorting(torch.cat(parts), k)
+    kept = kind(k)
+    with mock.patch.object(largest, "SAMPLE", sample):
+        for part in parts:
+            shown = part.clone()
+            kept.add(shown)
+            shown.fill_(1e9)  # its memory is used for the next part
+    assert float(kept.sum()) == by_sorting(torch.cat(parts), k)
 
 
-def test_topk_sum_where_a_sample_of_the_blocks_leads_astray() -> None:
-    """Every block in the sample has a large number, and no other block: the bound from it is too high."""
+@pytest.mark.parametrize("before", [0, 1, 299])
+@pytest.mark.parametrize("kind", [LargestInHost, LargestOnDevice])
+def test_topk_sum_where_a_sample_of_the_blocks_leads_astray(kind: Callable[[int], Largest], before: int) -> None:
+    """Every block in the sample has a large number, and no other block: the bound from it is too high.
+
+    before: small numbers in an earlier part, which must not stand in for larger ones below the bound.
+    """
     k, n = 300, 1 << 20
     x = torch.rand(n, generator=torch.Generator().manual_seed(0))
     size = choose_block(n, k)
@@ -113,7 +121,10 @@ def test_topk_sum_where_a_sample_of_the_blocks_leads_astray() -> None:
     assert size > 1 and step > 1
     blocks[0, ::step][: k - 1] += torch.arange(k - 1) + 1.0
     assert guess_least(blocks.amax(0).numpy(), k) > float(x.sort(descending=True).values[k - 1])
-    assert float(sum_topk(x, k)) == pytest.approx(by_sorting(x.double(), k), rel=1e-7)
+    kept, few = kind(k), torch.full((before,), 1e-3)
+    for part in (few, x) if before else (x,):
+        kept.add(part)
+    assert float(kept.sum()) == pytest.approx(by_sorting(torch.cat([few, x]).double(), k), rel=1e-6)
 
 
 # --- K ---
@@ -218,3 +229,18 @@ def test_scores_do_not_depend_on_the_size_of_the_parts(kind: str, part: int, mon
     size = delta.dense().abs()
     assert float(scores.content_topk[0]) == pytest.approx(by_sorting(size, 70), rel=1e-6)
     assert float(scores.style_abs[0]) == pytest.approx(float(size.sum()), rel=1e-6)
+
+
+def test_an_update_that_is_laid_out_in_columns_is_scored_too() -> None:
+    """What an update returns has the layout of the model's weight, which a host may hold as a transposed one."""
+    pair = as_pair(random_layers(1), random_layers(2))
+    unit = next(u for u in pair.units if u.shared)
+    assert unit.content is not None and unit.style is not None
+
+    class Columns(Full):
+        def dense(self, device: torch.device | str | None = None) -> Tensor:
+            return super().dense(device).t().contiguous().t()
+
+    turned = Columns(unit.content.dense(), 1.0, unit.content.shape)
+    scores = score_units([Unit("x", turned, unit.style)], 5, CPU)
+    assert float(scores.content_topk[0]) == pytest.approx(by_sorting(unit.content.dense().abs(), 5), rel=1e-6)
