@@ -24,7 +24,7 @@ from .turns import Times, find_ratios, format_spread, measure_seconds, read_cloc
 
 RANKS = (32, 64)
 STEPS = 20
-ROUNDS = 1
+ROUNDS = 2
 REMERGED = 3  # steps of the rival that merges everything anew
 PARTS_HEAD = (
     "engine", "switches", "first step (switches)", "a switch later", "switches a step", "a step without", "giving back",
